@@ -1,0 +1,73 @@
+"""How hard a set of pictures is for one click: what a colour flood fill reaches, and what no single mask can exceed.
+
+Both numbers stand beside a model's 1-click mIoU in the report, as floor and as ceiling. The click is the evaluation protocol's: the
+object's point farthest from its own outline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from scipy import ndimage
+
+Picture = tuple[np.ndarray, Sequence[np.ndarray]]  # ((H, W, 3) uint8, the (H, W) bool masks)
+
+TOLERANCES = (8, 12, 16, 20, 25, 30, 35, 40, 50, 60, 75, 90)  # RGB distance; 441 is black to white
+
+
+def centre_click(mask_HW: np.ndarray) -> tuple[int, int]:
+    """The (row, column) farthest from the outline; the picture's border counts as outline."""
+    rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
+    if not len(rows):
+        raise ValueError("an empty mask has no centre")
+    window = mask_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    distance = ndimage.distance_transform_edt(np.pad(window, 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(distance.argmax(), distance.shape)
+    return int(row + rows[0]), int(column + columns[0])
+
+
+def flood_fill_miou(pictures: Iterable[Picture], tolerances: Sequence[float] = TOLERANCES) -> float:
+    """Mean IoU, over all objects, of the connected region of like colour around the centre click, at the best single tolerance.
+
+    Like colour: an RGB distance to the clicked pixel of at most the tolerance; the tolerance is the one that serves the whole set best.
+    """
+    scores = [
+        [_iou(_flood(image, centre_click(mask), tolerance), mask) for tolerance in tolerances]
+        for image, masks in pictures
+        for mask in masks
+    ]
+    if not scores:
+        raise ValueError("no objects to measure a flood fill on")
+    return float(np.max(np.mean(scores, axis=0)))
+
+
+def _flood(image: np.ndarray, click: tuple[int, int], tolerance: float) -> np.ndarray:
+    """The 4-connected region around the click."""
+    difference = image.astype(np.float32) - image[click].astype(np.float32)
+    labels, _ = ndimage.label(np.einsum("hwc,hwc->hw", difference, difference) <= tolerance**2)
+    return labels == labels[click]
+
+
+def best_single_mask_miou(pictures: Iterable[Picture], reach: float | None = None) -> float:
+    """Mean IoU of the best guess that answers each centre click with one annotated mask, not knowing which object was meant.
+
+    Under a click lie all masks that contain it. Those that may be meant are the ones whose own centre is within `reach` pixels of it,
+    or all of them when `reach` is None; each is as likely as the other. The guess is the mask of highest expected IoU, and its
+    expectation is the score. None says that the place of a click tells nothing about the level meant; 0 that it tells all it can.
+    """
+    scores = []
+    for _, masks in pictures:
+        centres = [centre_click(mask) for mask in masks]
+        for index, click in enumerate(centres):
+            under = [i for i, mask in enumerate(masks) if mask[click]]
+            near = [i for i in under if reach is None or np.hypot(*np.subtract(centres[i], click)) <= reach]
+            meant = near or [index]
+            scores.append(max(np.mean([_iou(masks[guess], masks[i]) for i in meant]) for guess in under))
+    if not scores:
+        raise ValueError("no objects to measure the ambiguity on")
+    return float(np.mean(scores))
+
+
+def _iou(first: np.ndarray, second: np.ndarray) -> float:
+    return np.count_nonzero(first & second) / max(np.count_nonzero(first | second), 1)

@@ -1,0 +1,109 @@
+"""Outlines of the synthetic objects, each a field over the pixels: about the signed distance to the outline, negative inside.
+
+A field and not a polygon, because everything a scene needs follows from it by arithmetic: the mask (below 0), the antialiased edge
+(around 0), the rim and the core (between two values), the shadow (a wider ramp).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+Field = np.ndarray  # (h, w) float32, pixels, negative inside
+
+
+def ellipse(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
+    """A disc; `draw_shape` stretches it."""
+    return np.hypot(x, y) - radius
+
+
+def blob(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
+    """A smooth closed curve: the radius is a short Fourier series of the angle."""
+    angle = np.arctan2(y, x)
+    waves = np.zeros_like(x)
+    for frequency in range(2, 6):
+        amplitude = rng.uniform(0.0, 0.32) / (frequency - 0.5)  # falls with the frequency, so the curve stays smooth
+        waves += amplitude * np.cos(frequency * angle + rng.uniform(0, 2 * np.pi))
+    return np.hypot(x, y) - radius * (1 + waves)
+
+
+def polygon(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
+    """A convex polygon of 3 to 6 sides with rounded corners: the p-norm of the distances to its sides."""
+    sides = int(rng.integers(3, 7))
+    angles = 2 * np.pi * (np.arange(sides) + rng.uniform(-0.15, 0.15, sides)) / sides
+    sharpness = rng.uniform(6, 16)  # p: 2 would be round, infinity has sharp corners
+    inner = radius * (0.68 if sides == 3 else 0.86)  # triangles reach further out than their incircle
+    reach = [np.maximum(x * np.cos(a) + y * np.sin(a), 0) / inner for a in angles]
+    return (np.sum(np.power(reach, sharpness), axis=0) ** (1 / sharpness) - 1) * inner
+
+
+def box(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
+    """A rectangle with slightly rounded corners."""
+    return _rounded_box(x, y, radius * 0.88, radius * rng.uniform(0.55, 0.88), radius * 0.1)
+
+
+def bar(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
+    """A long capsule."""
+    width = radius * rng.uniform(0.26, 0.4)
+    return _rounded_box(x, y, radius * 1.25, width, width)
+
+
+def ring(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
+    """An annulus; what lies behind shows through the hole."""
+    thickness = radius * rng.uniform(0.22, 0.32)
+    return np.abs(np.hypot(x, y) - (1.05 * radius - thickness)) - thickness
+
+
+def star(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
+    """A star of 4 to 7 rays."""
+    rays = int(rng.integers(4, 8))
+    phase = np.arctan2(y, x) * rays / np.pi
+    ramp = np.abs((phase % 2) - 1)  # a triangle wave: straight flanks
+    return (np.hypot(x, y) - radius * (0.65 + 0.5 * ramp)) * 0.8  # 0.8: the flanks are oblique, the radial distance too long
+
+
+def crescent(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
+    """A disc with a bite."""
+    bite = np.hypot(x - radius * rng.uniform(0.65, 0.85), y) - radius * 0.75
+    return np.maximum(np.hypot(x, y) - radius * 1.1, -bite)
+
+
+def bunch(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
+    """Two or three overlapping discs."""
+    field = np.hypot(x, y) - radius * 0.7
+    for _ in range(int(rng.integers(1, 3))):
+        angle, size = rng.uniform(0, 2 * np.pi), radius * rng.uniform(0.4, 0.6)
+        offset = radius * rng.uniform(0.6, 0.8)
+        field = np.minimum(field, np.hypot(x - offset * np.cos(angle), y - offset * np.sin(angle)) - size)
+    return field
+
+
+def _rounded_box(x: Field, y: Field, half_x: float, half_y: float, corner: float) -> Field:
+    """The exact distance to a rectangle whose corners are arcs of radius `corner`."""
+    out_x, out_y = np.abs(x) - (half_x - corner), np.abs(y) - (half_y - corner)
+    return np.hypot(np.maximum(out_x, 0), np.maximum(out_y, 0)) + np.minimum(np.maximum(out_x, out_y), 0) - corner
+
+
+SHAPES: dict[str, Callable[[np.random.Generator, Field, Field, float], Field]] = {
+    "ellipse": ellipse,
+    "blob": blob,
+    "polygon": polygon,
+    "box": box,
+    "bar": bar,
+    "ring": ring,
+    "star": star,
+    "crescent": crescent,
+    "bunch": bunch,
+}
+REACH = 1.9  # no outline leaves this many radii around its centre (star 1.15, bar 1.25, times the stretch of 1.35, and a margin)
+
+
+def draw_shape(
+    rng: np.random.Generator, kind: str, x: Field, y: Field, radius: float, *, angle: float, stretch: float
+) -> Field:
+    """The field of one outline, turned by `angle` (radians) and stretched along its own x axis; x, y are relative to its centre."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    long, short = np.sqrt(stretch), 1 / np.sqrt(stretch)
+    own_x, own_y = (x * cos + y * sin) / long, (y * cos - x * sin) / short
+    return SHAPES[kind](rng, own_x, own_y, radius) * short  # the short axis' scale: the field never overstates the distance

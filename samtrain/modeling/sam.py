@@ -1,0 +1,178 @@
+"""Segment Anything: the three boxes of the paper's figure 4, and the sizes they come in."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samtrain.modeling.image_encoder import ImageEncoder
+from samtrain.modeling.mask_decoder import MaskDecoder
+from samtrain.modeling.prompt_encoder import PromptEncoder
+from samtrain.types import Prompts, SamOutput, valid_pixels
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, on 0 to 255 (segment_anything)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class SamConfig:
+    """Everything that decides a SAM's shapes; `build_sam` and our checkpoints speak it."""
+
+    model: str
+    encoder_dim: int
+    encoder_depth: int
+    encoder_heads: int
+    global_attn_indexes: tuple[int, ...]
+    window_size: int = 14
+    image_size: int = 1024
+    patch_size: int = 16
+    prompt_dim: int = 256
+    mask_in_chans: int = 16
+    decoder_depth: int = 2
+    decoder_heads: int = 8
+    decoder_mlp_dim: int = 2048
+    iou_head_dim: int = 256
+    drop_path: float = 0.0  # encoder, grows linearly with depth; 0.4 to 0.6 in the paper
+    dropout: float = 0.0  # decoder; 0.1 in the paper
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "global_attn_indexes", tuple(self.global_attn_indexes))
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is no multiple of the patch size {self.patch_size}: "
+                f"take {self.image_size // self.patch_size * self.patch_size} (model.image_size)"
+            )
+
+    @property
+    def grid(self) -> int:
+        """Side of the image embedding."""
+        return self.image_size // self.patch_size
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the decoder's masks."""
+        return 4 * self.grid
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, so that a checkpoint with it loads without running code."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SamConfig:
+        known = {f.name for f in fields(cls)}
+        if unknown := set(values) - known:
+            raise ValueError(f"unknown model settings {sorted(unknown)}; there are {sorted(known)}")
+        return cls(**values)
+
+
+def _laptop(model: str, depth: int, global_attn_indexes: tuple[int, ...]) -> SamConfig:
+    """Our own small models: equal width, heads, patch and decoder, so that one grows into the other by depth."""
+    return SamConfig(
+        model=model,
+        encoder_dim=192,
+        encoder_depth=depth,
+        encoder_heads=3,
+        global_attn_indexes=global_attn_indexes,
+        window_size=8,
+        image_size=128,
+        patch_size=8,
+        prompt_dim=128,
+        decoder_heads=4,
+        decoder_mlp_dim=512,
+        iou_head_dim=128,
+    )
+
+
+SAM_CONFIGS = {
+    # sizes of segment_anything's build_sam.py
+    "vit_h": SamConfig("vit_h", 1280, 32, 16, (7, 15, 23, 31)),
+    "vit_l": SamConfig("vit_l", 1024, 24, 16, (5, 11, 17, 23)),
+    "vit_b": SamConfig("vit_b", 768, 12, 12, (2, 5, 8, 11)),
+    # ours, for two cores
+    "vit_small": _laptop("vit_small", 6, (1, 3, 5)),
+    "vit_tiny": _laptop("vit_tiny", 4, (1, 3)),
+}
+
+
+class Sam(nn.Module):
+    """Image encoder, prompt encoder and mask decoder; plain PyTorch, gradients flow through every method."""
+
+    mask_threshold = 0.0
+    image_format = "RGB"
+
+    def __init__(self, config: SamConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder(
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            dim=config.encoder_dim,
+            depth=config.encoder_depth,
+            num_heads=config.encoder_heads,
+            global_attn_indexes=config.global_attn_indexes,
+            window_size=config.window_size,
+            out_chans=config.prompt_dim,
+            drop_path=config.drop_path,
+        )
+        self.prompt_encoder = PromptEncoder(
+            dim=config.prompt_dim,
+            image_size=config.image_size,
+            grid=config.grid,
+            mask_in_chans=config.mask_in_chans,
+        )
+        self.mask_decoder = MaskDecoder(
+            dim=config.prompt_dim,
+            depth=config.decoder_depth,
+            num_heads=config.decoder_heads,
+            mlp_dim=config.decoder_mlp_dim,
+            iou_head_dim=config.iou_head_dim,
+            dropout=config.dropout,
+        )
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(-1, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def preprocess(self, images_B3SS: Tensor, input_sizes_B2: Tensor) -> Tensor:
+        """Normalised float images, zero in the padding: RGB of 0 to 255 in, any dtype, padded at the bottom and right."""
+        normalised = (images_B3SS.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        return normalised * valid_pixels(input_sizes_B2, images_B3SS.shape[-1])[:, None]
+
+    def encode(self, images_B3SS: Tensor) -> Tensor:
+        """(B, C, g, g) embeddings of preprocessed images; done once an image, whatever is asked of it."""
+        return self.image_encoder(images_B3SS)
+
+    def decode(
+        self, image_embeddings_BCgg: Tensor, image_index_N: Tensor, prompts: Prompts, multimask_output: bool
+    ) -> SamOutput:
+        """Masks for N prompts spread over B images: three each where the prompt is ambiguous, else the single one."""
+        sparse, dense = self.prompt_encoder(prompts)
+        pe = self.prompt_encoder.dense_pe()
+        return self.mask_decoder(image_embeddings_BCgg, image_index_N, pe, sparse, dense, multimask_output)
+
+    def forward(
+        self,
+        images_B3SS: Tensor,
+        input_sizes_B2: Tensor,
+        image_index_N: Tensor,
+        prompts: Prompts,
+        multimask_output: bool,
+    ) -> SamOutput:
+        """From padded RGB images and prompts in the input frame to low-resolution masks and predicted IoUs."""
+        embeddings = self.encode(self.preprocess(images_B3SS, input_sizes_B2))
+        return self.decode(embeddings, image_index_N, prompts, multimask_output)
+
+    def postprocess_masks(
+        self, low_res_logits_NMhw: Tensor, input_size: tuple[int, int], original_size: tuple[int, int]
+    ) -> Tensor:
+        """(N, M, H, W) logits in the original frame: up to S x S, the padding cut off, then to the picture's size."""
+        S = self.config.image_size
+        masks = F.interpolate(low_res_logits_NMhw, (S, S), mode="bilinear", align_corners=False)
+        masks = masks[..., : input_size[0], : input_size[1]]
+        return F.interpolate(masks, original_size, mode="bilinear", align_corners=False)

@@ -1,0 +1,82 @@
+"""Run-length encoded masks in COCO's form, as SA-1B stores them; pycocotools does the work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+RLE = dict[str, Any]  # {"size": [H, W], "counts": str}
+
+
+def encode_mask(mask_HW: np.ndarray) -> RLE:
+    """A (H, W) bool or 0/1 mask as compressed RLE with text counts, ready for JSON."""
+    rle = coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def decode_rle(rle: RLE, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The (H, W) bool mask of a compressed or uncompressed RLE.
+
+    Raises ValueError when `size` (H, W) is given and differs, when keys are missing, or when the runs do not fill the size.
+    """
+    return coco_mask.decode(to_compressed(rle, size)).astype(bool)
+
+
+def rle_area(rle: RLE) -> int:
+    """Pixels of the mask, without decoding it."""
+    return int(coco_mask.area(to_compressed(rle)))
+
+
+def rle_to_box_xywh(rle: RLE) -> list[float]:
+    """The tight (x, y, width, height) box of the mask, without decoding it."""
+    return [float(value) for value in coco_mask.toBbox(to_compressed(rle))]
+
+
+def to_compressed(rle: RLE, size: tuple[int, int] | None = None) -> RLE:
+    """pycocotools' own form (bytes counts) after checking that the runs fill the size exactly; raises as `decode_rle`."""
+    if not isinstance(rle, dict) or "size" not in rle or "counts" not in rle:
+        raise ValueError(f"an RLE is a mapping with 'size' and 'counts', got {str(rle)[:80]}")
+    height, width = (int(side) for side in rle["size"])
+    if size is not None and (height, width) != tuple(size):
+        raise ValueError(f"RLE has size {(height, width)}, the picture {tuple(size)} (H, W)")
+    counts = rle["counts"]
+    if isinstance(counts, list):
+        if sum(counts) != height * width:
+            raise ValueError(f"RLE runs sum to {sum(counts)}, the size {(height, width)} holds {height * width} pixels")
+        return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    data = counts.encode("ascii") if isinstance(counts, str) else counts
+    total = _sum_of_runs(data)
+    if total != height * width:
+        raise ValueError(f"RLE runs sum to {total}, the size {(height, width)} holds {height * width} pixels")
+    return {"size": [height, width], "counts": data}
+
+
+def _sum_of_runs(data: bytes) -> int:
+    """Pixels covered by all runs of a compressed RLE.
+
+    COCO's code: six bits a character offset by 48, five of value and one that says "more follows", sign-extended; from the
+    fourth run on the stored number is the difference to the run two places before (cocoapi, maskApi.c). Reading it here
+    matters because pycocotools writes past its buffer when the runs overshoot the size.
+    """
+    codes = np.frombuffer(data, dtype=np.uint8).astype(np.int64) - 48
+    if codes.size == 0:
+        return 0
+    if codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        raise ValueError("RLE counts hold a character outside COCO's code, or end in the middle of a number")
+    # each number's characters, weighted by 32 to the power of their place
+    ends = np.flatnonzero((codes & 32) == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(codes.size) - np.repeat(starts, ends - starts + 1)
+    if place.max() > 6:
+        raise ValueError("RLE counts hold a number of more than 7 characters")
+    values = np.add.reduceat((codes & 31) << (5 * place), starts)
+    values -= np.where(codes[ends] & 16, np.int64(1) << (5 * (ends - starts + 1)), 0)
+    # undo the differences: runs of one parity are a cumulative sum, from the second of each on (the first run stands alone)
+    runs = values.copy()
+    runs[1::2] = np.cumsum(values[1::2])
+    runs[2::2] = np.cumsum(values[2::2])
+    if runs.min() < 0:
+        raise ValueError("RLE counts hold a negative run")
+    return int(runs.sum())
