@@ -1,41 +1,52 @@
 """How hard a set of pictures is for one click: what a colour flood fill reaches, and what no single mask can exceed.
 
-Both numbers stand beside a model's 1-click mIoU in the report, as floor and as ceiling. The click is the evaluation protocol's: the
-object's point farthest from its own outline.
+Both numbers stand beside a model's 1-click mIoU in the report, as floor and as ceiling. The click is the evaluation
+protocol's: the object's point farthest from its own outline.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import torch
 from scipy import ndimage
+
+from samtrain.data.decode import decode_image
+from samtrain.data.shards import Record
+from samtrain.ops.points import centre_points
+from samtrain.ops.rle import decode_rle
 
 Picture = tuple[np.ndarray, Sequence[np.ndarray]]  # ((H, W, 3) uint8, the (H, W) bool masks)
 
 TOLERANCES = (8, 12, 16, 20, 25, 30, 35, 40, 50, 60, 75, 90)  # RGB distance; 441 is black to white
 
 
-def centre_click(mask_HW: np.ndarray) -> tuple[int, int]:
-    """The (row, column) farthest from the outline; the picture's border counts as outline."""
-    rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
-    if not len(rows):
-        raise ValueError("an empty mask has no centre")
-    window = mask_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    distance = ndimage.distance_transform_edt(np.pad(window, 1))[1:-1, 1:-1]
-    row, column = np.unravel_index(distance.argmax(), distance.shape)
-    return int(row + rows[0]), int(column + columns[0])
+def decoded_pictures(records: Iterable[Record]) -> Iterator[Picture]:
+    """Records of a shard as decoded pictures with all their masks, in original pixels."""
+    for record in records:
+        width, height = record.annotation["image"]["width"], record.annotation["image"]["height"]
+        image = decode_image(record.image_bytes, width, height, record.name)
+        yield image, [decode_rle(each["segmentation"], (height, width)) for each in record.annotation["annotations"]]
+
+
+def centre_clicks(masks: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+    """The (row, column) of each mask that is farthest from its outline: the evaluation protocol's click."""
+    if not masks:
+        return []
+    coords, _ = centre_points(torch.from_numpy(np.stack(masks)))
+    return [(int(y), int(x)) for x, y in coords.tolist()]
 
 
 def flood_fill_miou(pictures: Iterable[Picture], tolerances: Sequence[float] = TOLERANCES) -> float:
-    """Mean IoU, over all objects, of the connected region of like colour around the centre click, at the best single tolerance.
+    """Mean IoU over all objects of the connected region of like colour around the centre click.
 
-    Like colour: an RGB distance to the clicked pixel of at most the tolerance; the tolerance is the one that serves the whole set best.
+    Like colour means an RGB distance to the clicked pixel of at most a tolerance: the one that serves the set best.
     """
     scores = [
-        [_iou(_flood(image, centre_click(mask), tolerance), mask) for tolerance in tolerances]
+        [_iou(_flood(image, click, tolerance), mask) for tolerance in tolerances]
         for image, masks in pictures
-        for mask in masks
+        for mask, click in zip(masks, centre_clicks(masks), strict=True)
     ]
     if not scores:
         raise ValueError("no objects to measure a flood fill on")
@@ -50,15 +61,17 @@ def _flood(image: np.ndarray, click: tuple[int, int], tolerance: float) -> np.nd
 
 
 def best_single_mask_miou(pictures: Iterable[Picture], reach: float | None = None) -> float:
-    """Mean IoU of the best guess that answers each centre click with one annotated mask, not knowing which object was meant.
+    """Mean IoU of the best guess that answers each centre click with one annotated mask, not knowing which object was
+    meant.
 
-    Under a click lie all masks that contain it. Those that may be meant are the ones whose own centre is within `reach` pixels of it,
-    or all of them when `reach` is None; each is as likely as the other. The guess is the mask of highest expected IoU, and its
-    expectation is the score. None says that the place of a click tells nothing about the level meant; 0 that it tells all it can.
+    Under a click lie all masks that contain it. Those that may be meant are the ones whose own centre is within `reach`
+    pixels of it, or all of them when `reach` is None; each is as likely as the other. The guess is the mask of highest
+    expected IoU, and its expectation is the score. None says that the place of a click tells nothing about the level
+    meant; 0 that it tells all it can.
     """
     scores = []
     for _, masks in pictures:
-        centres = [centre_click(mask) for mask in masks]
+        centres = centre_clicks(masks)
         for index, click in enumerate(centres):
             under = [i for i, mask in enumerate(masks) if mask[click]]
             near = [i for i in under if reach is None or np.hypot(*np.subtract(centres[i], click)) <= reach]
@@ -70,4 +83,4 @@ def best_single_mask_miou(pictures: Iterable[Picture], reach: float | None = Non
 
 
 def _iou(first: np.ndarray, second: np.ndarray) -> float:
-    return np.count_nonzero(first & second) / max(np.count_nonzero(first | second), 1)
+    return int(np.count_nonzero(first & second)) / max(int(np.count_nonzero(first | second)), 1)

@@ -1,7 +1,7 @@
 """Shards: SA-1B's tars of `<id>.jpg` + `<id>.json`, read through our own index and written as webdataset writes them.
 
-A *record* is one picture with its JSON, ``{"image": {image_id, width, height, file_name}, "annotations": [{id, segmentation, bbox,
-area, ...}]}``. A local tar is read as it is: its index (where each member lies) is built once and kept in a sidecar beside it.
+A *record* is one picture with its JSON, ``{"image": {image_id, width, height, file_name}, "annotations": [{id,
+segmentation, bbox, area, ...}]}``. A local tar is read as it is, through the index of where each member lies.
 """
 
 from __future__ import annotations
@@ -51,15 +51,16 @@ def is_remote(url: str) -> bool:
 
 
 def expand_urls(spec: str | Path | Iterable[str | Path]) -> list[str]:
-    """The shards named by paths, folders, globs, brace patterns (`a_{000000..000012}.tar`) and URLs, or a list of them.
+    """The shards named by paths, folders, globs, brace patterns (`a_{000000..000012}.tar`), URLs, or a list of them.
 
-    Order is as given, sorted inside a glob or folder; what is named twice comes once. Raises ValueError for what matches no file.
+    Order is as given, sorted inside a glob or folder; what is named twice comes once. Raises ValueError for what
+    matches no file.
     """
     if isinstance(spec, (str, Path)):
         spec = [spec]
     found = [url for item in spec for pattern in _expand_braces(str(item)) for url in _expand_path(pattern)]
     if not found:
-        raise ValueError("no shards: the list of urls is empty; set data urls to .tar paths, folders, globs or https:// urls")
+        raise ValueError("no shards: the list of urls is empty; give .tar paths, folders, globs or https:// URLs")
     return list(dict.fromkeys(found))
 
 
@@ -78,12 +79,14 @@ def _expand_path(pattern: str) -> list[str]:
     else:
         found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
     if not found:
-        raise ValueError(f"no shard matches {pattern!r}: give a .tar, a folder of .tar files, a glob, a brace pattern or a URL")
+        raise ValueError(
+            f"no shard matches {pattern!r}: give a .tar, a folder of .tar files, a glob, a brace pattern or a URL"
+        )
     return found
 
 
 def read_record(index: ShardIndex, i: int) -> Record:
-    """Record i of a tar; raises ValueError naming tar and record if bytes are missing or the JSON is not as it should be."""
+    """Record i of a tar; raises ValueError naming tar and record if bytes are missing or the JSON has another form."""
     name = f"{index.path}, record {index.key(i)}"
     image_bytes, json_bytes = _read_members(index, i, name)
     return Record(
@@ -105,7 +108,8 @@ def _read_members(index: ShardIndex, i: int, name: str) -> list[bytes]:
             while 0 < len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
                 data += more
             if len(data) < size:
-                raise ValueError(f"{name}: the tar ended at byte {offset + len(data)}; it was cut while in use, copy it again")
+                end = offset + len(data)
+                raise ValueError(f"{name}: the tar ended at byte {end}; it was cut while in use, copy it again")
             found.append(data)
     finally:
         os.close(descriptor)
@@ -131,7 +135,7 @@ def parse_annotation(data: bytes, name: str) -> dict[str, Any]:
 
 
 def safe_key(name: str) -> str:
-    """A file name (without extension) as a key that every webdataset reader understands: no dots, no spaces, not too long."""
+    """A file name (without extension) as a key that every reader understands: no dots, no spaces, not too long."""
     key = re.sub(r"[^\w/-]", "_", name).strip("/")
     if len(key.encode()) <= MAX_KEY_BYTES:
         return key
@@ -139,9 +143,10 @@ def safe_key(name: str) -> str:
 
 
 class ShardWriter:
-    """Writes records to `<directory>/<prefix>_000000.tar`, ... with `max_count` records each; equal records give equal bytes.
+    """Writes records to `<directory>/<prefix>_000000.tar`, ..., `max_count` in each; equal records give equal bytes.
 
-    A shard gets its name only when it is whole and on disk. In a `with` block an exception drops the shard that was begun.
+    A shard gets its name only when it is whole and on disk. In a `with` block an exception drops the shard that was
+    begun.
     """
 
     def __init__(self, directory: str | Path, prefix: str, *, max_count: int = 1000, start_index: int = 0) -> None:
@@ -149,7 +154,8 @@ class ShardWriter:
             raise ValueError(f"max_count is {max_count}, a shard holds at least 1 record")
         self.directory, self.prefix, self.max_count = Path(directory), prefix, max_count
         self.paths: list[Path] = []
-        self._start, self._count, self._keys = start_index, 0, set()
+        self._start, self._count = start_index, 0
+        self._keys: set[str] = set()
         self._tar: TarWriter | None = None
         self.directory.mkdir(parents=True, exist_ok=True)
         for half_written in self.directory.glob(f"{glob.escape(prefix)}_*.tar.partial"):
@@ -179,6 +185,7 @@ class ShardWriter:
     def abandon(self) -> None:
         """Drop the shard that was begun; those already finished stay."""
         if self._tar is not None:
+            self._tar.close()
             self._file.close()
             os.unlink(f"{self._next_path()}.partial")
             self._tar = None
@@ -197,15 +204,16 @@ class ShardWriter:
 
     def _check(self, key: str, ext: str) -> None:
         if key != safe_key(key) or not key:
-            raise ValueError(f"{key!r} is no key that every reader of shards understands; {safe_key(key)!r} is, see safe_key")
+            raise ValueError(f"{key!r} is no key that every reader of shards understands; safe_key makes one of it")
         if key in self._keys:
-            raise ValueError(f"key {key!r} was written before: two pictures of one name cannot be told apart, rename one")
+            raise ValueError(f"key {key!r} was written before: pictures of one name cannot be told apart, rename one")
         if ext not in IMAGE_EXTENSIONS:
             raise ValueError(f"picture {key!r} has extension {ext!r}, allowed are {', '.join(IMAGE_EXTENSIONS)}")
 
     def _finish(self) -> None:
         """End the archive, bring it to disk, give it its name, drop an index of an earlier file of that name."""
         path = self._next_path()
+        assert self._tar is not None
         self._tar.close()
         self._file.flush()
         os.fsync(self._file.fileno())

@@ -1,7 +1,7 @@
 """The index of a local tar: where the picture and the JSON of each record lie, kept in a NumPy sidecar.
 
-webdataset's own reader needs pairs that stand next to each other and lets a cut tar end silently; a tar of SA-1B promises neither,
-so we walk over the headers once (11,000 pairs take under a second) and read any record by its place afterwards.
+webdataset's own reader needs pairs that stand next to each other and lets a cut tar end silently; SA-1B's tars promise
+neither, so we walk over the headers once (11,000 pairs take under a second) and then read any record by its place.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ INDEX_VERSION = 1  # part of the sidecar's stamp: raise it when the arrays chang
 class ShardIndex:
     """Where the n records of a local tar lie, in the order of their pictures.
 
-    keys: (n,) bytes, utf-8. extensions: (n,) bytes. offsets, sizes: (n, 2) int64 bytes of picture and JSON. problems: what was left
-    out and why, empty for a sound tar.
+    keys: (n,) bytes, utf-8. extensions: (n,) bytes. offsets, sizes: (n, 2) int64 bytes of picture and JSON.
+    problems: what was left out and why, empty for a sound tar.
     """
 
     path: str
@@ -47,18 +47,21 @@ class ShardIndex:
 
 
 def index_tar(path: str | Path, *, on_error: str = "raise", cache_dir: str | Path | None = None) -> ShardIndex:
-    """The index of a local tar, from its sidecar while size and modification time of the tar are unchanged, else built anew.
+    """The index of a local tar, from its sidecar while the tar's size and modification time stay, else built anew.
 
-    The sidecar lies beside the tar; in `cache_dir` (default `$XDG_CACHE_HOME/samtrain`) if that folder cannot be written. A tar
-    that is cut or holds half records raises ValueError, or with on_error="skip" is used as far as it goes and the rest logged.
+    The sidecar lies beside the tar; in `cache_dir` (default `$XDG_CACHE_HOME/samtrain`) if that folder cannot be
+    written. A tar that is cut or holds half records raises ValueError, or with on_error="skip" is used as far as it
+    goes and the rest logged.
     """
     check_on_error(on_error)
     path = str(path)
     index = _cached_index(path, cache_dir)
     if index.problems:
-        message = f"{path}: {'; '.join(index.problems[:3])}" + (f" and {len(index.problems) - 3} more" * (len(index.problems) > 3))
+        more = f"; and {len(index.problems) - 3} more" if len(index.problems) > 3 else ""
+        message = f"{path}: {'; '.join(index.problems[:3])}{more}"
         if on_error == "raise":
-            raise ValueError(f"{message}. Copy or download the tar again, or set on_error=skip to use its {len(index)} whole records")
+            cure = f"copy or download it again, or set data.on_error=skip to use its {len(index)} whole records"
+            raise ValueError(f"{message}. What to do: {cure}")
         logger.warning("%s: using %d whole records", message, len(index))
     return index
 
@@ -73,7 +76,8 @@ def _cached_index(path: str, cache_dir: str | Path | None) -> ShardIndex:
     """The sidecar's arrays if its stamp is the tar's, else those of a new scan, which are kept for the next time."""
     status = os.stat(path)
     stamp = hashlib.sha256(f"{INDEX_VERSION} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
-    beside, away = sidecar_path(path), _cache_folder(cache_dir) / f"{hashlib.sha256(os.path.abspath(path).encode()).hexdigest()}.npz"
+    beside = sidecar_path(path)
+    away = _cache_folder(cache_dir) / f"{hashlib.sha256(os.path.abspath(path).encode()).hexdigest()}.npz"
     for sidecar in (beside, away):
         index = _load_index(path, sidecar, stamp)
         if index is not None:
@@ -84,11 +88,12 @@ def _cached_index(path: str, cache_dir: str | Path | None) -> ShardIndex:
     elif _make_writable(away.parent):
         _save_index(index, away, stamp)
     else:
-        logger.warning("%s: neither its folder nor %s can be written, so it is indexed again each time", path, away.parent)
+        logger.warning("%s: neither its folder nor %s can be written, it is indexed each time", path, away.parent)
     return index
 
 
 def sidecar_path(path: str) -> Path:
+    """Where the index of a tar is kept."""
     return Path(path + ".index.npz")
 
 
@@ -136,14 +141,11 @@ def _scan_tar(path: str) -> ShardIndex:
     jsons: dict[str, tuple[int, int]] = {}
     members, problems = _list_members(path)
     for name, offset, size in members:
-        key, ext = os.path.splitext(name)
-        ext = ext[1:].lower()
-        if os.path.basename(name).startswith("."):
-            continue  # macOS writes `._name` beside each file
-        if ext in IMAGE_EXTENSIONS:
-            images[key] = (offset, size, ext)
-        elif ext == "json":
+        key, ext = split_name(name)
+        if ext == "json":
             jsons[key] = (offset, size)
+        elif ext:
+            images[key] = (offset, size, ext)
     problems += [f"record {key} has no picture" for key in jsons if key not in images]
     problems += [f"record {key} has no JSON" for key in images if key not in jsons]
     if not members and not problems:
@@ -159,6 +161,14 @@ def _scan_tar(path: str) -> ShardIndex:
     )
 
 
+def split_name(name: str) -> tuple[str, str]:
+    """The key of a member and its extension in lower case; the extension is empty for what belongs to no record."""
+    key, ext = os.path.splitext(os.path.normpath(name))
+    ext = ext[1:].lower()
+    hidden = os.path.basename(key).startswith(".")  # macOS writes `._name` beside each file
+    return key, ext if ext in (*IMAGE_EXTENSIONS, "json") and not hidden else ""
+
+
 def _list_members(path: str) -> tuple[list[tuple[str, int, int]], list[str]]:
     """(name, offset, size) of the whole files in a tar, and what is wrong with its end."""
     length = os.path.getsize(path)
@@ -170,7 +180,7 @@ def _list_members(path: str) -> tuple[list[tuple[str, int, int]], list[str]]:
                 for member in tar:
                     end = tar.offset  # where the next header belongs
                     if member.isreg() and not member.issparse() and end <= length:
-                        members.append((os.path.normpath(member.name), member.offset_data, member.size))
+                        members.append((member.name, member.offset_data, member.size))
         except tarfile.ReadError as error:
             if end == 0:
                 return [], [f"this is no plain tar ({error}; a .tar.gz has to be unpacked to .tar)"]

@@ -1,4 +1,4 @@
-"""The image encoder: timm's SAM ViT with exact stochastic depth and reproducible, bias-free-in-memory relative positions."""
+"""The image encoder: timm's SAM ViT with drop path by sample, and relative positions that take no memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RelPosAttention(Attention):
         return self.proj(x).view(B, H, W, -1)
 
     def _relative_positions(self, q_BnHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores of each query against each row (B, n, H, W, H) and each column (B, n, H, W, W), from the unscaled query."""
+        """Scores of each unscaled query against each row (B, n, H, W, H) and each column (B, n, H, W, W)."""
         H, W = q_BnHWC.shape[2:4]
         table_h = _distance_table(self.rel_pos_h, H)
         table_w = _distance_table(self.rel_pos_w, W)
@@ -72,13 +72,12 @@ def _one_hot_grid(H: int, W: int, like: Tensor) -> Tensor:
 
 
 class EncoderBlock(Block):
-    """timm's block whose drop path drops whole samples: it acts after the windows are put together again (as in ViTDet)."""
+    """timm's block whose drop path drops whole samples: after the windows are put together again, as in ViTDet."""
 
     def __init__(self, dim: int, num_heads: int, *, input_size=None, window_size: int = 0, **kwargs) -> None:
         super().__init__(dim, num_heads, input_size=input_size, window_size=window_size, **kwargs)
         size = input_size if window_size == 0 else (window_size, window_size)
-        norm = partial(nn.LayerNorm, eps=1e-6)
-        self.attn = RelPosAttention(dim, num_heads, norm_layer=norm, use_rel_pos=True, input_size=size)
+        self.attn = RelPosAttention(dim, num_heads, use_rel_pos=True, input_size=size)
 
     def forward(self, x: Tensor) -> Tensor:
         H, W = x.shape[1:3]
@@ -115,7 +114,8 @@ class ImageEncoder(VisionTransformerSAM):
             embed_dim=dim,
             depth=depth,
             num_heads=num_heads,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),  # segment_anything's; timm's default of 1e-5 costs parity
+            # segment_anything's; timm's default of 1e-5 costs parity
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]
             block_fn=EncoderBlock,
             use_rel_pos=True,
             window_size=window_size,

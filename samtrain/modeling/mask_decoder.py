@@ -1,4 +1,4 @@
-"""The mask decoder: prompts and image embedding in, masks and their predicted IoU out (paper, appendix A, figure 14)."""
+"""The mask decoder: prompts and image embedding in, masks and their predicted IoU out (paper, figure 14)."""
 
 from __future__ import annotations
 
@@ -60,27 +60,47 @@ class MaskDecoder(nn.Module):
         multimask_output: bool,
     ) -> SamOutput:
         """Masks (N, 3 or 1, 4g, 4g) for N prompts, each on the image that `image_index` names."""
-        N, (C, g) = len(sparse_NKC), image_embeddings_BCgg.shape[1:3]
+        N, g = len(sparse_NKC), image_embeddings_BCgg.shape[-1]
 
         # the output tokens stand before the prompt's
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([output_tokens.expand(N, -1, -1), sparse_NKC], dim=1)
 
-        # each prompt gets its image; index_select keeps the backward reproducible on CPU
-        image = image_embeddings_BCgg.index_select(0, image_index_N) + dense
-        tokens, image = self.transformer(
-            tokens, image.flatten(2).transpose(1, 2), image_pe_1Cgg.flatten(2).transpose(1, 2)
-        )
+        # each prompt gets its image, as rows of channels; index_select keeps the backward reproducible on CPU
+        image_BGC = image_embeddings_BCgg.flatten(2).transpose(1, 2).contiguous()
+        image = image_BGC.index_select(0, image_index_N) + dense.flatten(2).transpose(1, 2)
+        tokens, image = self.transformer(tokens, image, image_pe_1Cgg.flatten(2).transpose(1, 2))
 
         # upscale the image, and let each mask token become the weights of its pixel classifier
-        upscaled = self.output_upscaling(image.transpose(1, 2).reshape(N, C, g, g))
-        chosen = slice(1, NUM_MULTIMASK_OUTPUTS + 1) if multimask_output else slice(0, 1)
-        mask_tokens = tokens[:, 1 : NUM_MULTIMASK_OUTPUTS + 2]
-        weights = torch.stack(
-            [mlp(mask_tokens[:, i]) for i, mlp in list(enumerate(self.output_hypernetworks_mlps))[chosen]], dim=1
-        )
-        masks = (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
+        chosen = range(1, NUM_MULTIMASK_OUTPUTS + 1) if multimask_output else range(1)
+        weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen], dim=1)
+        masks = self._classify_pixels(image, weights, g)
 
         # predict how good each mask is
-        ious = self.iou_prediction_head(tokens[:, 0])[:, chosen]
+        ious = self.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
         return SamOutput(low_res_logits=masks, iou_predictions=ious)
+
+    def _classify_pixels(self, image_NGC: Tensor, weights_NMc: Tensor, g: int) -> Tensor:
+        """(N, M, 4g, 4g): the image upscaled four times, each pixel's channels times the weights of each mask.
+
+        A transposed convolution of kernel and stride 2 is a matrix product that turns a cell into 2 x 2 cells; cells
+        stay rows of channels, and only the finished masks are put in order (the numbers are `output_upscaling`'s).
+        """
+        first, norm, activation, second, last_activation = self.output_upscaling
+        assert isinstance(first, nn.ConvTranspose2d) and isinstance(second, nn.ConvTranspose2d)
+        assert isinstance(norm, LayerNorm2d)
+        cells = _double(image_NGC, first)  # (N, G * 4, C / 4), the 2 x 2 of a cell one after the other
+        cells = activation(F.layer_norm(cells, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
+        cells = last_activation(_double(cells, second))  # (N, G * 4 * 4, C / 8)
+        masks = weights_NMc @ cells.transpose(1, 2)
+        N, M = masks.shape[:2]
+        # (row, column, then row and column within the cell, twice) to (rows, columns)
+        return masks.view(N, M, g, g, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(N, M, 4 * g, 4 * g)
+
+
+def _double(cells_NLC: Tensor, conv: nn.ConvTranspose2d) -> Tensor:
+    """(N, 4 L, C') rows from (N, L, C): each cell becomes 2 x 2."""
+    (N, L), (C, out) = cells_NLC.shape[:2], conv.weight.shape[:2]
+    assert conv.bias is not None
+    weight = conv.weight.permute(2, 3, 1, 0).reshape(4 * out, C)
+    return F.linear(cells_NLC, weight, conv.bias.repeat(4)).view(N, 4 * L, out)

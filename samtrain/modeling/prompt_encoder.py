@@ -14,6 +14,8 @@ from samtrain.types import PointLabel, Prompts
 class RandomPositionEncoding(nn.Module):
     """Fourier features of 2D positions with a fixed random Gaussian matrix."""
 
+    positional_encoding_gaussian_matrix: Tensor
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         # a buffer that must travel with the weights: another draw makes another model
@@ -21,8 +23,12 @@ class RandomPositionEncoding(nn.Module):
 
     def forward(self, coords: Tensor) -> Tensor:
         """(..., 2) positions in [0, 1] to (..., C)."""
-        projected = (2 * coords - 1) @ self.positional_encoding_gaussian_matrix * (2 * math.pi)
-        return torch.cat([projected.sin(), projected.cos()], dim=-1)
+        matrix = self.positional_encoding_gaussian_matrix
+        # no matrix product: under bfloat16 autocast or with TF32 a pixel of 1024 would be lost in rounding
+        dtype = torch.promote_types(matrix.dtype, torch.float32)
+        x, y = (2 * coords.to(dtype) - 1)[..., None, :].unbind(dim=-1)
+        projected = (x * matrix[0].to(dtype) + y * matrix[1].to(dtype)) * (2 * math.pi)
+        return torch.cat([projected.sin(), projected.cos()], dim=-1).to(matrix.dtype)
 
     def grid(self, size: int) -> Tensor:
         """(1, C, size, size): the encoding of the cell centres of a square grid."""
@@ -59,8 +65,8 @@ class PromptEncoder(nn.Module):
     def embed_tokens(self, prompts: Prompts) -> Tensor:
         """Position plus kind for each token; a padding token has no position."""
         encoding = self.pe_layer((prompts.coords + 0.5) / self.image_size)  # + 0.5: to the centre of the pixel
-        kinds = torch.cat([self.not_a_point_embed.weight, *(e.weight for e in self.point_embeddings)])
-        kind = kinds.index_select(0, (prompts.labels + 1).flatten()).view(*prompts.labels.shape, -1)
+        kinds = torch.cat([e.weight for e in (self.not_a_point_embed, *self.point_embeddings)])
+        kind = kinds.index_select(0, (prompts.labels + 1).flatten()).view(*prompts.labels.shape, kinds.shape[1])
         return torch.where((prompts.labels == PointLabel.PADDING)[..., None], kind, encoding + kind)
 
     def embed_masks(self, prompts: Prompts) -> Tensor:

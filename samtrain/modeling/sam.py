@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samtrain.modeling.image_encoder import ImageEncoder
+from samtrain.modeling.initialise import init_from_scratch
 from samtrain.modeling.mask_decoder import MaskDecoder
 from samtrain.modeling.prompt_encoder import PromptEncoder
 from samtrain.types import Prompts, SamOutput, valid_pixels
@@ -46,6 +47,17 @@ class SamConfig:
                 f"image_size {self.image_size} is no multiple of the patch size {self.patch_size}: "
                 f"take {self.image_size // self.patch_size * self.patch_size} (model.image_size)"
             )
+        for name, dim, heads in (
+            ("encoder", self.encoder_dim, self.encoder_heads),
+            ("decoder", self.prompt_dim // 2, self.decoder_heads),  # its attention to the image has half the width
+        ):
+            if dim % heads:
+                raise ValueError(f"model.{name}_heads {heads} does not divide {dim}, the width of its attention")
+        if outside := [i for i in self.global_attn_indexes if not 0 <= i < self.encoder_depth]:
+            raise ValueError(
+                f"model.global_attn_indexes {outside} lie outside the {self.encoder_depth} blocks of the encoder "
+                f"(0 to {self.encoder_depth - 1}): set model.encoder_depth and model.global_attn_indexes together"
+            )
 
     @property
     def grid(self) -> int:
@@ -77,8 +89,8 @@ def _laptop(model: str, depth: int, global_attn_indexes: tuple[int, ...]) -> Sam
         encoder_depth=depth,
         encoder_heads=3,
         global_attn_indexes=global_attn_indexes,
-        window_size=8,
-        image_size=128,
+        window_size=6,
+        image_size=96,
         patch_size=8,
         prompt_dim=128,
         decoder_heads=4,
@@ -103,6 +115,8 @@ class Sam(nn.Module):
 
     mask_threshold = 0.0
     image_format = "RGB"
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
@@ -132,6 +146,11 @@ class Sam(nn.Module):
             iou_head_dim=config.iou_head_dim,
             dropout=config.dropout,
         )
+        init_from_scratch(self.prompt_encoder, self.mask_decoder)
+        self.register_constants()
+
+    def register_constants(self) -> None:
+        """Sets what no checkpoint holds; called again where a model was built on "meta", to be filled from a file."""
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(-1, 1, 1), persistent=False)
 
@@ -140,7 +159,7 @@ class Sam(nn.Module):
         return self.pixel_mean.device
 
     def preprocess(self, images_B3SS: Tensor, input_sizes_B2: Tensor) -> Tensor:
-        """Normalised float images, zero in the padding: RGB of 0 to 255 in, any dtype, padded at the bottom and right."""
+        """Normalised float images, zero in the padding, from RGB of 0 to 255, any dtype, padded at bottom and right."""
         normalised = (images_B3SS.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         return normalised * valid_pixels(input_sizes_B2, images_B3SS.shape[-1])[:, None]
 

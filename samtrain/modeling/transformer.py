@@ -1,4 +1,4 @@
-"""The two-way transformer: tokens attend to the image, the image attends to the tokens (paper, appendix A, figure 14)."""
+"""The two-way transformer: tokens attend to the image, the image attends to the tokens (paper, figure 14)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,24 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(dim, inner)
         self.out_proj = nn.Linear(inner, dim)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(N, Lq, C), (N, Lk, C), (N, Lk, C) to (N, Lq, C)."""
-        heads = (self._split(self.q_proj(q)), self._split(self.k_proj(k)), self._split(self.v_proj(v)))
-        x = F.scaled_dot_product_attention(*heads)
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, q_pe: Tensor | None = None, k_pe: Tensor | None = None
+    ) -> Tensor:
+        """(N, Lq, C), (N, Lk, C), (N, Lk, C) to (N, Lq, C).
+
+        Positions of an image, (1, L, C), are projected once for all prompts and added after: a projection is linear.
+        """
+        q = _project(self.q_proj, q, q_pe)
+        k = _project(self.k_proj, k, k_pe)
+        x = F.scaled_dot_product_attention(self._split(q), self._split(k), self._split(self.v_proj(v)))
         return self.out_proj(x.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def _project(linear: nn.Linear, x: Tensor, pe: Tensor | None) -> Tensor:
+    return linear(x) if pe is None else F.linear(x, linear.weight) + linear(pe)
 
 
 class MLPBlock(nn.Module):
@@ -57,7 +67,7 @@ class TwoWayAttentionBlock(nn.Module):
 
     def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
         """(N, L, C) tokens and (N, g*g, C) image, each with what says where they are."""
-        # self-attention; in the first block the tokens are their own positions, and there is no residual (released code)
+        # self-attention; in the first block tokens are their own positions, and there is no residual (released code)
         if self.is_first:
             tokens = self.dropout(self.self_attn(tokens, tokens, tokens))
         else:
@@ -66,14 +76,14 @@ class TwoWayAttentionBlock(nn.Module):
         tokens = self.norm1(tokens)
 
         # tokens look at the image
-        attended = self.cross_attn_token_to_image(tokens + token_pe, image + image_pe, image)
+        attended = self.cross_attn_token_to_image(tokens + token_pe, image, image, k_pe=image_pe)
         tokens = self.norm2(tokens + self.dropout(attended))
 
         # MLP
         tokens = self.norm3(tokens + self.dropout(self.mlp(tokens)))
 
         # the image looks at the tokens
-        attended = self.cross_attn_image_to_token(image + image_pe, tokens + token_pe, tokens)
+        attended = self.cross_attn_image_to_token(image, tokens + token_pe, tokens, q_pe=image_pe)
         image = self.norm4(image + self.dropout(attended))
         return tokens, image
 
@@ -94,5 +104,5 @@ class TwoWayTransformer(nn.Module):
         tokens, image = tokens_NLC, image_NGC
         for layer in self.layers:
             tokens, image = layer(tokens, image, tokens_NLC, image_pe_1GC)
-        attended = self.final_attn_token_to_image(tokens + tokens_NLC, image + image_pe_1GC, image)
+        attended = self.final_attn_token_to_image(tokens + tokens_NLC, image, image, k_pe=image_pe_1GC)
         return self.norm_final_attn(tokens + self.dropout(attended)), image

@@ -1,7 +1,7 @@
-"""Outlines of the synthetic objects, each a field over the pixels: about the signed distance to the outline, negative inside.
+"""Outlines of the synthetic objects, each a field over the pixels: the signed distance, about, negative inside.
 
-A field and not a polygon, because everything a scene needs follows from it by arithmetic: the mask (below 0), the antialiased edge
-(around 0), the rim and the core (between two values), the shadow (a wider ramp).
+A field and not a polygon, because everything a scene needs follows from it by arithmetic: the mask (below 0), the
+antialiased edge (around 0), the rim and the core (between two values), the shadow (a wider ramp).
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def polygon(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Fiel
     sharpness = rng.uniform(6, 16)  # p: 2 would be round, infinity has sharp corners
     inner = radius * (0.68 if sides == 3 else 0.86)  # triangles reach further out than their incircle
     reach = [np.maximum(x * np.cos(a) + y * np.sin(a), 0) / inner for a in angles]
-    return (np.sum(np.power(reach, sharpness), axis=0) ** (1 / sharpness) - 1) * inner
+    sides_only = (np.sum(np.power(reach, sharpness), axis=0) ** (1 / sharpness) - 1) * inner
+    return np.maximum(sides_only, np.hypot(x, y) - 1.3 * radius)  # a narrow corner would run far out
 
 
 def box(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
@@ -60,7 +61,7 @@ def star(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
     rays = int(rng.integers(4, 8))
     phase = np.arctan2(y, x) * rays / np.pi
     ramp = np.abs((phase % 2) - 1)  # a triangle wave: straight flanks
-    return (np.hypot(x, y) - radius * (0.65 + 0.5 * ramp)) * 0.8  # 0.8: the flanks are oblique, the radial distance too long
+    return (np.hypot(x, y) - radius * (0.65 + 0.5 * ramp)) * 0.8  # 0.8: along the radius the oblique flanks are farther
 
 
 def crescent(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
@@ -96,14 +97,15 @@ SHAPES: dict[str, Callable[[np.random.Generator, Field, Field, float], Field]] =
     "crescent": crescent,
     "bunch": bunch,
 }
-REACH = 1.9  # no outline leaves this many radii around its centre (star 1.15, bar 1.25, times the stretch of 1.35, and a margin)
+REACH = 1.9  # no outline leaves this many radii around its centre: a bar's 1.25, the root of its stretch, a margin
 
 
 def draw_shape(
     rng: np.random.Generator, kind: str, x: Field, y: Field, radius: float, *, angle: float, stretch: float
 ) -> Field:
-    """The field of one outline, turned by `angle` (radians) and stretched along its own x axis; x, y are relative to its centre."""
+    """The field of one outline around (0, 0), turned by `angle` (radians) and stretched along its own x axis."""
     cos, sin = np.cos(angle), np.sin(angle)
     long, short = np.sqrt(stretch), 1 / np.sqrt(stretch)
     own_x, own_y = (x * cos + y * sin) / long, (y * cos - x * sin) / short
-    return SHAPES[kind](rng, own_x, own_y, radius) * short  # the short axis' scale: the field never overstates the distance
+    # the short axis' scale: the field never overstates the distance
+    return SHAPES[kind](rng, own_x, own_y, radius) * short

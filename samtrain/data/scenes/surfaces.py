@@ -1,56 +1,58 @@
-"""What the synthetic objects are covered with and lit by: two-tone textures, shading, shadows, the camera's blur and noise.
+"""What the synthetic objects are covered with and lit by: two-tone textures, shadows, the camera's blur and noise.
 
-A surface is two colours and a pattern in [0, 1] between them, so that an object has no one colour that a flood fill could follow,
-while its mean colour still differs from what surrounds it.
+Objects are colourful and lie on dull ground, and a part has another hue than what it is a part of: hue is what an object has in
+common. In brightness a surface has two tones farther apart than neighbouring surfaces are, so that a flood fill either stays in
+one tone or leaks. (Surfaces that borrowed a tone from their surroundings were tried first: a small model had learnt little of
+them after ten minutes, see experiments/LOG.md.)
 """
 
 from __future__ import annotations
 
+import colorsys
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
-TONE_DISTANCE = (95.0, 160.0)  # RGB; wide enough that a flood fill that spans both tones also leaks (difficulty.py measures it)
+TONE_DISTANCE = (140.0, 220.0)  # RGB; wide enough that a flood fill which spans both tones also leaks
+GROUND_TONE_DISTANCE = (70.0, 130.0)  # RGB
+HUE_DISTANCE = 0.2  # at least, between a part and what it is a part of; 0.5 is the opposite colour
 PATTERNS = ("stripes", "bands", "checker", "dots", "clouds", "grain", "ramp")
 
 
 @dataclass(frozen=True)
 class Surface:
-    """Two RGB colours in [0, 255] and the name of the pattern that mixes them."""
+    """Two RGB colours in [0, 255], the name of the pattern that mixes them, and their hue in [0, 1); None for grey."""
 
     first: np.ndarray
     second: np.ndarray
     pattern: str
-
-    @property
-    def mean(self) -> np.ndarray:
-        """The colour seen from afar."""
-        return (self.first + self.second) / 2
+    hue: float | None = None
 
 
-def draw_palette(rng: np.random.Generator, count: int = 8) -> np.ndarray:
-    """(count, 3) colours in [0, 255]: from dark to light in even steps, each with a hue of its own or, in one scene of four, grey."""
-    lightness = np.linspace(45, 215, count) + rng.uniform(-8, 8, count)
-    chroma = rng.uniform(-1, 1, (count, 3)) * (8 if rng.random() < 0.25 else 75)
-    chroma -= chroma.mean(axis=1, keepdims=True)
-    return np.clip(lightness[:, None] + chroma, 8, 247)
+def draw_ground(rng: np.random.Generator) -> Surface:
+    """A dull surface: two greys with a tint."""
+    half = rng.uniform(*GROUND_TONE_DISTANCE) / 2 / np.sqrt(3)
+    middle = rng.uniform(60, 195) + rng.uniform(-9, 9, 3)
+    return Surface(np.clip(middle - half, 0, 255), np.clip(middle + half, 0, 255), _draw_pattern(rng))
 
 
-def draw_surface(rng: np.random.Generator, palette: np.ndarray, around: np.ndarray, contrast: float) -> Surface:
-    """A surface whose mean colour differs by at least `contrast` (RGB distance, if the palette allows) from the colour `around` it.
+def draw_surface(rng: np.random.Generator, around: Surface) -> Surface:
+    """A colourful surface whose hue is not that of what is around it."""
+    hue = rng.random()
+    if around.hue is not None:
+        hue = (around.hue + rng.uniform(HUE_DISTANCE, 1 - HUE_DISTANCE)) % 1
+    pure = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.6, 1.0), 1.0)) * 255
+    bright = rng.uniform(0.85, 1.0)
+    dark = max(0.12, bright - rng.uniform(*TONE_DISTANCE) / np.linalg.norm(pure))
+    tones = [pure * dark, pure * bright]
+    if rng.random() < 0.5:
+        tones.reverse()
+    return Surface(tones[0], tones[1], _draw_pattern(rng), hue)
 
-    Its second tone leans towards a third colour or, half of the time, towards its surroundings: the two then share a tone.
-    """
-    distances = np.linalg.norm(palette - around, axis=1)
-    usable = np.flatnonzero(distances >= contrast)
-    own = palette[rng.choice(usable)] if len(usable) else palette[distances.argmax()]
-    other = around if rng.random() < 0.7 else palette[rng.integers(len(palette))]
-    # the tones lie to both sides of the own colour, so that the mean keeps its distance from the surroundings
-    direction = other - own + rng.uniform(-10, 10, 3)
-    lean = direction * (rng.uniform(*TONE_DISTANCE) / 2 / np.linalg.norm(direction))
-    pattern = PATTERNS[rng.integers(len(PATTERNS))]
-    return Surface(np.clip(own - lean, 0, 255), np.clip(own + lean, 0, 255), pattern)
+
+def _draw_pattern(rng: np.random.Generator) -> str:
+    return PATTERNS[rng.integers(len(PATTERNS))]
 
 
 def paint(rng: np.random.Generator, surface: Surface, x: np.ndarray, y: np.ndarray, unit: float) -> np.ndarray:
@@ -81,10 +83,12 @@ def _pattern(rng: np.random.Generator, name: str, x: np.ndarray, y: np.ndarray, 
 
 
 def smooth_noise(rng: np.random.Generator, size: tuple[int, int], length: float) -> np.ndarray:
-    """(H, W) noise in [0, 1] whose patches are about `length` pixels wide: random numbers on a grid, smoothly interpolated."""
-    rows, columns = (_interpolation(side, length) for side in size)
-    grid = rng.random((rows.shape[1], columns.shape[1]))
-    return rows @ grid @ columns.T
+    """(H, W) noise in [0, 1] in patches about `length` pixels wide: random numbers on two grids, interpolated."""
+    total = np.zeros(size)
+    for scale in (1.0, 0.63):  # two grids that share no lines: one alone looks like tiles
+        rows, columns = (_interpolation(side, length * scale) for side in size)
+        total += rows @ rng.random((rows.shape[1], columns.shape[1])) @ columns.T
+    return np.clip(1.4 * (total / 2 - 0.5) + 0.5, 0, 1)  # 1.4: the mean of two is flatter than one
 
 
 def _interpolation(side: int, length: float) -> np.ndarray:
@@ -100,7 +104,7 @@ def _interpolation(side: int, length: float) -> np.ndarray:
 
 
 def light(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(H, W) factor on the picture: light from one side, vignetting, in half of the scenes a soft shadow across everything."""
+    """(H, W) factor on the picture: light from one side, vignetting, in half of the scenes a shadow across it."""
     height, width = x.shape
     u, v = x / width - 0.5, y / height - 0.5
     angle = rng.uniform(0, 2 * np.pi)

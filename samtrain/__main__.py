@@ -1,0 +1,95 @@
+"""`python -m samtrain`: alone it says what there is; with arguments it composes the config and does its task."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+USAGE = """\
+samtrain trains Segment Anything models and runs SAM's data engine with them.
+
+  python -m samtrain +experiment=stage1
+                                      pretrain a model, then six rounds of annotating and retraining
+  python -m samtrain +experiment=finetune checkpoint=FILE data=folder data.root=PICTURES
+                                      train existing weights on your own pictures with masks
+  python -m samtrain task=preview data=folder data.root=PICTURES
+                                      see what training would see
+"""
+HINTS = """\
+Any setting is given as key=value. See them with --cfg job, run grids with -m first; Hydra's own options: --hydra-help.
+"""
+
+
+def main() -> None:
+    """The console's entry; the overview is answered before Hydra and torch are imported."""
+    if sys.argv[1:] in ([], ["-h"], ["--help"], ["help"]):
+        print(overview(), end="")
+        return
+    compose_and_run()
+
+
+def conf_dir() -> Path:
+    """The configs: inside the package where a wheel put them, beside it in a checkout."""
+    inside = PACKAGE / "conf"
+    return inside if inside.is_dir() else PACKAGE.parent / "conf"
+
+
+def overview() -> str:
+    """Commands, experiments, tasks and scales, a line each."""
+    from samtrain.tasks import TASKS
+
+    parts = [
+        ("experiments", "+experiment=", _headers("experiment")),
+        ("tasks", "task=", TASKS),
+        ("scales", "scale=", _headers("scale")),
+        ("data", "data=", _headers("data")),
+    ]
+    return USAGE + "".join(_table(*part) for part in parts) + "\n" + HINTS
+
+
+def _table(title: str, prefix: str, lines: dict[str, str]) -> str:
+    return f"\n{title}\n" + "".join(f"  {prefix + name:28} {line}\n" for name, line in lines.items())
+
+
+def _headers(group: str) -> dict[str, str]:
+    """The first comment of each file of a config group."""
+    found = {}
+    for path in sorted((conf_dir() / group).glob("*.yaml")):
+        comments = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
+        found[path.stem] = next(line for line in comments if not line.startswith("@package"))
+    return found
+
+
+def compose_and_run() -> None:
+    """Hydra's part: compose, then do the task in its run directory."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig, MissingMandatoryValue
+
+    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+    def job(config: DictConfig) -> None:
+        from samtrain import tasks
+
+        settings = HydraConfig.get()
+        overrides = [*settings.overrides.task, *settings.overrides.hydra]
+        try:
+            tasks.check_task(config.task)
+            values = tasks.resolve(config)
+            from samtrain.tasks.run_dir import open_run  # from here on it takes seconds: torch
+
+            with open_run(Path(settings.runtime.output_dir), values, overrides) as run_dir:
+                tasks.run(values, run_dir)
+        except (ValueError, MissingMandatoryValue) as error:
+            if os.environ.get("HYDRA_FULL_ERROR"):
+                raise
+            logging.getLogger("samtrain").error("%s", error)
+            sys.exit("HYDRA_FULL_ERROR=1 shows where this came from")
+
+    job()
+
+
+if __name__ == "__main__":
+    main()

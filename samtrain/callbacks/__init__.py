@@ -1,0 +1,7 @@
+"""What runs beside the training loop: checkpoints, the display, panels."""
+
+from samtrain.callbacks.checkpointing import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from samtrain.callbacks.display import ProgressDisplay, Throughput
+from samtrain.callbacks.mask_panels import MaskPanels
+
+__all__ = ["AtomicCheckpointIO", "BestCheckpoint", "LastCheckpoint", "MaskPanels", "ProgressDisplay", "Throughput"]

@@ -1,0 +1,123 @@
+"""Panels of a validation: picture, object, and what the model made of each click."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from torch import Tensor
+
+from samtrain.interact import Interaction
+from samtrain.ops.masks import mask_iou
+from samtrain.panels import draw_panel, tile_panels
+from samtrain.types import Batch
+
+
+class MaskPanels(pl.Callback):
+    """A sheet of some objects of the first validation batch, a row each: `panels/step_<step>.png`, W&B, TensorBoard.
+
+    A white line is the object, what is filled is the prediction; green clicks lie on the object, red ones off it.
+    """
+
+    def __init__(self, *, directory: str | Path, num_objects: int = 6, side: int = 192) -> None:
+        self.directory = Path(directory)
+        self.num_objects = num_objects
+        self.side = side
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: list[Interaction],
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx > 0 or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        rows = _spread(batch.weights, self.num_objects)
+        if not rows:
+            return
+        sheet = self.draw(batch, outputs, rows)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(sheet).save(self.directory / f"step_{trainer.global_step:06d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                _to_wandb(logger, sheet, _Masks(batch, outputs, rows), trainer.global_step, pl_module.images_seen)
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("panels", sheet, trainer.global_step, dataformats="HWC")
+
+    def draw(self, batch: Batch, turns: list[Interaction], rows: list[int]) -> np.ndarray:
+        """(H, W, 3) uint8, a row for each of `rows`, the numbers of objects in the batch."""
+        masks = _Masks(batch, turns, rows)
+        sheet = []
+        for i, row in enumerate(rows):
+            image, truth = masks.image(i), masks.truth(i)
+            tiles = [draw_panel(image, truth[None], caption=masks.key(i), side=self.side)]
+            for turn, predicted, ious in zip(turns, masks.predicted, masks.ious, strict=True):
+                tiles.append(
+                    draw_panel(
+                        image,
+                        masks.crop(predicted[i], i)[None],
+                        turn.prompts.select(slice(row, row + 1)),
+                        truth_HW=truth,
+                        caption=f"{turn.index + 1} {'click' if turn.index == 0 else 'clicks'}: {ious[i]:.2f}",
+                        side=self.side,
+                    )
+                )
+            sheet.append(tiles)
+        return tile_panels(sheet)
+
+
+class _Masks:
+    """Some objects of a batch with their predictions, on the host, without the padding."""
+
+    def __init__(self, batch: Batch, turns: list[Interaction], rows: list[int]) -> None:
+        self.batch = batch
+        self.images = batch.image_index[rows].tolist()
+        truths, valid = batch.masks[rows], batch.valid()[self.images]
+        logits = [turn.logits()[rows] > 0 for turn in turns]
+        self.ious = [mask_iou(predicted, truths, valid).tolist() for predicted in logits]
+        self.predicted = [predicted.cpu().numpy() for predicted in logits]
+        self._truths = truths.cpu().numpy()
+
+    def key(self, i: int) -> str:
+        return self.batch.keys[self.images[i]]
+
+    def crop(self, array_HW: np.ndarray, i: int) -> np.ndarray:
+        height, width = self.batch.input_sizes[self.images[i]].tolist()
+        return array_HW[:height, :width]
+
+    def image(self, i: int) -> np.ndarray:
+        return self.crop(self.batch.images[self.images[i]].permute(1, 2, 0).cpu().numpy(), i)
+
+    def truth(self, i: int) -> np.ndarray:
+        return self.crop(self._truths[i], i)
+
+
+def _spread(weights_N: Tensor, num: int) -> list[int]:
+    """Up to `num` real objects, evenly spread over the batch and so over its pictures."""
+    real = torch.nonzero(weights_N > 0).flatten().tolist()
+    if len(real) <= num:
+        return real
+    return [real[i * len(real) // num] for i in range(num)]
+
+
+def _to_wandb(logger: WandbLogger, sheet: np.ndarray, masks: _Masks, step: int, images_seen: int) -> None:
+    """The sheet, and each object with overlays that can be switched on and off: the object, and the mask of each click."""
+    import wandb
+
+    pictures: list[Any] = []
+    for i in range(len(masks.images)):
+        overlays = {"object": {"mask_data": masks.truth(i).astype(np.uint8), "class_labels": {1: "object"}}}
+        for number, predicted in enumerate(masks.predicted, start=1):
+            data = masks.crop(predicted[i], i).astype(np.uint8)
+            overlays[f"clicks_{number}"] = {"mask_data": data, "class_labels": {1: f"{number} clicks"}}
+        pictures.append(wandb.Image(masks.image(i), masks=overlays, caption=masks.key(i)))
+    values = {"panels/sheet": wandb.Image(sheet), "panels/objects": pictures}
+    logger.experiment.log({**values, "images_seen": images_seen, "trainer/global_step": step})

@@ -1,0 +1,181 @@
+"""Samples by (epoch, index) from local shards, and their collation into a batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from samtrain.data.decode import decode_image
+from samtrain.data.order import EndlessBatchSampler
+from samtrain.data.remote import RemoteSamDataset
+from samtrain.data.shards import Record, expand_urls, index_tar, is_remote, read_record
+from samtrain.data.tar_index import check_on_error
+from samtrain.data.transforms import Sample
+from samtrain.types import Batch
+
+__all__ = ["EndlessBatchSampler", "RemoteSamDataset", "SamDataset", "Source", "collate"]
+
+logger = logging.getLogger(__name__)
+
+Transform = Callable[[np.ndarray, Sequence[dict], int, np.random.Generator], Sample]
+MAX_SUBSTITUTIONS = 100  # tries before a set is called broken; SAM 2's dataset tries as often
+
+
+@dataclass(frozen=True)
+class Source:
+    """Shards (anything `expand_urls` takes) and how often a virtual epoch shows them."""
+
+    urls: str | Sequence[str]
+    weight: float = 1.0
+
+    @classmethod
+    def of(cls, value: Source | Mapping[str, Any] | str) -> Source:
+        """A source from itself, from `{urls, weight}` as configs hold it, or from urls alone."""
+        if isinstance(value, Source):
+            return value
+        if not isinstance(value, Mapping):
+            return cls(value)
+        if not {"urls"} <= set(value) <= {"urls", "weight"}:
+            raise ValueError(f"a source has keys {sorted(value)}, allowed are urls and weight; set data.train")
+        return cls(**value)
+
+
+class SamDataset(Dataset):
+    """The pictures of local shards with randomly chosen masks: `dataset.get(epoch, index)` is always the same sample.
+
+    `dataset[epoch, index]` is the same for loaders, `dataset[index]` stands for epoch 0. What cannot be read raises
+    ValueError naming file and record, or with on_error="skip" is logged, counted in `num_skipped` and replaced by
+    another record, the same one each time. `cache_images` keeps decoded pictures, `cache_bytes` of them at most in all
+    workers together.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source | Mapping[str, Any] | str],
+        transform: Transform,
+        *,
+        max_masks: int = 64,
+        seed: int = 0,
+        on_error: str = "raise",
+        cache_images: bool = False,
+        cache_bytes: int = 1 << 30,
+    ) -> None:
+        check_on_error(on_error)
+        self.sources = [Source.of(source) for source in sources]
+        urls = [_local(expand_urls(source.urls)) for source in self.sources]
+        self.shards = [index_tar(path, on_error=on_error) for paths in urls for path in paths]
+        lengths = iter(len(shard) for shard in self.shards)
+        self.shard_lengths = [[next(lengths) for _ in paths] for paths in urls]
+        self.weights = [source.weight for source in self.sources]
+        self.transform, self.max_masks, self.seed, self.on_error = transform, max_masks, seed, on_error
+        self._ends = np.cumsum([len(shard) for shard in self.shards], dtype=np.int64)
+        if len(self) == 0:
+            names = [source.urls for source in self.sources]
+            raise ValueError(f"no whole records in {names}: prepare the set, or check the urls")
+        self._skips = torch.zeros(1, dtype=torch.int64).share_memory_()  # one count for all workers
+        self._said: set[int] = set()
+        self._cache: dict[int, tuple] = {}
+        self._room = cache_bytes if cache_images else 0
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int | tuple[int, int]) -> Sample:
+        return self.get(*index) if isinstance(index, tuple) else self.get(0, index)
+
+    @property
+    def num_skipped(self) -> int:
+        """How many reads have been replaced because of a broken record, and how many faults the tars themselves had."""
+        return int(self._skips) + sum(len(shard.problems) for shard in self.shards)
+
+    def get(self, epoch: int, index: int) -> Sample:
+        """The sample, a pure function of (seed, epoch, index): see the class for what is done with a broken record."""
+        for attempt in range(MAX_SUBSTITUTIONS):
+            # a trailing zero changes nothing: attempt 0 draws from (seed, epoch, index)
+            rng = np.random.default_rng([self.seed, epoch, index, attempt])
+            chosen = index if attempt == 0 else int(rng.integers(len(self)))
+            try:
+                return self._sample(chosen, rng)
+            except ValueError as error:
+                if self.on_error == "raise":
+                    raise
+                self._count_skip(chosen, error)
+        raise ValueError(f"{MAX_SUBSTITUTIONS} records in a row cannot be read, the last one {self.name(chosen)}")
+
+    def record(self, index: int) -> Record:
+        """The record as stored: bytes of the picture and JSON."""
+        return read_record(*self._place(index))
+
+    def name(self, index: int) -> str:
+        """How messages call a record."""
+        shard, i = self._place(index)
+        return f"{shard.path}, record {shard.key(i)}"
+
+    def _place(self, index: int) -> tuple:
+        """The shard of a record and its number there."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} records")
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self.shards[number], index - (int(self._ends[number - 1]) if number else 0)
+
+    def _sample(self, index: int, rng: np.random.Generator) -> Sample:
+        image, annotations, key = self._picture(index)
+        try:
+            sample = self.transform(image, annotations, self.max_masks, rng)
+        except ValueError as error:
+            raise ValueError(f"{self.name(index)}: {error}") from error
+        sample.key = key
+        return sample
+
+    def _picture(self, index: int) -> tuple[np.ndarray, list[dict], str]:
+        """The decoded picture, its annotations and its key; from memory if it is there."""
+        if index in self._cache:
+            return self._cache[index]
+        record = self.record(index)
+        size = record.annotation["image"]
+        image = decode_image(record.image_bytes, size["width"], size["height"], record.name)
+        found = image, record.annotation["annotations"], record.key
+        worker = get_worker_info()
+        cost = image.nbytes * (worker.num_workers if worker else 1)  # each worker has a memory of its own
+        if cost <= self._room:
+            self._room -= cost
+            self._cache[index] = found
+        return found
+
+    def _count_skip(self, index: int, error: ValueError) -> None:
+        self._skips += 1
+        if index not in self._said:
+            self._said.add(index)
+            logger.warning("skipped and replaced by another record: %s", error)
+
+
+def _local(urls: list[str]) -> list[str]:
+    remote = [url for url in urls if is_remote(url)]
+    if remote:
+        raise ValueError(f"{remote[0]} has to be streamed, which data.train allows for all or none; download it first")
+    return urls
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """One batch of samples; where none has an object, one empty object of weight 0 stands in, so that N is never 0."""
+    images, masks = torch.stack([s.image for s in samples]), torch.cat([s.masks for s in samples])
+    image_index = torch.repeat_interleave(torch.tensor([len(s.masks) for s in samples]))
+    weights = torch.ones(len(masks))
+    if len(masks) == 0:
+        masks = masks.new_zeros(1, *masks.shape[1:])
+        image_index, weights = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+    return Batch(
+        images=images,
+        masks=masks,
+        image_index=image_index,
+        weights=weights,
+        input_sizes=torch.tensor([s.input_size for s in samples]),
+        original_sizes=torch.tensor([s.original_size for s in samples]),
+        keys=[s.key for s in samples],
+    )

@@ -1,0 +1,202 @@
+"""Shards behind URLs, streamed by webdataset: endless, mixed, paired by name, and a stream that is cut is noticed.
+
+A stream has no positions, so a resumed run goes on with other pictures than an uninterrupted one; local shards have no
+such limit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import shlex
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+from webdataset.gopen import gopen
+
+from samtrain.data.decode import decode_image
+from samtrain.data.shards import Record, parse_annotation
+from samtrain.data.tar_index import BLOCK, check_on_error, split_name
+from samtrain.data.transforms import Sample
+
+logger = logging.getLogger(__name__)
+
+Pair = tuple[str, str, bytes, bytes]  # key, extension, picture, JSON
+
+
+class RemoteSamDataset(IterableDataset):
+    """Endless samples from URLs; each worker of each rank streams shards of its own, weights repeat shards.
+
+    sources: (urls, weight) pairs. Raises ValueError for a URL that would run a command (`pipe:`, and `s3://`, which
+    runs the `aws` tool) unless `allow_pipe`. What cannot be read raises ValueError, or with on_error="skip" is left
+    out, logged and counted in `num_skipped`. `start_step` draws another order for a run that goes on.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[Sequence[str], float]],
+        transform: Callable[..., Sample],
+        *,
+        max_masks: int = 64,
+        seed: int = 0,
+        start_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        on_error: str = "raise",
+        allow_pipe: bool = False,
+        shuffle_records: int = 64,
+    ) -> None:
+        check_on_error(on_error)
+        self.sources = [([_opened_as(url, allow_pipe) for url in urls], weight) for urls, weight in sources]
+        self.transform, self.max_masks, self.on_error = transform, max_masks, on_error
+        self.seeds, self.rank, self.world_size = (seed, start_step), rank, world_size
+        self.shuffle_records = shuffle_records
+        self._skips = torch.zeros(1, dtype=torch.int64).share_memory_()  # one count for all workers
+
+    @property
+    def num_skipped(self) -> int:
+        """How many records and shards have been left out."""
+        return int(self._skips)
+
+    def check_parts(self, num_workers: int) -> None:
+        """Raises ValueError if a worker of some rank would have no shard to read."""
+        workers, shards = max(num_workers, 1), len({url for urls, _ in self.sources for url in urls})
+        if shards < self.world_size * workers:
+            raise ValueError(
+                f"{shards} remote shards for {self.world_size} ranks with {workers} workers each, but each worker "
+                f"streams shards of its own: set data.num_workers to {shards // self.world_size} or less, or split "
+                "the set into more shards"
+            )
+
+    def __iter__(self) -> Iterator[Sample]:
+        worker = get_worker_info()
+        workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
+        self.check_parts(workers)
+        part, parts = self.rank * workers + number, self.world_size * workers
+        for epoch in itertools.count():
+            mine = list(enumerate(self._order(epoch)))[part::parts]
+            came = 0
+            for place, url in mine:
+                for sample in self._samples(url, (*self.seeds, epoch, place)):
+                    came += 1
+                    yield sample
+            if mine and not came:
+                raise ValueError(f"none of {[url for _, url in mine]} gave a single sample; see the log for why")
+
+    def _order(self, epoch: int) -> list[str]:
+        """The URLs of a virtual epoch, the same on all ranks; a fraction of a weight is a chance for each shard."""
+        rng = np.random.default_rng([*self.seeds, epoch])
+        shown = []
+        for urls, weight in self.sources:
+            repeats = int(weight) + (rng.random(len(urls)) < weight % 1)
+            shown += [url for url, repeat in zip(urls, repeats.tolist(), strict=True) for _ in range(repeat)]
+        return [shown[i] for i in rng.permutation(len(shown))]
+
+    def _samples(self, url: str, seeds: tuple[int, ...]) -> Iterator[Sample]:
+        """The samples of one shard; one that breaks off gives what came before."""
+        pairs = _shuffled(stream_pairs(url), self.shuffle_records, np.random.default_rng(seeds))
+        try:
+            for pair in pairs:
+                sample = self._sample(pair, url, seeds)
+                if sample is not None:
+                    yield sample
+        except ValueError as error:
+            self._leave_out(error)
+
+    def _sample(self, pair: Pair, url: str, seeds: tuple[int, ...]) -> Sample | None:
+        key, ext, image_bytes, json_bytes = pair
+        name = f"{url}, record {key}"
+        rng = np.random.default_rng([*seeds, zlib.crc32(key.encode())])
+        try:
+            record = Record(key, ext, image_bytes, parse_annotation(json_bytes, name), url)
+            size = record.annotation["image"]
+            image = decode_image(image_bytes, size["width"], size["height"], name)
+            sample = self.transform(image, record.annotation["annotations"], self.max_masks, rng)
+        except ValueError as error:
+            self._leave_out(error if str(error).startswith(name) else ValueError(f"{name}: {error}"))
+            return None
+        sample.key = key
+        return sample
+
+    def _leave_out(self, error: ValueError) -> None:
+        if self.on_error == "raise":
+            raise error
+        self._skips += 1
+        logger.warning("left out: %s", error)
+
+
+def _opened_as(url: str, allow_pipe: bool) -> str:
+    """The URL as webdataset opens it; commands only when they are allowed."""
+    scheme = url.split(":")[0]
+    if scheme in ("http", "https"):
+        return url
+    if scheme not in ("pipe", "s3"):
+        raise ValueError(f"{url}: {scheme}: is not streamed, allowed are http, https, s3, pipe; or mount it as files")
+    if not allow_pipe:
+        raise ValueError(f"{url} runs a command on this machine; set data.allow_pipe=true if you trust its origin")
+    return url if scheme == "pipe" else f"pipe:aws s3 cp {shlex.quote(url)} -"
+
+
+def stream_pairs(url: str) -> Iterator[Pair]:
+    """The records of a shard in the order in which their second half arrives; raises ValueError at its end if it is cut
+    or holds half records.
+    """
+    waiting: dict[str, dict[str, tuple[str, bytes]]] = {}
+    for name, data in _stream_members(url):
+        key, ext = split_name(name)
+        if not ext:
+            continue
+        halves = waiting.setdefault(key, {})
+        halves["json" if ext == "json" else "image"] = (ext, data)
+        if len(halves) == 2:
+            del waiting[key]
+            yield key, halves["image"][0], halves["image"][1], halves["json"][1]
+    if waiting:
+        key, halves = next(iter(waiting.items()))
+        lacking = "picture" if "json" in halves else "JSON"
+        raise ValueError(f"{url}: {len(waiting)} half records, the first, {key}, has no {lacking}; write it again")
+
+
+def _stream_members(url: str) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of the files in a streamed tar; raises ValueError where it cannot be opened or is cut."""
+    try:
+        with gopen(url) as stream:
+            counted = _Counted(stream)
+            with tarfile.open(fileobj=counted, mode="r|") as tar:  # type: ignore[call-overload]  # reads alone suffice
+                while (member := tar.next()) is not None:
+                    if member.isreg():
+                        yield member.name, tar.extractfile(member).read()
+                    tar.members = []  # tarfile would remember them all
+                whole = counted.total >= tar.offset + BLOCK  # the end mark stands where the next header would
+    except (OSError, tarfile.ReadError) as error:
+        raise ValueError(f"{url} cannot be streamed as a tar ({error}); try it with curl, or download it") from error
+    if not whole:
+        raise ValueError(f"{url}: this tar is cut, it has no end-of-archive mark; upload it again")
+
+
+class _Counted:
+    """A stream that knows how many bytes were read from it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream, self.total = stream, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(size)
+        self.total += len(data)
+        return data
+
+
+def _shuffled(pairs: Iterable[Pair], size: int, rng: np.random.Generator) -> Iterator[Pair]:
+    """The pairs in an order drawn from a buffer of `size`."""
+    buffer: list[Pair] = []
+    for pair in pairs:
+        buffer.append(pair)
+        if len(buffer) >= size:
+            yield buffer.pop(int(rng.integers(len(buffer))))
+    while buffer:
+        yield buffer.pop(int(rng.integers(len(buffer))))

@@ -1,0 +1,90 @@
+"""Parts of an object: what lies along its outline, across it, or inside it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from samtrain.data.scenes.canvas import Canvas, Patch, cropped
+from samtrain.data.scenes.shapes import draw_shape
+from samtrain.data.scenes.surfaces import Surface
+
+
+def _inner(owner: Patch, inner: np.ndarray, surface: Surface, radius: float | None = None) -> Patch:
+    """A part in its owner's window, cut to the owner; its centre is that of its pixels."""
+    inner = np.maximum(inner, owner.field)
+    rows, columns = np.nonzero(inner < 0)
+    centre = owner.centre
+    if len(rows):
+        centre = (columns.mean() + owner.columns.start, rows.mean() + owner.rows.start)
+    return cropped(Patch(owner.rows, owner.columns, inner, centre, radius or owner.radius * 0.6, surface), 1.0)
+
+
+def core(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
+    """The inside of an outline that runs parallel to the owner's: a plate's bottom, a screen."""
+    depth = -owner.field.min() * canvas.rng.uniform(0.14, 0.3)
+    return [_inner(owner, owner.field + depth, surface)]
+
+
+def rim(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
+    """A frame along the owner's outline."""
+    depth = -owner.field.min() * canvas.rng.uniform(0.25, 0.45)
+    return [_inner(owner, -(owner.field + depth), surface)]
+
+
+def cap(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
+    """What a straight cut takes off: a roof, a lid."""
+    along = _along(canvas, owner)
+    cut = np.quantile(along[owner.field < 0], canvas.rng.uniform(0.35, 0.6))
+    return [_inner(owner, along - cut, surface)]
+
+
+def band(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
+    """A strip across the owner: a belt, a label."""
+    along, start = _along(canvas, owner), canvas.rng.uniform(0.1, 0.5)
+    low, high = np.quantile(along[owner.field < 0], (start, start + canvas.rng.uniform(0.3, 0.45)))
+    return [_inner(owner, np.maximum(low - along, along - high), surface)]
+
+
+def _along(canvas: Canvas, owner: Patch) -> np.ndarray:
+    """Coordinates along a random direction in the owner's window."""
+    angle = canvas.rng.uniform(0, 2 * np.pi)
+    return canvas.x[owner.rows, owner.columns] * np.cos(angle) + canvas.y[owner.rows, owner.columns] * np.sin(angle)
+
+
+def inset(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
+    """One shape somewhere inside: a nucleus, an eye, a door."""
+    rng = canvas.rng
+    rows, columns = np.nonzero(owner.field <= owner.field.min() * 0.5)
+    pick = rng.integers(len(rows))
+    radius = -float(owner.field[rows[pick], columns[pick]]) * rng.uniform(0.8, 1.2)
+    kind = ("ellipse", "blob", "polygon", "box", "star")[rng.integers(5)]
+    return [_placed(canvas, owner, kind, (rows[pick], columns[pick]), radius, surface, rng.uniform(0, 2 * np.pi))]
+
+
+def windows(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
+    """Up to three equal shapes on a lattice."""
+    rng = canvas.rng
+    radius = max(float(-owner.field.min()) * rng.uniform(0.3, 0.42), 4.2 * canvas.unit)
+    angle, pitch = rng.uniform(0, np.pi), radius * 2.5
+    x, y = canvas.x[owner.rows, owner.columns], canvas.y[owner.rows, owner.columns]
+    u, v = (x * np.cos(angle) + y * np.sin(angle)) / pitch, (y * np.cos(angle) - x * np.sin(angle)) / pitch
+    # the pixel nearest to each lattice point, where the shape fits
+    off = np.hypot(u - np.rint(u), v - np.rint(v))
+    rows, columns = np.nonzero((off < 0.71 / pitch) & (owner.field < -0.95 * radius))
+    cells = np.stack([np.rint(u[rows, columns]), np.rint(v[rows, columns])], axis=1)
+    _, first = np.unique(cells, axis=0, return_index=True)
+    kind = ("ellipse", "box", "polygon")[rng.integers(3)]
+    chosen = rng.permutation(first)[:3]
+    return [_placed(canvas, owner, kind, (rows[i], columns[i]), radius, surface, angle) for i in chosen]
+
+
+def _placed(
+    canvas: Canvas, owner: Patch, kind: str, place: tuple[int, int], radius: float, surface: Surface, angle: float
+) -> Patch:
+    """A shape around a pixel (row, column) of the owner's window, cut a pixel inside the owner's outline."""
+    x, y = canvas.x[owner.rows, owner.columns], canvas.y[owner.rows, owner.columns]
+    inner = draw_shape(canvas.rng, kind, x - x[0, place[1]], y - y[place[0], 0], radius, angle=angle, stretch=1.0)
+    return _inner(owner, np.maximum(inner, owner.field + canvas.unit).astype(np.float32), surface, radius)
+
+
+LAYOUTS = [core, rim, cap, band, inset]  # for any object; windows need a large one

@@ -1,0 +1,208 @@
+"""From a picture and its annotations to a sample: where to look and which masks to decode, drawn from one generator.
+
+A transform decides on a `Window`; picture and masks are then brought into it alike. Masks stay RLE until chosen: boxes
+and areas of the JSON say which can be seen, `max_masks` of those are drawn, and only they are decoded.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samtrain.data.windows import MaskPatch, Window, render_image, render_mask
+from samtrain.ops.rle import RLE, rle_area, rle_to_box_xywh
+
+Annotation = dict[str, Any]
+
+
+@dataclass
+class Sample:
+    """One picture in the input frame with the N masks chosen in it; N may be 0.
+
+    image: (3, S, S) uint8 RGB, zero in the padding. masks: (N, S, S) bool. input_size: (H, W) of the part that is not
+    padding. original_size: (H, W) of the picture as stored.
+    """
+
+    image: Tensor
+    masks: Tensor
+    input_size: tuple[int, int]
+    original_size: tuple[int, int]
+    key: str = ""
+
+
+class WindowTransform(ABC):
+    """What all transforms share: `transform(image, annotations, max_masks, rng) -> Sample`.
+
+    image is (H, W, 3) uint8 and the annotations are SA-1B's. Masks over `max_mask_area` of the picture or of the window
+    are dropped (paper, appendix A: 90 %), and those under `min_mask_area` input pixels.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 1024,
+        max_mask_area: float = 0.9,
+        min_mask_area: int = 1,
+        flip_probability: float = 0.0,
+    ) -> None:
+        if min_mask_area < 1:
+            raise ValueError(f"min_mask_area is {min_mask_area}, allowed is 1 or more; set it in the transform")
+        self.image_size = image_size
+        self.max_mask_area = max_mask_area
+        self.min_mask_area = min_mask_area
+        self.flip_probability = flip_probability
+
+    @abstractmethod
+    def window(self, size: tuple[int, int], boxes_N4: np.ndarray, rng: np.random.Generator) -> Window:
+        """Where to look in a picture of `size` (H, W) with objects at these boxes (xyxy)."""
+
+    def __call__(
+        self, image: np.ndarray, annotations: Sequence[Annotation], max_masks: int, rng: np.random.Generator
+    ) -> Sample:
+        size = image.shape[:2]
+        # decide where to look and which objects to decode, by boxes and areas alone
+        areas_N = np.array([_area(a) for a in annotations], dtype=np.float64)
+        kept = np.flatnonzero(areas_N <= self.max_mask_area * size[0] * size[1])
+        boxes_N4 = np.array([_box_xyxy(annotations[i]) for i in kept.tolist()], dtype=np.float64).reshape(-1, 4)
+        window = self.window(size, boxes_N4, rng)
+        visible = kept[self._may_be_seen(areas_N[kept], boxes_N4, window)]
+        chosen = np.sort(rng.permutation(visible)[:max_masks])
+        # bring them into the window
+        masks = [_of_annotation(render_mask, annotations[i], size, window) for i in chosen.tolist()]
+        largest = self.max_mask_area * window.size[0] * window.size[1]
+        masks = [mask for mask in masks if self.min_mask_area <= mask.area <= largest]
+        sample = Sample(*self._pad(render_image(image, window), masks), window.size, tuple(size))
+        if self.flip_probability > 0 and rng.random() < self.flip_probability:
+            _mirror(sample)
+        return sample
+
+    def _may_be_seen(self, areas_N: np.ndarray, boxes_N4: np.ndarray, window: Window) -> np.ndarray:
+        """(N,) bool: the box meets the window, and the whole object would be large enough in it."""
+        x0, y0, x1, y1 = window.box
+        meets = (boxes_N4[:, 0] < x1) & (boxes_N4[:, 2] > x0) & (boxes_N4[:, 1] < y1) & (boxes_N4[:, 3] > y0)
+        if self.min_mask_area == 1:
+            return meets  # what is seen at all keeps one pixel
+        return meets & (areas_N * window.scale[0] * window.scale[1] >= self.min_mask_area)
+
+    def _pad(self, image: np.ndarray, masks: Sequence[MaskPatch]) -> tuple[Tensor, Tensor]:
+        """(3, S, S) and (N, S, S): picture and masks in the top left corner of the square."""
+        square = np.zeros((3, self.image_size, self.image_size), dtype=np.uint8)
+        square[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+        masks_NSS = np.zeros((len(masks), self.image_size, self.image_size), dtype=bool)
+        for row, mask in enumerate(masks):
+            height, width = mask.pixels.shape
+            masks_NSS[row, mask.top : mask.top + height, mask.left : mask.left + width] = mask.pixels
+        return torch.from_numpy(square), torch.from_numpy(masks_NSS)
+
+
+def _mirror(sample: Sample) -> None:
+    """Exchange left and right of the part that is not padding."""
+    width = sample.input_size[1]
+    sample.image[..., :width] = sample.image[..., :width].flip(-1)
+    sample.masks[..., :width] = sample.masks[..., :width].flip(-1)
+
+
+class ResizeLongestSide(WindowTransform):
+    """The whole picture, its longest side resized to `image_size`: SAM's own preprocessing."""
+
+    def window(self, size: tuple[int, int], boxes_N4: np.ndarray, rng: np.random.Generator) -> Window:
+        return Window((0, 0, size[1], size[0]), resized_size(size, self.image_size))
+
+
+class LargeScaleJitter(WindowTransform):
+    """The longest side at a random multiple of `image_size`, then a random crop or padding (paper: [0.1, 2.0])."""
+
+    def __init__(self, *, scale: Sequence[float] = (0.1, 2.0), **kwargs) -> None:
+        super().__init__(**kwargs)
+        if not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"scale is {tuple(scale)}, allowed is 0 < smallest <= largest; set the transform's scale")
+        self.smallest, self.largest = scale
+
+    def window(self, size: tuple[int, int], boxes_N4: np.ndarray, rng: np.random.Generator) -> Window:
+        resized = resized_size(size, self.image_size * rng.uniform(self.smallest, self.largest))
+        cropped = min(resized[0], self.image_size), min(resized[1], self.image_size)
+        top, left = (int(rng.integers(0, r - c + 1)) for r, c in zip(resized, cropped, strict=True))
+        step_y, step_x = size[0] / resized[0], size[1] / resized[1]
+        bottom, right = (top + cropped[0]) * step_y, (left + cropped[1]) * step_x
+        return Window((left * step_x, top * step_y, min(right, size[1]), min(bottom, size[0])), cropped)
+
+
+class NativeCrop(WindowTransform):
+    """A square of `image_size` of the picture's own pixels that holds an object; a smaller picture is padded.
+
+    With `centre` it is the one nearest to the middle of the picture, the same each time; else a random object is
+    chosen, and a random place for the square around it.
+    """
+
+    def __init__(self, *, centre: bool = False, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.centre = centre
+
+    def window(self, size: tuple[int, int], boxes_N4: np.ndarray, rng: np.random.Generator) -> Window:
+        anchor = self._anchor(size, boxes_N4, rng)
+        left, right = self._span(size[1], anchor[0::2], rng)
+        top, bottom = self._span(size[0], anchor[1::2], rng)
+        return Window((left, top, right, bottom), (bottom - top, right - left))
+
+    def _anchor(self, size: tuple[int, int], boxes_N4: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The box to be held: of the objects that fit into the crop, if any does, a random one or the most central."""
+        if len(boxes_N4) == 0:
+            return np.array([0, 0, size[1], size[0]], dtype=np.float64)
+        sides_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
+        fitting = boxes_N4[(sides_N2 <= self.image_size).all(axis=1)]
+        choice = fitting if len(fitting) else boxes_N4
+        if not self.centre:
+            return choice[rng.integers(len(choice))]
+        middle = np.array([size[1], size[0]]) / 2
+        distance = np.abs((choice[:, :2] + choice[:, 2:]) / 2 - middle).max(axis=1)
+        return choice[distance.argmin()]
+
+    def _span(self, side: int, anchor: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
+        """Start and end of the crop along one axis: it holds the anchor, or lies inside one that is larger."""
+        length = min(side, self.image_size)
+        inside = sorted((int(np.ceil(anchor[1])) - length, int(np.floor(anchor[0]))))
+        low, high = (min(max(start, 0), side - length) for start in inside)
+        start = min(max((side - length) // 2, low), high) if self.centre else int(rng.integers(low, high + 1))
+        return start, start + length
+
+
+def resized_size(size: tuple[int, int], longest: float) -> tuple[int, int]:
+    """(H, W) with the longest side brought to `longest`, rounded as SAM's ResizeLongestSide does, at least 1."""
+    scale = longest / max(size)
+    return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
+
+
+def _area(annotation: Annotation) -> float:
+    """Pixels of the mask, by the JSON or else by the RLE; raises ValueError for a mask without pixels."""
+    area = annotation.get("area")
+    if isinstance(area, (int, float)) and area > 0:
+        return area
+    return _of_annotation(_count_pixels, annotation)
+
+
+def _count_pixels(rle: RLE) -> int:
+    pixels = rle_area(rle)
+    if pixels == 0:
+        raise ValueError("its mask has no pixels")
+    return pixels
+
+
+def _box_xyxy(annotation: Annotation) -> tuple[float, float, float, float]:
+    """A box that surely holds the mask: SA-1B's own boxes count from pixel to pixel and are one short."""
+    box = annotation.get("bbox") or _of_annotation(rle_to_box_xywh, annotation)
+    return box[0], box[1], box[0] + box[2] + 1, box[1] + box[3] + 1
+
+
+def _of_annotation(function, annotation: Annotation, *arguments) -> Any:
+    """A function of the annotation's RLE, with the annotation's id in front of what it complains about."""
+    try:
+        return function(annotation["segmentation"], *arguments)
+    except (ValueError, TypeError) as error:
+        cure = "correct it, leave it out of the JSON, or set data.on_error=skip"
+        raise ValueError(f"annotation {annotation.get('id')}: {error}; {cure}") from error

@@ -1,0 +1,102 @@
+"""Many pictures annotated with one model, resumable after each, and the shards that come of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from samtrain.data.decode import decode_image
+from samtrain.data.shards import ShardWriter, digest
+from samtrain.data_engine.annotators import Annotator, Picture
+from samtrain.data_engine.pieces import Done, do_once
+from samtrain.data_engine.pool import Pool, PoolItem
+from samtrain.data_engine.records import Drawing, to_drawing
+
+log = logging.getLogger(__name__)
+
+PICTURES_A_SHARD = 1000
+SAY_EVERY = 30.0  # seconds between two lines of the log
+
+
+class Annotating:
+    """Pictures of the pool, drawn by an annotator with the help of one model; a file each in `folder`."""
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        pool: Pool,
+        items: Sequence[PoolItem],
+        annotator: Annotator,
+        load: Callable[[], Any],
+        model_digest: str,
+        number: int,
+    ) -> None:
+        """`load` gives the predictor and is called only if a picture is left to do; `number` is the round's."""
+        self.folder, self.pool, self.items, self.annotator = folder, pool, items, annotator
+        self.load, self.model_digest, self.number = load, model_digest, number
+
+    @cached_property
+    def predictor(self) -> Any:
+        return self.load()
+
+    def drawings(self) -> Done:
+        """The list of drawings in the order of the items; masks stay run-length encoded."""
+        said, done = time.monotonic(), []
+        for position, item in enumerate(self.items):
+            path = self.folder / f"{position:06d}.json"
+            done.append(do_once(path, partial(self._draw, position, item)))
+            self._check_same_picture(path, done[-1].result["key"], self.pool.key(item))
+            if time.monotonic() - said > SAY_EVERY:
+                said = time.monotonic()
+                log.info("round %d: annotated %d of %d pictures", self.number, len(done), len(self.items))
+        return Done([each.result for each in done], sum(each.wall for each in done))
+
+    def _check_same_picture(self, path: Path, drawn: str, chosen: str) -> None:
+        if drawn != chosen:
+            raise ValueError(
+                f"{path} holds picture {drawn}, now {chosen} is chosen in its place: the pool has "
+                "changed since this run began. Bring it back (data.root), or begin a new run_dir"
+            )
+
+    def _draw(self, position: int, item: PoolItem) -> Drawing:
+        record = self.pool.read(item)
+        size = record.annotation["image"]
+        image = decode_image(record.image_bytes, size["width"], size["height"], record.name)
+        result = self.annotator.annotate(Picture(record.key, image, record.annotation["annotations"]), self.predictor)
+        # unique over all rounds, and in 64 bits: a billion pictures a round, ten thousand masks a picture
+        first_id = (self.number * 10**9 + position) * 10**4
+        return to_drawing(record.key, result, first_id=first_id, model_digest=self.model_digest)
+
+
+def write_shards(
+    folder: Path, prefix: str, pool: Pool, items: Sequence[PoolItem], drawings: Sequence[Drawing]
+) -> list[dict[str, Any]]:
+    """Pictures with at least one mask, in their order, as SA-1B's tars: [{path, sha256, images, masks}].
+
+    Equal drawings give equal bytes. Raises ValueError where nothing was drawn at all.
+    """
+    counts: list[int] = []
+    with ShardWriter(folder, prefix, max_count=PICTURES_A_SHARD) as writer:
+        for item, drawing in zip(items, drawings, strict=True):
+            if not drawing["annotations"]:
+                continue
+            record = pool.read(item)
+            annotation = {"image": record.annotation["image"], "annotations": drawing["annotations"]}
+            writer.write(record.key, record.image_bytes, record.ext, annotation)
+            counts.append(len(drawing["annotations"]))
+        paths = writer.close()
+    if not paths:
+        raise ValueError(
+            f"not one mask was kept in {len(items)} pictures ({prefix}): do the pictures of the pool hold objects? "
+            "Look at them with task=preview, or lower annotator.min_iou"
+        )
+    chunks = [counts[i : i + PICTURES_A_SHARD] for i in range(0, len(counts), PICTURES_A_SHARD)]
+    return [
+        {"path": str(path), "sha256": digest(path), "images": len(chunk), "masks": sum(chunk)}
+        for path, chunk in zip(paths, chunks, strict=True)
+    ]

@@ -1,0 +1,157 @@
+"""`ledger.jsonl`: one line a round, what was annotated with which model, and what was learned from it.
+
+What a clock on the wall said stands under `wall` and nowhere else, so that the ledger of a run that was interrupted
+equals an undisturbed one's in everything else. Seconds outside of `wall` are modelled (`time_model.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from samtrain.modeling.checkpoints import replaced_whole
+
+NAME = "ledger.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerLine:
+    """A round. Round 0 is the first model: nothing annotated, nothing trained, but measured and probed.
+
+    model, checkpoint, digest:  what this round trained: the name of its size, the file (relative where it lies in the
+                                run's directory), the sha256 of its weights
+    parent:                     digest of the promoted model before: it helped to annotate, and training began from it
+    encoder:                    size of the promoted model after this round
+    images, masks:              pictures annotated in this round, masks kept; `masks_total` over all rounds so far
+    seconds_per_mask:           all modelled seconds (discarded masks too) by the masks kept
+    mask_iou:                   mean IoU of the masks kept with the ground truth
+    pictures_left:              pictures that were left because a mask took longer than the limit
+    probe_*:                    the same on the fixed probe objects, with the model that is promoted after the round;
+                                `probe_good` is the share of them that reached the target within the limit
+    metrics_before, _after:     of the promoted model before, and of the one trained here
+    shards:                     [{path, sha256, images, masks}] of this round
+    """
+
+    round: int
+    stage: str
+    model: str
+    encoder: str
+    parent: str | None
+    checkpoint: str
+    digest: str
+    images: int
+    masks: int
+    masks_total: int
+    discarded: int
+    pictures_left: int
+    masks_per_image: float | None
+    seconds_per_mask: float | None
+    clicks_per_mask: float | None
+    strokes_per_mask: float | None
+    mask_iou: float | None
+    probe_masks: int
+    probe_seconds_per_mask: float | None
+    probe_clicks_per_mask: float | None
+    probe_mask_iou: float | None
+    probe_good: float | None
+    images_seen: int
+    promote_metric: str
+    metrics_before: dict[str, float | None]
+    metrics_after: dict[str, float | None]
+    promoted: bool
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    wall: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def reproducible(self) -> dict[str, Any]:
+        """All but what the wall clock said."""
+        return {name: value for name, value in self.to_dict().items() if name != "wall"}
+
+    def probe(self) -> dict[str, Any]:
+        """The probe's numbers, for a later round that keeps this model."""
+        return {name: value for name, value in self.to_dict().items() if name.startswith("probe_")}
+
+    def in_words(self) -> str:
+        """For the log."""
+        name = self.promote_metric
+        after = _number(self.metrics_after[name])
+        if self.round == 0:
+            return f"round 0: the first model has {name} {after}"
+        return (
+            f"round {self.round}: {self.masks} masks in {self.images} pictures, "
+            f"{_number(self.seconds_per_mask, 1)} s a mask, {name} {_number(self.metrics_before[name])} -> {after}, "
+            f"{'promoted' if self.promoted else 'not better: the old model stays'}"
+        )
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "none" if value is None else f"{value:.{digits}f}"
+
+
+def read_ledger(run_dir: Path) -> list[LedgerLine]:
+    """The lines so far, none where no round has ended. Raises ValueError for what is no ledger of ours."""
+    path = run_dir / NAME
+    if not path.is_file():
+        return []
+    lines = [_parse(text, f"{path}, line {i}") for i, text in enumerate(path.read_text().splitlines(), 1)]
+    for i, line in enumerate(lines):
+        if line.round != i:
+            raise ValueError(f"{path}, line {i + 1} holds round {line.round} where round {i} belongs; restore the file")
+    return lines
+
+
+def append_line(run_dir: Path, line: LedgerLine) -> None:
+    """Write the ledger anew with one more line: it is there whole or not at all."""
+    lines = [*read_ledger(run_dir), line]
+    assert line.round == len(lines) - 1, f"round {line.round} after {len(lines) - 1} lines"
+    texts = [json.dumps(each.to_dict(), allow_nan=False) for each in lines]
+    with replaced_whole(run_dir / NAME) as temporary:
+        temporary.write_text("\n".join(texts) + "\n")
+
+
+def finite(metrics: dict[str, float]) -> dict[str, float | None]:
+    """Plain floats for JSON; None for what is no number (a model that fell apart)."""
+    return {name: float(value) if math.isfinite(value) else None for name, value in sorted(metrics.items())}
+
+
+def _parse(text: str, name: str) -> LedgerLine:
+    """One line, checked for its keys and kinds."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{name} is no JSON ({error}); restore the file, or begin a new run_dir") from error
+    known = {f.name: f.type for f in fields(LedgerLine)}
+    if not isinstance(values, dict) or set(values) != set(known):
+        keys = set(values) if isinstance(values, dict) else set()
+        raise ValueError(
+            f"{name} is no line of this version's ledger: missing {sorted(set(known) - keys)}, "
+            f"unknown {sorted(keys - set(known))}; read it with the version that wrote it"
+        )
+    wrong = [
+        f"{key} is {values[key]!r}, not {kind}" for key, kind in known.items() if not _fits(values[key], str(kind))
+    ]
+    if wrong:
+        raise ValueError(f"{name}: {'; '.join(wrong)}; restore the file")
+    return LedgerLine(**values)
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a JSON value is of a kind written as in LedgerLine: "int", "float | None", "dict[...]"."""
+    classes: dict[str, Any] = {
+        "int": int,
+        "float": (int, float),
+        "str": str,
+        "None": type(None),
+        "dict": dict,
+        "list": list,
+    }
+    outer = kind.split("[")[0]
+    names = [outer] if outer in ("dict", "list") else kind.split(" | ")
+    if isinstance(value, bool):
+        return "bool" in names
+    return any(name in classes and isinstance(value, classes[name]) for name in names)

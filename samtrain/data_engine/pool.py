@@ -1,0 +1,93 @@
+"""The pool: which pictures a round annotates, and which are kept for the probe, as a function of the seed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from samtrain.data.shards import Record, ShardIndex, index_tar, is_remote, read_record
+
+log = logging.getLogger(__name__)
+
+MAX_PROBE_SHARE = 0.2  # of the pool: small pools are for annotating (assumption)
+
+
+@dataclass(frozen=True)
+class PoolItem:
+    """A picture of the pool: record `index` of tar number `tar`."""
+
+    tar: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Pictures of the probe, and of each round; none stands in two places."""
+
+    probe: list[PoolItem]
+    rounds: list[list[PoolItem]]
+
+
+class Pool:
+    """Local tars with pictures to annotate. Raises ValueError for URLs and for two pictures of one name."""
+
+    def __init__(self, tars: Sequence[str]) -> None:
+        if remote := [tar for tar in tars if is_remote(tar)]:
+            raise ValueError(
+                f"the pool lies at {remote[0]}: annotating reads pictures by number, copy the tars to a disk"
+            )
+        self.indices: list[ShardIndex] = [index_tar(tar) for tar in tars]
+        keys = np.concatenate([index.keys for index in self.indices]) if self.indices else np.array([])
+        names, counts = np.unique(keys, return_counts=True)
+        if (counts > 1).any():
+            raise ValueError(
+                f"the pool holds {int((counts > 1).sum())} names twice, {names[counts > 1][0].decode()!r} among them: "
+                "give each picture one name, or each tar once (data.root)"
+            )
+
+    def __len__(self) -> int:
+        return sum(len(index) for index in self.indices)
+
+    def key(self, item: PoolItem) -> str:
+        return self.indices[item.tar].key(item.index)
+
+    def read(self, item: PoolItem) -> Record:
+        """Raises ValueError as `read_record` does."""
+        return read_record(self.indices[item.tar], item.index)
+
+    def select(self, images_by_round: Sequence[int], probe_images: int, seed: int) -> Selection:
+        """The pictures in an order drawn by `seed`: first the probe's, then round after round."""
+        probe, counts = share_out(len(self), images_by_round, probe_images)
+        items = [PoolItem(tar, i) for tar, index in enumerate(self.indices) for i in range(len(index))]
+        order = np.random.default_rng(seed).permutation(len(items))
+        ends = np.cumsum([probe, *counts])
+        parts = [
+            [items[i] for i in order[end - count : end]] for end, count in zip(ends, [probe, *counts], strict=True)
+        ]
+        return Selection(parts[0], parts[1:])
+
+
+def share_out(size: int, images_by_round: Sequence[int], probe_images: int) -> tuple[int, list[int]]:
+    """How many pictures the probe and each round get of a pool of `size`; less than asked, in proportion, where it is
+    small.
+
+    Raises ValueError where a round would get none.
+    """
+    probe = min(probe_images, int(size * MAX_PROBE_SHARE))
+    asked, left = sum(images_by_round), size - probe
+    if asked <= left:
+        return probe, list(images_by_round)
+    ends = [left * sum(images_by_round[: i + 1]) // asked for i in range(len(images_by_round))]
+    counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    if min(counts) < 1:
+        raise ValueError(
+            f"the pool holds {size} pictures, too few for {len(counts)} rounds that ask for {asked}: "
+            "prepare more pictures (data.root), or fewer rounds"
+        )
+    log.warning(
+        "the pool holds %d pictures, the rounds ask for %d: they get %s, the probe %d", size, asked, counts, probe
+    )
+    return probe, counts

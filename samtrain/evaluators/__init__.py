@@ -1,0 +1,1 @@
+"""One zero-shot experiment of the paper a file."""

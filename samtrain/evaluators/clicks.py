@@ -1,0 +1,121 @@
+"""Masks from clicks by the centre protocol, on whole pictures in their own pixels (section 7.1 and appendix D)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samtrain.data.decode import decode_image
+from samtrain.data.shards import Record
+from samtrain.interact import Decoder, Interaction, interact
+from samtrain.ops.masks import mask_iou
+from samtrain.ops.rle import decode_rle, rle_area
+from samtrain.predictor import SamPredictor
+from samtrain.prompts import CentreSampler, seeded_generator
+
+REPORTED = (1, 2, 3, 5, 9)  # clicks at which the paper reports
+MAX_PIXELS = 1 << 24  # objects times pixels answered at once: 64 MB of float32 logits
+Row = dict[str, Any]
+
+
+@torch.no_grad()
+def evaluate_clicks(
+    predictor: SamPredictor,
+    records: Iterable[Record],
+    *,
+    num_points: int = 5,
+    max_masks: int | None = None,
+    seed: int = 0,
+    chunk: int = 32,
+) -> tuple[dict[str, float], list[Row]]:
+    """Mean IoU over the objects of all pictures after 1, 2, 3, 5, 9 clicks (as far as `num_points` goes) and for a box.
+
+    Each picture is encoded once; at most `max_masks` of its objects are drawn, by seed and key. `miou_1` takes the
+    mask of highest predicted IoU, `oracle_miou_1` the best of the three. The rows are one an object: key, object,
+    area and IoUs. Raises ValueError where a picture or an RLE does not fit its record, or where no record holds an
+    object.
+    """
+    rows: list[Row] = []
+    for record in records:
+        chosen = _choose(record, max_masks, seed)
+        if not chosen:
+            continue
+        predictor.set_image(_image(record))
+        rows += _rows_of_picture(predictor, record, chosen, num_points, chunk)
+    if not rows:
+        raise ValueError("no record to evaluate holds an object; check the test split of data.root")
+    names = [name for name in rows[0] if name.startswith(("iou", "oracle_iou", "box_iou"))]
+    return {name.replace("iou", "miou"): float(np.mean([row[name] for row in rows])) for name in names}, rows
+
+
+def _rows_of_picture(
+    predictor: SamPredictor,
+    record: Record,
+    chosen: list[int],
+    num_points: int,
+    chunk: int,
+) -> list[Row]:
+    rows: list[Row] = []
+    objects, size = record.annotation["annotations"], _size(record)
+    chunk = max(1, min(chunk, MAX_PIXELS // (size[0] * size[1])))
+    for start in range(0, len(chosen), chunk):
+        indices = chosen[start : start + chunk]
+        masks = torch.from_numpy(np.stack([decode_rle(objects[i]["segmentation"], size) for i in indices]))
+        masks = masks.to(predictor.device)
+        scores = click_ious(predictor.decoder(), masks, num_points) | box_ious(predictor.decoder(), masks)
+        for n, i in enumerate(indices):
+            ious = {name: float(values[n]) for name, values in scores.items()}
+            rows.append({"key": record.key, "object": i, "area": int(masks[n].sum()), **ious})
+    return rows
+
+
+def click_ious(decoder: Decoder, masks_NHW: Tensor, num_points: int) -> dict[str, Tensor]:
+    """`iou_<clicks>` and `oracle_iou_1`: (N,) each, of the objects of the picture that the decoder answers for."""
+    scores: dict[str, Tensor] = {}
+    for turn in _interact(decoder, masks_NHW, CentreSampler(num_points=num_points)):
+        if turn.index == 0:
+            scores["iou_1"] = _iou(turn.logits(), masks_NHW)
+            low_res = turn.output.low_res_logits
+            each = [_iou(decoder.to_frame(low_res[:, m : m + 1])[:, 0], masks_NHW) for m in range(low_res.shape[1])]
+            scores["oracle_iou_1"] = torch.stack(each).amax(dim=0)
+        elif turn.index + 1 in REPORTED:
+            scores[f"iou_{turn.index + 1}"] = _iou(turn.logits(), masks_NHW)
+    return scores
+
+
+def box_ious(decoder: Decoder, masks_NHW: Tensor) -> dict[str, Tensor]:
+    """`box_iou`: (N,), for the ground truth's box alone."""
+    (turn,) = _interact(decoder, masks_NHW, CentreSampler(num_points=1, first="box"))
+    return {"box_iou": _iou(turn.logits(), masks_NHW)}
+
+
+def _interact(decoder: Decoder, masks_NHW: Tensor, sampler: CentreSampler) -> Iterator[Interaction]:
+    valid, generator = torch.ones_like(masks_NHW), torch.Generator()  # the sampler draws nothing
+    return interact(decoder, masks_NHW, sampler, schedule=sampler.schedule(), valid_NHW=valid, generator=generator)
+
+
+def _iou(logits_NHW: Tensor, masks_NHW: Tensor) -> Tensor:
+    return mask_iou(logits_NHW > 0, masks_NHW)
+
+
+def _choose(record: Record, max_masks: int | None, seed: int) -> list[int]:
+    """Indices of objects that have pixels, ascending; at most `max_masks`, drawn by the seed and the record's key."""
+    objects = record.annotation["annotations"]
+    indices = [i for i, o in enumerate(objects) if rle_area(o["segmentation"]) > 0]
+    if max_masks is None or len(indices) <= max_masks:
+        return indices
+    draw = torch.randperm(len(indices), generator=seeded_generator("cpu", seed, *record.key.encode()))
+    return sorted(indices[i] for i in draw[:max_masks].tolist())
+
+
+def _size(record: Record) -> tuple[int, int]:
+    return record.annotation["image"]["height"], record.annotation["image"]["width"]
+
+
+def _image(record: Record) -> np.ndarray:
+    H, W = _size(record)
+    return decode_image(record.image_bytes, W, H, record.name)

@@ -1,0 +1,76 @@
+"""The encoder begun from masked-autoencoder weights, as the paper's were (paper, section 3 and appendix A)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
+
+from samtrain.modeling.build import check_state_dict
+from samtrain.modeling.checkpoints import read_weights
+from samtrain.modeling.sam import Sam
+from samtrain.modeling.weights import StateDict
+
+log = logging.getLogger(__name__)
+
+TIMM_PREFIX = "timm:"
+# parts of an autoencoder that a SAM has no place for: class token, last norm (SAM has a neck), head, MAE's own decoder
+_IGNORED = ("cls_token", "norm.", "fc_norm.", "head.", "mask_token", "decoder_")
+
+
+def load_mae(sam: Sam, source: str | Path) -> list[str]:
+    """Sets the encoder's patches, positions and blocks from a file in the layout of timm's ViT, or from "timm:<name>".
+
+    Positions are resized to the model's grid, patches to its patch size (14 to 16 for the huge model); relative
+    positions become zero; neck, prompt encoder and decoder stay. Returns the keys that were left out. Raises ValueError
+    for keys that match nothing and for another width or depth.
+    """
+    state = _read(source)
+    ignored = sorted(key for key in state if key.startswith(_IGNORED))
+    state = {key: value.float() for key, value in state.items() if key not in ignored}
+    for key in ("pos_embed", "patch_embed.proj.weight"):
+        if key not in state:
+            raise ValueError(f"{source} is no masked autoencoder in timm's layout (mae): {key} is missing")
+
+    # the width decides every other shape: say that alone
+    width, wanted = state["patch_embed.proj.weight"].shape[0], sam.config.encoder_dim
+    if width != wanted:
+        raise ValueError(
+            f"{source} has width {width}, the encoder of {sam.config.model} {wanted}: give weights of its size (mae)"
+        )
+
+    # no relative positions were trained; the neck is SAM's own
+    encoder = _to_grid(state, sam)
+    for key, value in sam.image_encoder.state_dict().items():
+        if ".rel_pos_" in key:
+            encoder[key] = torch.zeros_like(value)
+        elif key.startswith("neck."):
+            encoder[key] = value
+    check_state_dict(sam.image_encoder, encoder, str(source))
+    sam.image_encoder.load_state_dict(encoder)
+    log.info("encoder of %s from %s; left out: %s", sam.config.model, source, ", ".join(ignored) or "nothing")
+    return ignored
+
+
+def _to_grid(state: StateDict, sam: Sam) -> StateDict:
+    """Positions without the class token's, bicubic to the grid; patches that answer to resized pictures as before."""
+    grid, patch = sam.config.grid, sam.config.patch_size
+    positions = resample_abs_pos_embed(state["pos_embed"], [grid, grid], num_prefix_tokens=1)
+    patches = resample_patch_embed(state["patch_embed.proj.weight"], [patch, patch])
+    return state | {"pos_embed": positions[:, 1:].unflatten(1, (grid, grid)), "patch_embed.proj.weight": patches}
+
+
+def _read(source: str | Path) -> StateDict:
+    name = str(source)
+    if not name.startswith(TIMM_PREFIX):
+        return read_weights(source).state_dict
+    name = name.removeprefix(TIMM_PREFIX)
+    if name not in (known := timm.list_pretrained("vit_*.mae")):
+        raise ValueError(f"timm has no weights {name!r} (mae): take one of {', '.join(known)}")
+    try:
+        return dict(timm.create_model(name, pretrained=True, num_classes=0).state_dict())
+    except Exception as error:  # the network's edge: whatever the hub's client raises
+        raise ValueError(f"{source} could not be fetched (mae): give a downloaded file instead. ({error})") from error

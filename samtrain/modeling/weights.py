@@ -1,0 +1,179 @@
+"""What the entries of a SAM state dict are called, what their shapes say, and how positions are resized.
+
+Three layouts are known: ours (timm's names in the encoder: `mlp.fc1`), Meta's official one (`mlp.lin1`) and that of
+`transformers`' SamModel. Everything past `to_our_layout` speaks ours.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed_nhwc
+from torch import Tensor
+
+from samtrain.modeling.sam import SAM_CONFIGS, Sam, SamConfig
+
+StateDict = dict[str, Tensor]
+
+_ENCODER_MLP = re.compile(r"^(image_encoder\.blocks\.\d+\.mlp)\.(fc|lin)([12])\.")
+
+# transformers' names, in the order in which they are replaced; the last ones are for single modules
+_TRANSFORMERS = [
+    (r"^shared_image_embedding\.positional_embedding", "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
+    (r"^vision_encoder\.layers\.", "image_encoder.blocks."),
+    (r"^vision_encoder\.", "image_encoder."),
+    (r"patch_embed\.projection\.", "patch_embed.proj."),
+    (r"neck\.conv1\.", "neck.0."),
+    (r"neck\.layer_norm1\.", "neck.1."),
+    (r"neck\.conv2\.", "neck.2."),
+    (r"neck\.layer_norm2\.", "neck.3."),
+    (r"mask_embed\.conv1\.", "mask_downscaling.0."),
+    (r"mask_embed\.layer_norm1\.", "mask_downscaling.1."),
+    (r"mask_embed\.conv2\.", "mask_downscaling.3."),
+    (r"mask_embed\.layer_norm2\.", "mask_downscaling.4."),
+    (r"mask_embed\.conv3\.", "mask_downscaling.6."),
+    (r"\.point_embed\.", ".point_embeddings."),
+    (r"layer_norm(\d|_final_attn)\.", r"norm\1."),
+    (r"upscale_conv1\.", "output_upscaling.0."),
+    (r"upscale_layer_norm\.", "output_upscaling.1."),
+    (r"upscale_conv2\.", "output_upscaling.3."),
+    (r"((?:mlps\.\d|iou_prediction_head)\.layers)\.0\.", r"\1.1."),
+    (r"(mlps\.\d|iou_prediction_head)\.proj_in\.", r"\1.layers.0."),
+    (r"(mlps\.\d|iou_prediction_head)\.proj_out\.", r"\1.layers.2."),
+]
+_TRANSFORMERS_DUPLICATE = "prompt_encoder.shared_embedding.positional_embedding"  # of shared_image_embedding
+
+
+def to_our_layout(state: StateDict) -> StateDict:
+    """The same tensors under our names, whichever of the three layouts they came in."""
+    if any(key.startswith("vision_encoder.") for key in state):
+        state = {_from_transformers(key): value for key, value in state.items() if key != _TRANSFORMERS_DUPLICATE}
+    return {_ENCODER_MLP.sub(r"\1.fc\3.", key): value for key, value in state.items()}
+
+
+def official_state_dict(sam: Sam) -> StateDict:
+    """The model's tensors under Meta's names, in float32 on the CPU.
+
+    Raises ValueError for a decoder that `segment_anything` cannot build.
+    """
+    if sam.config.decoder_depth != 2:
+        raise ValueError(
+            f"the official layout knows decoders of 2 layers, this one has {sam.config.decoder_depth} "
+            "(model.decoder_depth): segment_anything could not load it. Write it with save_safetensors instead"
+        )
+    state = {_ENCODER_MLP.sub(r"\1.lin\3.", key): value for key, value in sam.state_dict().items()}
+    return {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in state.items()}
+
+
+def _from_transformers(key: str) -> str:
+    for pattern, replacement in _TRANSFORMERS:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+# what else decides how a file's tensors are used; image_size is resized, drop_path and dropout have no tensors
+_FREE_FIELDS = ("model", "image_size", "drop_path", "dropout")
+
+
+def config_differences(found: SamConfig, asked: SamConfig) -> list[str]:
+    """In plain words, what keeps the tensors of one model from being those of the other."""
+    a, b = found.to_dict(), asked.to_dict()
+    return [f"{key} {a[key]} instead of {b[key]}" for key in a if key not in _FREE_FIELDS and a[key] != b[key]]
+
+
+def infer_config(state: StateDict, asked: SamConfig | None = None) -> SamConfig:
+    """The sizes of the model whose tensors these are, in our layout.
+
+    Shapes do not tell the decoder's heads, nor windows that are as large as the grid: these come from `asked` or from a
+    model of ours of equal shapes, else the heads are 8 as in all official models. ValueError where this is no SAM.
+    """
+    facts, image_size = _facts_of_tensors(state)
+    for config in [*([asked] if asked else []), *SAM_CONFIGS.values()]:
+        if image_size % config.patch_size == 0:
+            candidate = replace(config, image_size=image_size)
+            if _facts_of_config(candidate) == facts:
+                return candidate
+    tables = facts.pop("relative_position_tables")
+    grid = image_size // facts["patch_size"]
+    windows = {length for length in tables if length != 2 * grid - 1}
+    if len(windows) > 1:
+        raise ValueError(f"blocks of several window sizes ({sorted(windows)} relative positions): no SAM is built so")
+    return SamConfig(
+        model="custom",
+        image_size=image_size,
+        global_attn_indexes=tuple(i for i, length in enumerate(tables) if length not in windows),
+        window_size=(windows.pop() + 1) // 2 if windows else grid,
+        **facts,
+    )
+
+
+def _facts_of_config(config: SamConfig) -> dict:
+    """What `_facts_of_tensors` would read from the config's tensors."""
+    facts = {
+        key: value
+        for key, value in config.to_dict().items()
+        if key not in (*_FREE_FIELDS, "global_attn_indexes", "window_size", "decoder_heads")
+    }
+    is_global = [i in config.global_attn_indexes for i in range(config.encoder_depth)]
+    tables = [2 * (config.grid if each else config.window_size) - 1 for each in is_global]
+    return facts | {"relative_position_tables": tables}
+
+
+def _facts_of_tensors(state: StateDict) -> tuple[dict, int]:
+    """The sizes that shapes tell, and the image size."""
+    depth = _count(state, r"^image_encoder\.blocks\.(\d+)\.")
+    tables = [f"image_encoder.blocks.{i}.attn.rel_pos_h" for i in range(max(depth, 1))]
+    dim, patch = _shape(state, "image_encoder.patch_embed.proj.weight", 0, 2)
+    head_dim = _shape(state, tables[0], 1)[0]
+    facts = {
+        "encoder_dim": dim,
+        "encoder_depth": depth,
+        "encoder_heads": dim // head_dim,
+        "patch_size": patch,
+        "prompt_dim": _shape(state, "image_encoder.neck.0.weight", 0)[0],
+        "mask_in_chans": _shape(state, "prompt_encoder.mask_downscaling.3.weight", 0)[0],
+        "decoder_depth": _count(state, r"^mask_decoder\.transformer\.layers\.(\d+)\."),
+        "decoder_mlp_dim": _shape(state, "mask_decoder.transformer.layers.0.mlp.lin1.weight", 0)[0],
+        "iou_head_dim": _shape(state, "mask_decoder.iou_prediction_head.layers.0.weight", 0)[0],
+        "relative_position_tables": [_shape(state, key, 0)[0] for key in tables],
+    }
+    return facts, _shape(state, "image_encoder.pos_embed", 1)[0] * patch
+
+
+def _count(state: StateDict, pattern: str) -> int:
+    """How many numbered modules there are."""
+    return 1 + max((int(match[1]) for match in (re.match(pattern, key) for key in state) if match), default=-1)
+
+
+def _shape(state: StateDict, key: str, *axes: int) -> list[int]:
+    if key not in state:
+        held = ", ".join(sorted(state)[:5])
+        raise ValueError(f"not the weights of a SAM: {key} is missing; there are {len(state)} entries ({held}, ...)")
+    return [state[key].shape[axis] for axis in axes]
+
+
+def resize_positions(state: StateDict, config: SamConfig) -> StateDict:
+    """The tensors for another image size: absolute positions bicubic, those of global blocks linear.
+
+    Tables of windows stay: a window has as many positions at any image size. The linear resize is what segment_anything
+    does at run time.
+    """
+    state = dict(state)
+    key = "image_encoder.pos_embed"
+    if key in state:
+        state[key] = resample_abs_pos_embed_nhwc(state[key], [config.grid, config.grid])
+    for i in config.global_attn_indexes:
+        for axis in "hw":
+            key = f"image_encoder.blocks.{i}.attn.rel_pos_{axis}"
+            if key in state:
+                state[key] = _resize_table(state[key], 2 * config.grid - 1)
+    return state
+
+
+def _resize_table(table_LC: Tensor, length: int) -> Tensor:
+    if len(table_LC) == length:
+        return table_LC
+    return F.interpolate(table_LC.T[None], size=length, mode="linear")[0].T.contiguous()

@@ -1,0 +1,102 @@
+"""The optimiser and its schedule: AdamW, rates that fall with depth, warm-up and milestones (paper, appendix A)."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+SCHEDULES = ("step", "cosine", "constant")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Rates and schedule of one model size; the defaults are ViT-H's (paper, appendix A).
+
+    `milestones` are steps of a recipe of `max_steps`; a run of another length passes them in the same proportion. The
+    warm-up is as long in any run.
+    """
+
+    learning_rate: float = 8e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.1
+    layer_decay: float = 0.8
+    warmup_steps: int = 250
+    schedule: str = "step"
+    milestones: tuple[int, ...] = (60_000, 86_666)
+    max_steps: int = 90_000
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"optim.schedule is {self.schedule!r}: take one of {', '.join(SCHEDULES)}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optim.layer_decay is {self.layer_decay}: take a number above 0, up to 1 (no decay)")
+        if list(self.milestones) != sorted(self.milestones) or any(m > self.max_steps for m in self.milestones):
+            raise ValueError(
+                f"optim.milestones are {list(self.milestones)} of optim.max_steps {self.max_steps}: "
+                "they must ascend and end within the recipe"
+            )
+
+
+def param_groups(sam: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Trainable parameters by rate and weight decay, the full rate first; each group has a `name`.
+
+    No weight decay on what has one axis (norms and biases), nor on the absolute positions (ViTDet). Relative positions and
+    the decoder's tokens decay as weights do (ViTDet, SAM 2).
+    """
+    depth = len(sam.image_encoder.blocks)
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in sam.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and not name.endswith("pos_embed")
+            groups[_layer(name, depth), decays].append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": config.learning_rate * config.layer_decay ** (depth + 1 - layer),
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "name": f"layer_{layer}_{'decay' if decays else 'no_decay'}",
+        }
+        for (layer, decays), parameters in sorted(groups.items(), key=lambda item: (-item[0][0], not item[0][1]))
+    ]
+
+
+def _layer(name: str, depth: int) -> int:
+    """0 for patch and position embedding, i + 1 for block i, depth + 1 for all else (BEiT's and ViTDet's count)."""
+    if name.startswith(("image_encoder.patch_embed.", "image_encoder.pos_embed")):
+        return 0
+    if name.startswith("image_encoder.blocks."):
+        return int(name.split(".")[2]) + 1
+    return depth + 1
+
+
+def rate_factor(config: OptimConfig, step: int, run_steps: int) -> float:
+    """What the rate is multiplied by at the step that `step` others came before, in a run of `run_steps`."""
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    if config.schedule == "cosine":
+        return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / run_steps)))
+    if config.schedule == "step":
+        return warmup * config.gamma ** bisect_right(run_milestones(config, run_steps), step)
+    return warmup
+
+
+def run_milestones(config: OptimConfig, run_steps: int) -> list[int]:
+    """The recipe's milestones in a run of another length."""
+    return [round(milestone * run_steps / config.max_steps) for milestone in config.milestones]
+
+
+def build_optimizer(sam: nn.Module, config: OptimConfig, run_steps: int) -> tuple[AdamW, LambdaLR]:
+    """AdamW and a schedule that is a function of the step alone: to be stepped after every optimiser step."""
+    groups = param_groups(sam, config)
+    # fused: one kernel a group in place of ten operations a tensor
+    optimizer = AdamW(groups, betas=config.betas, fused=True)
+    return optimizer, LambdaLR(optimizer, lambda step: rate_factor(config, step, run_steps))

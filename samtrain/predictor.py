@@ -1,0 +1,280 @@
+"""Pictures in, masks out: `set_image` once, `predict` often; signatures, dtypes and frames are segment_anything's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from samtrain.modeling.sam import Sam
+from samtrain.ops.masks import longest_side_size
+from samtrain.types import PointLabel, Prompts, SamOutput
+
+Size = tuple[int, int]  # (H, W)
+
+
+class ResizeLongestSide:
+    """Between the original frame and the input frame, in which the longest side has `target_length` pixels."""
+
+    def __init__(self, target_length: int) -> None:
+        self.target_length = target_length
+
+    def size(self, original_size: Size) -> Size:
+        """(H, W) in the input frame."""
+        return longest_side_size(original_size, self.target_length)
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 resized by PIL's bilinear filter, as the model was trained."""
+        height, width = self.size(image.shape[:2])
+        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+    def apply_coords(self, coords: np.ndarray, original_size: Size) -> np.ndarray:
+        """(..., 2) float64 (x, y) in the input frame; each axis is scaled by its own, rounded, size."""
+        return np.asarray(coords, dtype=np.float64) * self._scale(original_size)
+
+    def apply_boxes(self, boxes: np.ndarray, original_size: Size) -> np.ndarray:
+        """(N, 4) float64 xyxy in the input frame."""
+        return self.apply_coords(np.reshape(boxes, (-1, 2, 2)), original_size).reshape(-1, 4)
+
+    def apply_coords_torch(self, coords: Tensor, original_size: Size) -> Tensor:
+        """(..., 2) float32 (x, y) in the input frame, to the bit what `predict` makes of them."""
+        scaled = self.apply_coords(coords.cpu().numpy(), original_size)
+        return torch.as_tensor(scaled, dtype=torch.float32, device=coords.device)
+
+    def apply_boxes_torch(self, boxes: Tensor, original_size: Size) -> Tensor:
+        """(N, 4) float32 xyxy in the input frame."""
+        return self.apply_coords_torch(boxes.reshape(-1, 2, 2), original_size).reshape(-1, 4)
+
+    def _scale(self, original_size: Size) -> np.ndarray:
+        height, width = self.size(original_size)
+        return np.array([width / original_size[1], height / original_size[0]])
+
+
+class SamPredictor:
+    """Encodes one picture and answers prompts on it; a drop-in for `segment_anything.SamPredictor`."""
+
+    def __init__(self, sam_model: Sam) -> None:
+        self.model = sam_model
+        self.transform = ResizeLongestSide(sam_model.config.image_size)
+        self.original_size: Size = (0, 0)
+        self.input_size: Size = (0, 0)
+        self.features: Any = None
+        self.reset_image()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+        """Encodes an (H, W, 3) uint8 picture; ValueError for another array, or a format other than "RGB" and "BGR"."""
+        image = as_rgb(image, image_format)
+        resized = torch.as_tensor(self.transform.apply_image(image), device=self.device)
+        self.set_torch_image(resized.permute(2, 0, 1)[None], image.shape[:2])
+
+    @torch.no_grad()
+    def set_torch_image(self, transformed_image: Tensor, original_image_size: Size) -> None:
+        """Encodes a (1, 3, H, W) RGB picture of 0 to 255 whose longest side is the model's image size."""
+        side = self.model.config.image_size
+        shape = tuple(transformed_image.shape)
+        if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) != side:
+            raise ValueError(f"set_torch_image takes a (1, 3, H, W) picture whose longest side is {side}, got {shape}")
+        self.reset_image()
+        self.original_size = (int(original_image_size[0]), int(original_image_size[1]))
+        self.input_size = shape[2:]
+        padded = F.pad(transformed_image.to(self.device), (0, side - shape[3], 0, side - shape[2]))
+        sizes = torch.tensor([self.input_size], device=self.device)
+        self.features = self.model.encode(self.model.preprocess(padded, sizes))
+        self.is_image_set = True
+
+    def predict(
+        self,
+        point_coords: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        box: np.ndarray | None = None,
+        mask_input: np.ndarray | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Masks of one object, from prompts in pixels of the picture.
+
+        point_coords (K, 2) xy, point_labels (K,) 1 foreground 0 background, box (4,) xyxy, mask_input (1, h, w) the low
+        resolution logits of an earlier prediction. Returns masks (M, H, W) bool, or float32 logits; IoU predictions
+        (M,) float32; low resolution logits (M, h, w) float32. M is 3 with `multimask_output`, else 1. Raises
+        RuntimeError before `set_image`, ValueError for prompts of another shape.
+        """
+        self._check_image_set()
+        points = labels = boxes = masks = None
+        if point_coords is not None:
+            points = self._tensor(self.transform.apply_coords(point_coords, self.original_size))[None]
+        if point_labels is not None:
+            labels = torch.as_tensor(np.asarray(point_labels), dtype=torch.int64, device=self.device)[None]
+        if box is not None:
+            if np.size(box) != 4:
+                raise ValueError(f"box is one box of 4 numbers, xyxy, got shape {np.shape(box)}; more: predict_torch")
+            boxes = self._tensor(self.transform.apply_boxes(box, self.original_size))
+        if mask_input is not None:
+            masks = self._tensor(mask_input)[None]
+        answers = self.predict_torch(points, labels, boxes, masks, multimask_output, return_logits)
+        found, ious, low_res = (answer[0].cpu().numpy() for answer in answers)
+        return found, ious, low_res
+
+    @torch.no_grad()
+    def predict_torch(
+        self,
+        point_coords: Tensor | None,
+        point_labels: Tensor | None,
+        boxes: Tensor | None = None,
+        mask_input: Tensor | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Masks of N objects, from prompts in the input frame (`transform` brings them there).
+
+        point_coords (N, K, 2), point_labels (N, K), boxes (N, 4), mask_input (N, 1, h, w). Returns masks (N, M, H, W)
+        bool or logits in the original frame, IoU predictions (N, M), low resolution logits (N, M, h, w).
+        """
+        self._check_image_set()
+        prompts = self._prompts(point_coords, point_labels, boxes, mask_input)
+        output = self.answer(prompts, multimask_output)
+        logits = self.to_original(output.low_res_logits)
+        masks = logits if return_logits else logits > self.model.mask_threshold
+        return masks, output.iou_predictions, output.low_res_logits
+
+    def decoder(self, *, points_per_batch: int = 64) -> PictureDecoder:
+        """What `interact` talks to: prompts and masks in pixels of the picture."""
+        return PictureDecoder(self, points_per_batch=points_per_batch)
+
+    @torch.no_grad()
+    def answer(self, prompts: Prompts, multimask_output: bool) -> SamOutput:
+        """Decodes prompts in the input frame."""
+        self._check_image_set()
+        owner = torch.zeros(len(prompts), dtype=torch.int64, device=self.device)
+        return self.model.decode(self.features, owner, prompts, multimask_output)
+
+    @torch.no_grad()
+    def to_original(self, low_res_logits_NMhw: Tensor) -> Tensor:
+        """(N, M, H, W) logits in the original frame."""
+        return self.model.postprocess_masks(low_res_logits_NMhw, self.input_size, self.original_size)
+
+    def get_image_embedding(self) -> Tensor:
+        """(1, C, g, g) of the picture that is set."""
+        self._check_image_set()
+        return self.features
+
+    def reset_image(self) -> None:
+        """Forgets the picture; its sizes stay readable, as in segment_anything."""
+        self.is_image_set = False
+        self.features = None
+
+    def _check_image_set(self) -> None:
+        if not self.is_image_set:
+            raise RuntimeError("no picture is set: call set_image(picture) first")
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.as_tensor(np.asarray(array), dtype=torch.float32, device=self.device)
+
+    def _prompts(
+        self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
+    ) -> Prompts:
+        """One list of tokens an object: its clicks, then the box, or the padding token where there are clicks alone."""
+        _check_prompts(points, labels, boxes, masks, self.model.config.mask_size)
+        N = next((len(given) for given in (points, boxes, masks) if given is not None), 1)
+        coords, kinds = [torch.zeros(N, 0, 2)], [torch.zeros(N, 0, dtype=torch.int64)]
+        if points is not None and labels is not None:
+            coords.append(points)
+            kinds.append(labels)
+        if boxes is not None:
+            coords.append(boxes.reshape(N, 2, 2))
+            kinds.append(torch.tensor([PointLabel.BOX_TOP_LEFT, PointLabel.BOX_BOTTOM_RIGHT]).expand(N, 2))
+        elif points is not None:
+            coords.append(torch.zeros(N, 1, 2))
+            kinds.append(torch.full((N, 1), int(PointLabel.PADDING)))
+        return Prompts(
+            torch.cat([part.to(self.device, torch.float32) for part in coords], dim=1),
+            torch.cat([part.to(self.device, torch.int64) for part in kinds], dim=1),
+            None if masks is None else masks.to(self.device, torch.float32).expand(N, -1, -1, -1),
+        )
+
+
+class PictureDecoder:
+    """Answers prompts on the picture that a predictor has set, all in pixels of the picture; see `interact`.
+
+    `points_per_batch` objects are decoded, and brought to the picture's size, at a time. Everything lies on the
+    predictor's device.
+    """
+
+    def __init__(self, predictor: SamPredictor, *, points_per_batch: int = 64) -> None:
+        self.predictor = predictor
+        self.points_per_batch = points_per_batch
+
+    def decode(self, prompts: Prompts, multimask_output: bool) -> SamOutput:
+        """Low-resolution masks for prompts whose coordinates are in the original frame."""
+        predictor = self.predictor
+        coords = predictor.transform.apply_coords_torch(prompts.coords, predictor.original_size)
+        scaled = Prompts(coords.to(predictor.device), prompts.labels.to(predictor.device), prompts.mask_logits)
+        rows = chunks(len(prompts), self.points_per_batch)
+        return concatenated([predictor.answer(scaled.select(chunk), multimask_output) for chunk in rows])
+
+    def to_frame(self, low_res_logits_N1hw: Tensor) -> Tensor:
+        """(N, 1, H, W) logits in the original frame."""
+        N, M = low_res_logits_N1hw.shape[:2]
+        frame = low_res_logits_N1hw.new_empty(N, M, *self.predictor.original_size)
+        for chunk in chunks(N, self.points_per_batch):
+            frame[chunk] = self.predictor.to_original(low_res_logits_N1hw[chunk])
+        return frame
+
+
+def as_rgb(image: np.ndarray, image_format: str = "RGB") -> np.ndarray:
+    """The picture as (H, W, 3) uint8 RGB; ValueError where it is anything else, with what to do."""
+    if image_format not in ("RGB", "BGR"):
+        raise ValueError(f"image_format is {image_format!r}: take 'RGB' or 'BGR'")
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise ValueError(
+            f"set_image takes an (H, W, 3) uint8 picture of 0 to 255, got {image.shape} {image.dtype}: "
+            "np.asarray(PIL.Image.open(path).convert('RGB')) gives one"
+        )
+    return image if image_format == Sam.image_format else np.ascontiguousarray(image[..., ::-1])
+
+
+def chunks(count: int, size: int) -> Iterator[slice]:
+    """Slices that cover `count` rows, at least one even where there are none."""
+    for start in range(0, max(count, 1), size):
+        yield slice(start, min(start + size, count))
+
+
+def concatenated(outputs: list[SamOutput]) -> SamOutput:
+    """One output of the parts."""
+    return SamOutput(
+        torch.cat([output.low_res_logits for output in outputs]),
+        torch.cat([output.iou_predictions for output in outputs]),
+    )
+
+
+def _check_prompts(
+    points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None, mask_size: int
+) -> None:
+    if (points is None) != (labels is None):
+        missing = "point_coords" if points is None else "point_labels"
+        raise ValueError(f"{missing} is missing: each click is a place (x, y) and a label, 1 foreground, 0 background")
+    if points is not None and labels is not None:
+        shapes = f"{tuple(points.shape[1:])} and {tuple(labels.shape[1:])}"
+        if points.ndim != 3 or points.shape[2] != 2 or labels.shape != points.shape[:2]:
+            raise ValueError(f"clicks are (K, 2) xy with K labels for each object, got {shapes}")
+        if unknown := set(labels.flatten().tolist()) - {-1, 0, 1}:
+            raise ValueError(f"labels are 1 foreground, 0 background, -1 padding, got {sorted(unknown)}")
+    if boxes is not None and (boxes.ndim != 2 or boxes.shape[1] != 4):
+        raise ValueError(f"boxes are (N, 4) xyxy, got {tuple(boxes.shape)}")
+    if masks is not None and (masks.ndim != 4 or masks.shape[1:] != (1, mask_size, mask_size)):
+        raise ValueError(
+            f"a mask input is the (1, {mask_size}, {mask_size}) low resolution logits that an earlier prediction "
+            f"returned, got {tuple(masks.shape[1:])}"
+        )
+    counts = {len(given) for given in (points, boxes) if given is not None}
+    if len(counts) > 1 or (masks is not None and counts and len(masks) not in (1, *counts)):
+        raise ValueError("clicks, boxes and masks are of different numbers of objects: give each as many rows")

@@ -1,0 +1,161 @@
+"""Which charts a run has: how it learned, and how its rounds went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from samtrain.report.figures import Axis, Marks, Point, Series, line_chart, stacked_bars
+from samtrain.report.run_files import Row, RunFiles, Training
+
+MAX_POINTS = 150  # of one training in one chart; more are averaged
+VALIDATION = (
+    ("val/miou_1", "1 click"),
+    ("val/oracle_miou_1", "1 click, best of three"),
+    ("val/miou_3", "3 clicks"),
+    ("val/miou_5", "5 clicks"),
+    ("val/box_miou", "box"),
+)
+PHASES = ("annotate", "shards", "fit", "measure", "probe")  # of the ledger's `wall`
+
+
+def training_charts(run: RunFiles) -> list[str]:
+    """Loss, validation, and dice at the first and the last interaction, over pictures seen."""
+    if not run.trainings:
+        return []
+    name, place = _x_axis(run.trainings)
+    starts = [(place(t, t.rows[0]), t.label.removeprefix("round ")) for t in run.trainings if t.label]
+    marks = Marks([(x, {"first model": ""}.get(word, word)) for x, word in starts])
+    note = "Thin lines: rounds of the data engine begin." if len(starts) > 1 else ""
+    x = Axis(name)
+
+    def curves(columns: Sequence[tuple[str, str]]) -> list[Series]:
+        return [Series(label, _pieces(run.trainings, key, place), i + 1) for i, (key, label) in enumerate(columns)]
+
+    last = _last_interaction(run.trainings)
+    dice = [("train/dice_0", "first prompt")] + [(f"train/dice_{last}", f"interaction {last + 1}")] * (last > 0)
+    charts = [
+        line_chart("Training loss", x, Axis("loss"), curves([("train/loss", "loss")]), marks, note),
+        line_chart("Validation", x, Axis("mean IoU"), curves(VALIDATION), marks),
+        line_chart("Dice loss by interaction", x, Axis("1 − dice"), curves(dice), marks),
+    ]
+    return [chart for chart in charts if chart]
+
+
+def round_charts(run: RunFiles) -> list[str]:
+    """What each round of the ledger brought."""
+    lines = run.ledger
+    if len(lines) < 2:
+        return []
+    labels = _round_labels(lines)
+    x, rounds = Axis("round", labels), lines[1:]
+    metric = str(lines[0]["promote_metric"])
+
+    def over(key: str, chosen: Sequence[dict[str, Any]]) -> list[list[Point]]:
+        return [[(float(line["round"]), line[key]) for line in chosen if line.get(key) is not None]]
+
+    minutes = {float(line["round"]): [line["wall"].get(phase, 0.0) / 60 for phase in PHASES] for line in lines}
+    charts = [
+        _quality_chart(lines, metric, x),
+        line_chart(
+            "Time a mask",
+            x,
+            Axis("modelled seconds a mask", zero=True),
+            [
+                Series("annotated in the round", over("seconds_per_mask", rounds), 1, dots=True),
+                Series("probe: always the same objects", over("probe_seconds_per_mask", lines), 2, dots=True),
+            ],
+        ),
+        line_chart(
+            "Masks a picture",
+            x,
+            Axis("masks a picture", zero=True),
+            [Series("annotated in the round", over("masks_per_image", rounds), 1, dots=True)],
+            note="An annotator leaves a picture once a mask takes too long.",
+        ),
+        line_chart(
+            "Work a mask",
+            x,
+            Axis("number a mask", zero=True),
+            [
+                Series("clicks", over("clicks_per_mask", rounds), 1, dots=True),
+                Series("brush strokes", over("strokes_per_mask", rounds), 3, dots=True),
+                Series("clicks, probe", over("probe_clicks_per_mask", lines), 2, dots=True, dashed=True),
+            ],
+        ),
+        line_chart(
+            "Drawn masks against the ground truth",
+            x,
+            Axis("mean IoU"),
+            [
+                Series("annotated in the round", over("mask_iou", rounds), 1, dots=True),
+                Series("probe", over("probe_mask_iou", lines), 2, dots=True),
+            ],
+        ),
+        stacked_bars("Where the computer's time went", x, Axis("minutes", zero=True), PHASES, minutes),
+    ]
+    return [chart for chart in charts if chart]
+
+
+def _quality_chart(lines: Sequence[dict[str, Any]], metric: str, x: Axis) -> str:
+    """The metric that promotes: the model in use as a line, each new model as a dot, a ring if it was not better."""
+    used = _promoted_values(lines, metric)
+    new = [(float(line["round"]), line["metrics_after"].get(metric)) for line in lines]
+    known = [(point, line["promoted"]) for point, line in zip(new, lines, strict=True) if point[1] is not None]
+    hollow = frozenset(i for i, (_, promoted) in enumerate(known) if not promoted)
+    oracle = _promoted_values(lines, metric.replace("miou_1", "oracle_miou_1")) if "/miou_1" in metric else []
+    dots = [[point] for point, _ in known]
+    series = [
+        Series("best of three masks", [oracle], 3, dashed=True),
+        Series(f"{metric}, model in use", [used], 1),
+        Series("new model", dots, 1, dots=True, hollow=hollow),
+    ]
+    note = "A ring: not better, the old model stayed." if hollow else "Each new model was better and was promoted."
+    return line_chart("Quality by round", x, Axis("mean IoU, validation"), series, note=note)
+
+
+def _promoted_values(lines: Sequence[dict[str, Any]], name: str) -> list[Point]:
+    points: list[Point] = []
+    for line in lines:
+        value = line["metrics_after"].get(name) if line["promoted"] else (points[-1][1] if points else None)
+        if value is not None:
+            points.append((float(line["round"]), value))
+    return points
+
+
+def _round_labels(lines: Sequence[dict[str, Any]]) -> dict[float, str]:
+    """Round numbers, and the size of the model in use below them where it changes."""
+    labels, before = {}, None
+    for line in lines:
+        size = str(line["encoder"]).removeprefix("vit_")
+        number = "start" if line["round"] == 0 else str(line["round"])
+        labels[float(line["round"])] = f"{number}\n{size}" if size != before else number
+        before = size
+    return labels
+
+
+def _x_axis(trainings: Sequence[Training]) -> tuple[str, Callable[[Training, Row], float]]:
+    """Pictures seen, which go on from training to training; steps put end to end where they were not counted."""
+    if all("images_seen" in row for training in trainings for row in training.rows):
+        return "pictures seen", lambda training, row: row["images_seen"]
+    offsets, total = {}, 0.0
+    for training in trainings:
+        offsets[training.label] = total
+        total += max(row.get("step", 0.0) for row in training.rows)
+    return "steps", lambda training, row: offsets[training.label] + row.get("step", 0.0)
+
+
+def _pieces(trainings: Sequence[Training], key: str, place: Callable[[Training, Row], float]) -> list[list[Point]]:
+    return [_thinned([(place(t, row), row[key]) for row in t.rows if key in row]) for t in trainings]
+
+
+def _thinned(points: list[Point]) -> list[Point]:
+    """At most MAX_POINTS points, each the mean of its neighbours."""
+    size = -(-len(points) // MAX_POINTS)
+    groups = [points[i : i + size] for i in range(0, len(points), max(size, 1))]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+
+
+def _last_interaction(trainings: Sequence[Training]) -> int:
+    names = {key for training in trainings for row in training.rows for key in row if key.startswith("train/dice_")}
+    return max((int(name.rsplit("_", 1)[1]) for name in names), default=0)

@@ -1,0 +1,109 @@
+"""What a run's directory holds, read and nothing else: the report knows no module that wrote it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training's rows of `metrics.csv`; `label` is "" where the run is a single training."""
+
+    label: str
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A sheet of masks, and of which training and step it is."""
+
+    caption: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """All that the report shows. Whatever is not there (yet) is empty."""
+
+    run_dir: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    environment: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    ledger: list[dict[str, Any]] = field(default_factory=list)
+    trainings: list[Training] = field(default_factory=list)
+    panels: list[Panel] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The experiment's name, or the directory's."""
+        return str(self.config.get("name") or self.run_dir.resolve().name)
+
+
+def read_run(run_dir: Path) -> RunFiles:
+    """Raises ValueError where there is no such directory, or a file in it is damaged."""
+    if not run_dir.is_dir():
+        raise ValueError(f"there is no run directory {run_dir}: give the one that a run wrote (run_dir=...)")
+    hydra = run_dir / ".hydra"
+    folders = _training_folders(run_dir)
+    config_text = _text(hydra / "config.yaml")
+    return RunFiles(
+        run_dir=run_dir,
+        config=yaml.safe_load(config_text) or {},
+        config_text=config_text,
+        environment=_json(hydra / "environment.json"),
+        metrics=_json(run_dir / "metrics.json"),
+        ledger=[_parse(line, f"{run_dir}/ledger.jsonl") for line in _text(run_dir / "ledger.jsonl").splitlines()],
+        trainings=[Training(label, rows) for label, folder in folders if (rows := _rows(folder / "metrics.csv"))],
+        panels=[panel for label, folder in folders for panel in _panels(label, folder / "panels")],
+    )
+
+
+def _training_folders(run_dir: Path) -> list[tuple[str, Path]]:
+    """Where trainings lie, in the order of their happening: the first model, each round, the run itself."""
+    numbers = sorted(int(path.name) for path in run_dir.glob("rounds/*") if path.name.isdigit())
+    rounds = [(f"round {n}", run_dir / "rounds" / str(n) / "fit") for n in numbers]
+    return [("first model", run_dir / "pretrain"), *rounds, ("", run_dir)]
+
+
+def _rows(path: Path) -> list[Row]:
+    """Numbers of a CSV, empty cells left out."""
+    with_header = csv.DictReader(_text(path).splitlines())
+    return [{key: float(value) for key, value in row.items() if key and value} for row in with_header]
+
+
+def _panels(label: str, folder: Path) -> list[Panel]:
+    found = []
+    for path in sorted(folder.glob("*.png")):
+        step = re.fullmatch(r"step_(\d+)", path.stem)
+        words = [label, f"step {int(step[1])}" if step else path.stem]
+        found.append(Panel(", ".join(word for word in words if word), path))
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    text = _text(path)
+    return _parse(text, str(path)) if text else {}
+
+
+def _parse(text: str, name: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{name} is no JSON ({error}): restore the file, or let the run write it again") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} holds a {type(values).__name__} where names with values belong: restore the file")
+    return values
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

@@ -1,0 +1,170 @@
+"""The numbers of the page: key numbers, final metrics, the ledger, and the paper's numbers beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from samtrain.report.run_files import RunFiles
+
+# what the paper says of its first stage (Segment Anything, section 4)
+PAPER = {
+    "seconds": "34 → 14",
+    "masks_per_image": "20 → 44",
+    "masks": "4.3 million",
+    "images": "120,000",
+    "retrainings": "6",
+    "encoder": "ViT-B → ViT-H",
+}
+METRICS = (
+    ("miou_1", "1 click, the model's choice of three masks"),
+    ("oracle_miou_1", "1 click, best of the three masks"),
+    ("miou_2", "2 clicks"),
+    ("miou_3", "3 clicks"),
+    ("miou_5", "5 clicks"),
+    ("box_miou", "a box"),
+    ("ceiling_miou_1", "the best that any single mask a click could reach"),
+    ("flood_fill_miou_1", "baseline: flood fill of the colour under the click"),
+)
+SPLITS = (("val/", "validation"), ("test/start_", "test, before round 1"), ("test/", "test"))
+
+
+def key_numbers(run: RunFiles) -> str:
+    """The few numbers that say how it went."""
+    metrics, lines, cards = run.metrics, run.ledger, []
+    for name, words in (("miou_1", "mean IoU, 1 click"), ("oracle_miou_1", "mean IoU, best of three")):
+        value, start = metrics.get(f"test/{name}"), metrics.get(f"test/start_{name}")
+        if value is not None:
+            before = f"test; {start:.3f} before round 1" if start is not None else "test"
+            cards.append((f"{value:.3f}", words, before))
+    rounds = lines[1:]
+    if rounds:
+        promoted = sum(bool(line["promoted"]) for line in rounds)
+        cards.append((f"{promoted} of {len(rounds)}", "rounds promoted", f"now {lines[-1]['encoder']}"))
+        cards.append((f"{lines[-1]['masks_total']:,}", "masks annotated", f"in {_sum(rounds, 'images'):,} pictures"))
+    probed = [line for line in lines if line["probe_seconds_per_mask"] is not None]
+    if len(probed) > 1:
+        first, last = (probed[i]["probe_seconds_per_mask"] for i in (0, -1))
+        objects = f"modelled, the same {probed[-1]['probe_masks']} objects"
+        cards.append((f"{first:.1f} → {last:.1f} s", "a mask, first to last", objects))
+    if "time/seconds" in metrics:
+        peak = metrics.get("memory/peak_gb")
+        cards.append((duration(metrics["time/seconds"]), "on the clock", f"{peak:.1f} GB at most" if peak else ""))
+    return '<div class="cards">' + "".join(_card(*card) for card in cards) + "</div>" if cards else ""
+
+
+def metrics_table(run: RunFiles) -> str:
+    """Final metrics by prompt and split, with ceiling and baseline where the run knows them."""
+    splits = [(prefix, words) for prefix, words in SPLITS if any(prefix + name in run.metrics for name, _ in METRICS)]
+    rows = [
+        [escape(words), *(_number(run.metrics.get(prefix + name), 3) for prefix, _ in splits)]
+        for name, words in METRICS
+        if any(prefix + name in run.metrics for prefix, _ in splits)
+    ]
+    return table(["mean IoU after", *(words for _, words in splits)], rows) if rows else ""
+
+
+def other_metrics(run: RunFiles) -> str:
+    """Whatever else stands in metrics.json."""
+    shown = {prefix + name for prefix, _ in SPLITS for name, _ in METRICS}
+    rest = {name: value for name, value in run.metrics.items() if name not in shown}
+    rows = [[f"<code>{escape(name)}</code>", _number(value, 4)] for name, value in sorted(rest.items())]
+    return table(["name", "value"], rows) if rows else ""
+
+
+def ledger_table(run: RunFiles) -> str:
+    """A line a round."""
+    if not run.ledger:
+        return ""
+    head = ["round", "trained", "pictures", "masks", "masks / picture", "s / mask", "s / mask, probe", "clicks / mask"]
+    head += ["strokes / mask", "IoU with truth", "left early", "before → after", "", "time"]
+    metric = str(run.ledger[0]["promote_metric"])
+    rows = []
+    for line in run.ledger:
+        is_first = line["round"] == 0
+        before, after = (_number(line[f"metrics_{when}"].get(metric), 3) for when in ("before", "after"))
+        verdict = "first model" if is_first else "promoted" if line["promoted"] else "kept the old"
+        drawn = ["images", "masks", "masks_per_image", "seconds_per_mask"]
+        work = ["probe_seconds_per_mask", "clicks_per_mask", "strokes_per_mask"]
+        cells = ["" if is_first and name in drawn[:2] else _number(line[name], 1) for name in drawn + work]
+        rows.append(
+            [
+                "start" if is_first else str(line["round"]),
+                escape(str(line["model"])),
+                *cells,
+                _number(line["mask_iou"], 3),
+                "" if is_first else _number(line["pictures_left"], 0),
+                after if is_first else f"{before} → {after}",
+                f'<span class="{"good" if line["promoted"] else "plain"}">{verdict}</span>',
+                duration(sum(line["wall"].values())),
+            ]
+        )
+    return (
+        table(head, rows, "ledger")
+        + f'<p class="note">before → after: {escape(metric)} of the model in use and of the new one.</p>'
+    )
+
+
+def paper_table(run: RunFiles) -> str:
+    """The paper's first stage beside this run, and what the comparison cannot show."""
+    rounds = run.ledger[1:]
+    if not rounds:
+        return ""
+    first, last = rounds[0], rounds[-1]
+    probe = f"{_number(run.ledger[0]['probe_seconds_per_mask'], 1)} → {_number(last['probe_seconds_per_mask'], 1)}"
+    rows = [
+        ["seconds a mask", PAPER["seconds"], _from_to(first, last, "seconds_per_mask")],
+        ["seconds a mask, the same objects each time", "", probe],
+        ["masks a picture", PAPER["masks_per_image"], _from_to(first, last, "masks_per_image")],
+        ["masks", PAPER["masks"], f"{last['masks_total']:,}"],
+        ["pictures", PAPER["images"], f"{_sum(rounds, 'images'):,}"],
+        ["retrainings", PAPER["retrainings"], str(len(rounds))],
+        ["encoder", PAPER["encoder"], escape(f"{first['model']} → {last['model']}")],
+    ]
+    return table(["first stage of the data engine", "paper, people", "this run, simulated"], rows) + SIMULATION
+
+
+SIMULATION = """<p class="note">The paper's seconds were measured with people, these are modelled: so many clicks,
+looks and brush strokes, each with a time from the literature or an assumption (<code>annotator.time_model</code> in
+the config). What they can show is whether a better model needs less work. What they cannot show: that people tire,
+learn, overlook objects, disagree about what an object is, or correct what they should have left. The simulated
+annotator knows the objects of the ground truth and no others, so masks a picture end where the ground truth ends;
+people had no such end. It stops where its mask agrees well enough with the ground truth, so the IoU of what it drew
+says how it was set, not how good people would be.</p>"""
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
+    """Cells come as HTML; the first column is words, the others numbers."""
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def duration(seconds: float) -> str:
+    """8 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _card(value: str, words: str, below: str) -> str:
+    return f"<div><b>{escape(value)}</b><span>{escape(words)}</span><small>{escape(below)}</small></div>"
+
+
+def _from_to(first: dict[str, Any], last: dict[str, Any], name: str) -> str:
+    return f"{_number(first[name], 1)} → {_number(last[name], 1)}"
+
+
+def _sum(lines: Sequence[dict[str, Any]], name: str) -> int:
+    return sum(line[name] for line in lines)
+
+
+def _number(value: Any, digits: int) -> str:
+    """A count as it is, a measure with so many digits, a dash for what is not there."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:,.{digits}f}"
+    return f"{value:,}" if isinstance(value, int) else escape(str(value))

@@ -1,0 +1,43 @@
+"""The verbs of `python -m samtrain task=...`: modules whose `run` takes the plain config and a run directory."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# importing a task brings torch and Lightning, so only the one that is asked for is
+TASKS = {
+    "fit": "train one model",
+    "rounds": "the data engine: annotate, retrain, measure, promote, again and again",
+    "prepare": "make shards of pictures with masks",
+    "preview": "a contact sheet of pictures, masks and simulated prompts",
+    "evaluate": "the test metrics of a checkpoint",
+    "predict": "masks for clicks on one picture",
+    "export": "write a checkpoint in the official layout, or as safetensors",
+}
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """The config as plain dicts, lists and numbers, nothing missing; nothing below this line knows OmegaConf."""
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def run(config: dict[str, Any], run_dir: Path) -> dict[str, float | None] | None:
+    """Do `config["task"]` in `run_dir` and return its numbers, where it has some."""
+    check_task(config["task"])
+    return import_module(f"samtrain.tasks.{config['task']}").run(config, run_dir)
+
+
+def check_task(task: str) -> None:
+    """Raises ValueError that lists the tasks if there is none of that name."""
+    if task not in TASKS:
+        known = "\n".join(f"  {name:10} {line}" for name, line in TASKS.items())
+        raise ValueError(f"task is {task!r}, which is none of\n{known}\nset task=... or an experiment, +experiment=...")

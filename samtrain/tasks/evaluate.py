@@ -1,0 +1,56 @@
+"""`task=evaluate`: what a checkpoint is worth on pictures that it was neither trained nor chosen on."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from samtrain.data.difficulty import best_single_mask_miou, decoded_pictures, flood_fill_miou
+from samtrain.evaluators.clicks import evaluate_clicks
+from samtrain.modeling.build import load_sam
+from samtrain.tasks.build import Config, device_of, make_predictor
+from samtrain.tasks.run_dir import Metrics, write_metrics
+from samtrain.tasks.sets import PictureSet, is_native, open_set, records
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, run_dir: Path) -> Metrics:
+    """Test metrics of `config.checkpoint` on the test split of `config.data`."""
+    if config["checkpoint"] is None:
+        raise ValueError("checkpoint is null: task=evaluate needs one, checkpoint=FILE")
+    pictures = open_set(config["data"], config["data_dir"], config["loader"]["num_workers"])
+    metrics: Metrics = {**test_metrics(config, config["checkpoint"], pictures)}
+    metrics.update(difficulty_metrics(config, pictures))
+    write_metrics(run_dir, metrics)
+    return metrics
+
+
+def test_metrics(config: Config, checkpoint: str | Path, pictures: PictureSet) -> dict[str, float]:
+    """`test/miou_1`, ... by the predictor, in original pixels; nothing where no picture was held back for the test."""
+    if not pictures.test:
+        log.warning("no pictures are held back for the test: no test/* (data.test)")
+        return {}
+    sam = load_sam(checkpoint).to(device_of(config))
+    predictor = make_predictor(sam, native=is_native(config["data"], pictures, sam.config))
+    metrics, _ = evaluate_clicks(
+        predictor,
+        records(pictures.test, config["data"]["on_error"]),
+        num_points=config["evaluator"]["num_points"],
+        max_masks=config["evaluator"]["max_masks"],
+        seed=config["seed"],
+    )
+    found = {f"test/{name}": value for name, value in metrics.items()}
+    log.info("%s: %s", checkpoint, ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    return found
+
+
+def difficulty_metrics(config: Config, pictures: PictureSet) -> dict[str, float]:
+    """What no single mask a click can exceed on the test scenes, and what a flood fill reaches; synthetic sets only."""
+    if config["data"]["kind"] != "synthetic" or not pictures.test:
+        return {}
+    shown = list(decoded_pictures(records(pictures.test)))
+    return {
+        "test/ceiling_miou_1": best_single_mask_miou(shown),
+        "test/flood_fill_miou_1": flood_fill_miou(shown),
+    }

@@ -1,0 +1,84 @@
+"""`task=fit`: train one model, measure what it is worth, leave a page that says so."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import time
+from pathlib import Path
+
+from samtrain.data.datasets import SamDataset, Source
+from samtrain.data.shards import ShardWriter
+from samtrain.loggers import make_loggers
+from samtrain.report import write_report
+from samtrain.tasks.build import Config, learning_rate_of, sam_config_of, transforms_of
+from samtrain.tasks.evaluate import difficulty_metrics, test_metrics
+from samtrain.tasks.preflight import look_at
+from samtrain.tasks.run_dir import Metrics, is_first_rank, write_metrics
+from samtrain.tasks.sets import PictureSet, is_native, open_set
+from samtrain.tasks.training import Training, train
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, run_dir: Path) -> Metrics:
+    """Train on `config.data`, go on if `run_dir` holds a part of it; returns what metrics.json holds."""
+    begin = time.perf_counter()
+    pictures = open_set(config["data"], config["data_dir"], config["loader"]["num_workers"])
+    training = first_training(config, run_dir, pictures)
+    if is_first_rank():
+        look_at(config, pictures, image_size=sam_config_of(config).image_size, native=training.native)
+    result = train(config, training, make_loggers(run_dir, config["logger"]))
+    if not is_first_rank():
+        return {}
+    metrics: Metrics = {**result.metrics}
+    metrics.update(test_metrics(config, result.checkpoint, pictures))
+    metrics.update(difficulty_metrics(config, pictures))
+    metrics.update(costs(begin))
+    write_metrics(run_dir, metrics)
+    write_report(run_dir)
+    return metrics
+
+
+def first_training(config: Config, directory: Path, pictures: PictureSet) -> Training:
+    """The training that `model`, `checkpoint`, `optim` and `trainer` describe."""
+    sam = sam_config_of(config)
+    loader, native = config["loader"], is_native(config["data"], pictures, sam)
+    train_on = pictures.train
+    if loader["train_images"] is not None:
+        train_on = [_first_images(config, directory / "shards", pictures, native)]
+    return Training(
+        directory=directory,
+        model=config["model"]["name"],
+        init=config["checkpoint"] and Path(config["checkpoint"]),
+        train=train_on,
+        val=[str(url) for source in train_on for url in source.urls] if loader["val_on_train"] else pictures.val,
+        steps=config["trainer"]["max_steps"],
+        learning_rate=learning_rate_of(config, sam.model, config["optim"]["learning_rate_factor"]),
+        native=native,
+        large_scale_jitter=loader["large_scale_jitter"],
+    )
+
+
+def _first_images(config: Config, folder: Path, pictures: PictureSet, native: bool) -> Source:
+    """A shard with the first `loader.train_images` pictures in which the transform finds an object; made once."""
+    done = sorted(map(str, folder.glob("*.tar")))
+    if done:
+        return Source(done)
+    _, transform = transforms_of(config, image_size=sam_config_of(config).image_size, native=native, jitter=False)
+    dataset = SamDataset(pictures.train, transform, max_masks=1, on_error=config["data"]["on_error"])
+    wanted = config["loader"]["train_images"]
+    chosen = (i for i in range(len(dataset)) if len(dataset.get(0, i).masks))
+    with ShardWriter(folder, "first", max_count=wanted) as writer:
+        for i, _ in zip(chosen, range(wanted), strict=False):
+            record = dataset.record(i)
+            writer.write(record.key, record.image_bytes, record.ext, record.annotation)
+    return Source(sorted(map(str, folder.glob("*.tar"))))
+
+
+def costs(begin: float) -> dict[str, float]:
+    """Wall time since `begin` (of this process: a run that was resumed has had more), and the most memory it held."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB on Linux
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {"time/seconds": time.perf_counter() - begin, "memory/peak_gb": peak * unit / 1e9}

@@ -1,0 +1,16 @@
+"""`task=prepare`: shards of pictures with masks, or of synthetic scenes; the other tasks do it where it is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from samtrain.tasks.build import Config, sam_config_of
+from samtrain.tasks.preflight import look_at
+from samtrain.tasks.sets import is_native, open_set
+
+
+def run(config: Config, run_dir: Path) -> None:
+    """Prepare `config.data` below `config.data_dir`, and say what is wrong with it."""
+    pictures = open_set(config["data"], config["data_dir"], config["loader"]["num_workers"])
+    sam = sam_config_of(config)
+    look_at(config, pictures, image_size=sam.image_size, native=is_native(config["data"], pictures, sam))

@@ -1,0 +1,120 @@
+"""From `conf/data/` to shards: which tars are for training, validation and test, made where they do not exist yet."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samtrain.data.datasets import Source
+from samtrain.data.importers import prepare
+from samtrain.data.prepare_config import PrepareConfig
+from samtrain.data.shards import Record, expand_urls, index_tar, read_record
+from samtrain.data.synthetic import make_synthetic
+from samtrain.modeling.sam import SamConfig
+
+log = logging.getLogger(__name__)
+
+KINDS = ("synthetic", "folder", "shards")
+FRAMES = ("auto", "resize", "native")
+MIN_CELLS = 3  # of the decoder's grid, across: nuclei at 128 px have 2.4 and want their own pixels, photos of COCO 4.2
+PICTURES_LOOKED_AT = 200  # for the median that `auto` decides by
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Shards by use; `public` is for a first model, `pool` for the engine to annotate, or to train on."""
+
+    public: list[Source]
+    pool: list[Source]
+    val: list[str]
+    test: list[str]
+
+    @property
+    def train(self) -> list[Source]:
+        """Public data where there is some: the pool is for annotating."""
+        return self.public or self.pool
+
+    def pool_tars(self) -> list[str]:
+        return [tar for source in self.pool for tar in expand_urls(source.urls)]
+
+
+def open_set(data: dict[str, Any], data_dir: str, num_workers: int = 0) -> PictureSet:
+    """The set that a `data` node describes, prepared below `data_dir` if it was not."""
+    kind = data["kind"]
+    if kind == "shards":
+        return _open_shards(data)
+    if kind == "synthetic":
+        return _open_prepared(
+            make_synthetic(
+                data_dir, splits=data["splits"], size=tuple(data["size"]), seed=data["seed"], num_workers=num_workers
+            )
+        )
+    if kind == "folder":
+        settings = {key: data[key] for key in data.keys() - {"kind", "root", "frame", "on_error"}}
+        return _open_prepared(prepare(data_dir, PrepareConfig(source=data["root"], **settings)))
+    raise ValueError(f"data.kind is {kind!r}: take one of {', '.join(KINDS)}")
+
+
+def _open_prepared(folder: Path) -> PictureSet:
+    """The splits that hold something; an empty one has a folder without tars, or none."""
+    tars = {split: sorted(map(str, (folder / split).glob("*.tar"))) for split in ("public", "pool", "val", "test")}
+    log.info("%s: %s", folder, ", ".join(f"{len(paths)} {split}" for split, paths in tars.items()) + " shards")
+    return PictureSet(
+        public=[Source(tars["public"])] if tars["public"] else [],
+        pool=[Source(tars["pool"])] if tars["pool"] else [],
+        val=tars["val"],
+        test=tars["test"],
+    )
+
+
+def _open_shards(data: dict[str, Any]) -> PictureSet:
+    return PictureSet(
+        public=[],
+        pool=[Source.of(source) for source in data["train"].values()],
+        val=expand_urls(data["val"]),
+        test=expand_urls(data["test"]) if data["test"] else [],
+    )
+
+
+def records(tars: list[str], on_error: str = "raise") -> Iterator[Record]:
+    """All records of local shards, in their order."""
+    for tar in tars:
+        index = index_tar(tar, on_error=on_error)
+        for i in range(len(index)):
+            yield read_record(index, i)
+
+
+def is_native(data: dict[str, Any], pictures: PictureSet, sam: SamConfig) -> bool:
+    """Whether pictures are seen in their own pixels, by crops and tiles, or resized to the input.
+
+    `data.frame=auto` looks at the pool: native where the median picture is larger than the input and the median object,
+    shrunk with it, would be less than `MIN_CELLS` of the decoder's cells across.
+    """
+    frame = data["frame"]
+    if frame not in FRAMES:
+        raise ValueError(f"data.frame is {frame!r}: take one of {', '.join(FRAMES)}")
+    if frame != "auto":
+        return frame == "native"
+    sides, cells = _sizes(pictures.pool_tars() or pictures.val, sam)
+    native = bool(np.median(sides) > sam.image_size and np.median(cells) < MIN_CELLS)
+    log.info(
+        "data.frame=auto: pictures of %g pixels, objects of %.1f decoder cells when resized to %d: %s",
+        np.median(sides), np.median(cells), sam.image_size, "native" if native else "resize",
+    )  # fmt: skip
+    return native
+
+
+def _sizes(tars: list[str], sam: SamConfig) -> tuple[list[int], list[float]]:
+    """Longest sides of some pictures, and the sides of their objects in cells of the decoder's grid."""
+    sides: list[int] = []
+    cells: list[float] = []
+    for record, _ in zip(records(tars, on_error="skip"), range(PICTURES_LOOKED_AT), strict=False):
+        image, objects = record.annotation["image"], record.annotation["annotations"]
+        sides.append(max(image["width"], image["height"]))
+        cells += [o["area"] ** 0.5 * sam.mask_size / sides[-1] for o in objects if o.get("area")]
+    return sides, cells or [float(sam.mask_size)]

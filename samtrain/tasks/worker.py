@@ -1,0 +1,59 @@
+"""A training of the rounds on several devices: a command of its own, which Lightning, torchrun or srun multiplies."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from samtrain.data.datasets import Source
+from samtrain.data.once import write_whole
+from samtrain.data_engine.rounds import FitResult
+from samtrain.loggers import make_loggers
+from samtrain.tasks.run_dir import is_first_rank
+from samtrain.tasks.training import Training, train
+
+REQUEST, RESULT = "training.json", "trained.json"
+
+
+def train_apart(run_dir: Path, training: Training, launcher: str | None) -> FitResult:
+    """Run `<launcher> python -m samtrain.tasks.worker <run_dir> <directory>` and read what it leaves.
+
+    Without a launcher Lightning starts the other processes of this machine itself.
+    """
+    training.directory.mkdir(parents=True, exist_ok=True)
+    (training.directory / RESULT).unlink(missing_ok=True)
+    write_whole(training.directory / REQUEST, json.dumps(asdict(training), default=str, indent=1))
+    command = [sys.executable, "-m", "samtrain.tasks.worker", str(run_dir), str(training.directory)]
+    subprocess.run([*shlex.split(launcher or ""), *command], check=True)
+    result = json.loads((training.directory / RESULT).read_text())
+    return FitResult(**{**result, "checkpoint": Path(result["checkpoint"]), "last": Path(result["last"])})
+
+
+def read_training(directory: Path) -> Training:
+    """What `train_apart` wrote."""
+    values: dict[str, Any] = json.loads((directory / REQUEST).read_text())
+    values["directory"] = Path(values["directory"])
+    values["init"] = Path(values["init"]) if values["init"] else None
+    values["train"] = [Source(**source) for source in values["train"]]
+    return Training(**values)
+
+
+def main(run_dir: str, directory: str) -> None:
+    logging.basicConfig(level=logging.INFO, format="[%(asctime)s][%(name)s][%(levelname)s] - %(message)s")
+    config = yaml.safe_load((Path(run_dir) / ".hydra" / "config.yaml").read_text())
+    training = read_training(Path(directory))
+    result = train(config, training, make_loggers(training.directory, config["logger"]))
+    if is_first_rank():
+        write_whole(Path(directory) / RESULT, json.dumps(asdict(result), default=str))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import io
+import logging
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from samtrain.data.decode import decode_image
+
+RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+
+
+def encode(picture: Image.Image, kind: str = "png", **options) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def encode_16_bit_png(samples: np.ndarray) -> bytes:
+    """(H, W, C) uint16 as PNG, which PIL cannot write for colours."""
+    height, width, channels = samples.shape
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))]
+    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    body = [struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+def decode(data: bytes, size: tuple[int, int] = (6, 9)) -> np.ndarray:
+    image = decode_image(data, size[1], size[0], "here")
+    assert image.shape == (*size, 3) and image.dtype == np.uint8
+    return image
+
+
+def test_rgb_is_kept():
+    assert (decode(encode(Image.fromarray(RGB))) == RGB).all()
+
+
+def test_grey_and_black_and_white():
+    grey = Image.fromarray(RGB[..., 0])
+    assert (decode(encode(grey)) == RGB[..., :1]).all()
+    assert set(np.unique(decode(encode(grey.convert("1"))))) == {0, 255}
+
+
+def test_alpha_is_dropped_and_colours_stay():
+    alpha = np.dstack([RGB, np.full((6, 9), 7, dtype=np.uint8)])
+    assert (decode(encode(Image.fromarray(alpha))) == RGB).all()
+    grey_alpha = Image.fromarray(RGB[..., :2], "LA")
+    assert (decode(encode(grey_alpha)) == RGB[..., :1]).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_palette_with_and_without_transparency():
+    palette = Image.fromarray(RGB).quantize(8)
+    expected = np.asarray(palette.convert("RGB"))
+    assert (decode(encode(palette)) == expected).all()
+    assert (decode(encode(palette, transparency=bytes([0, 128]))) == expected).all()
+
+
+def test_cmyk_jpeg_has_its_colours():
+    red = Image.new("RGB", (9, 6), (200, 30, 40)).convert("CMYK")
+    image = decode(encode(red, "jpeg", quality=95))
+    assert np.abs(image.astype(int) - (200, 30, 40)).max() < 12
+
+
+def test_16_bit_grey_is_stretched_and_said(caplog):
+    caplog.set_level(logging.INFO, logger="samtrain")
+    ramp = np.linspace(1000, 1500, 54).astype(np.uint16).reshape(6, 9)
+    image = decode(encode(Image.fromarray(ramp)))
+    assert image.min() == 0 and image.max() == 255
+    assert (np.diff(image[..., 0].ravel().astype(int)) >= 0).all() and len(np.unique(image)) > 45
+    assert "here: more than 8 bits a sample, stretched from [1000" in caplog.text
+
+
+def test_16_bit_tiff_and_float_tiff():
+    ramp = np.linspace(1000, 1500, 54).reshape(6, 9)
+    expected = decode(encode(Image.fromarray(ramp.astype(np.uint16))))
+    for picture in (ramp.astype(np.uint16), ramp.astype(np.int32), ramp.astype(np.float32)):
+        image = decode(encode(Image.fromarray(picture), "tiff"))
+        assert np.abs(image.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("largest", [54, 65536])
+def test_16_bit_colour_keeps_its_low_bits(channels, largest):
+    """Alpha or not, grey or not, dark (all of it under one step of 8 bits) or not: equal samples, equal picture."""
+    grey = np.random.default_rng(1).permutation(np.linspace(0, largest - 1, 54).astype(np.uint16)).reshape(6, 9)
+    samples = np.repeat(grey[..., None], channels, axis=2)
+    if channels in (2, 4):
+        samples[..., -1] = 300
+    expected = decode(encode(Image.fromarray(grey)))
+    assert len(np.unique(expected)) > 45
+    image = decode(encode_16_bit_png(samples))
+    assert np.abs(image.astype(int) - expected).max() <= 1, "the percentiles of repeated samples are not quite the same"
+
+
+def test_16_bit_colours_keep_their_relations():
+    samples = np.random.default_rng(2).integers(1000, 9000, (6, 9, 3))
+    samples[..., 1] = 1000
+    image = decode(encode_16_bit_png(samples.astype(np.uint16))).astype(float)
+    assert (image[..., 1] == 0).all()
+    assert np.abs(image - np.clip((samples - 1000) * 255 / 8000, 0, 255)).max() < 5
+
+
+def test_constant_16_bit_picture():
+    assert (decode(encode(Image.fromarray(np.full((6, 9), 900, dtype=np.uint16)))) == 0).all()
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_exif_turns_if_that_gives_the_size_of_the_json(orientation):
+    picture = Image.fromarray(RGB)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(picture, exif=exif)
+    assert (decode(data) == RGB).all(), "the JSON describes the picture as stored"
+    methods = {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+    expected = np.asarray(picture.transpose(Image.Transpose[methods[orientation]]))
+    assert (decode(data, (9, 6)) == expected).all(), "the JSON describes the picture as shown"
+
+
+def test_exif_turns_16_bit_pictures_too():
+    ramp = np.arange(54, dtype=np.uint16).reshape(6, 9)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.fromarray(ramp), exif=exif)
+    assert (decode(data, (9, 6)) == np.rot90(decode(data), -1)).all()
+
+
+def test_exif_that_does_not_turn_is_left_alone():
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    assert (decode(encode(Image.fromarray(RGB), exif=exif)) == RGB).all()
+
+
+def test_other_size_is_refused():
+    with pytest.raises(ValueError, match="here: its picture is 9 x 6 .*its JSON says 6 x 9; correct the JSON"):
+        decode(encode(Image.fromarray(RGB)), (9, 6))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "tiff"])
+def test_broken_pictures_name_the_record(kind):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = encode(noise, kind)
+    for broken in (b"", b"no picture", data[: len(data) // 2]):
+        with pytest.raises(ValueError, match="here: its picture cannot be read"):
+            decode(broken, (64, 64))
+
+
+def test_broken_16_bit_picture_names_the_record():
+    data = encode_16_bit_png(np.random.default_rng(0).integers(0, 65536, (64, 64, 3)).astype(np.uint16))
+    with pytest.raises(ValueError, match="here: its picture cannot be read"):
+        decode(data[: len(data) // 2], (64, 64))

@@ -1,0 +1,432 @@
+"""task=prepare: every form gives the same masks, what is unsound is refused and counted, and a kill changes nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from samtrain.data import importers
+from samtrain.data.decode import decode_image
+from samtrain.data.importers import PrepareConfig, prepare
+from samtrain.data.shards import Record, digest, index_tar, read_record
+from samtrain.ops.rle import decode_rle, encode_mask
+
+H, W = 24, 32
+ALL_IN_POOL = {"val": 0.0, "test": 0.0}
+
+
+def picture(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (H, W, 3), dtype=np.uint8)
+
+
+def masks(count: int = 3) -> list[np.ndarray]:
+    """Rectangles that share no pixel."""
+    found = np.zeros((count, H, W), bool)
+    for i in range(count):
+        found[i, 2 + i : 9 + i, 1 + 8 * i : 7 + 8 * i] = True
+    return list(found)
+
+
+def sa1b(objects: list[Any], size: tuple[int, int] | None = (H, W), name: str = "") -> dict[str, Any]:
+    """SA-1B's JSON with masks, or whatever is given as their segmentation."""
+    image = {"image_id": 7, **({"height": size[0], "width": size[1]} if size else {}), "file_name": name}
+    each = [
+        {"id": i + 1, "segmentation": encode_mask(o) if isinstance(o, np.ndarray) else o} for i, o in enumerate(objects)
+    ]
+    return {"image": image, "annotations": each}
+
+
+def write_pair(folder: Path, stem: str, content: Any = None, ext: str = "png", **save: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture(len(stem))).save(folder / f"{stem}.{ext}", **save)
+    text = content if isinstance(content, str) else json.dumps(content or sa1b(masks(), name=f"{stem}.{ext}"))
+    (folder / f"{stem}.json").write_text(text)
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "prepare.json").read_text())
+
+
+def records_of(folder: Path, split: str = "*") -> dict[str, Record]:
+    found = {}
+    for path in sorted(folder.glob(f"{split}/*.tar")):
+        index = index_tar(path)
+        found |= {index.key(i): read_record(index, i) for i in range(len(index))}
+    return found
+
+
+def masks_of(record: Record) -> list[np.ndarray]:
+    return [decode_rle(each["segmentation"], (H, W)) for each in record.annotation["annotations"]]
+
+
+def bytes_of(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): digest(path) for path in folder.rglob("*") if path.suffix in (".tar", ".json")
+    }
+
+
+def assert_holds_masks(record: Record, want: list[np.ndarray]) -> None:
+    assert np.array_equal(masks_of(record), want)
+    for each, mask in zip(record.annotation["annotations"], want, strict=True):
+        rows, columns = np.nonzero(mask)
+        assert each["area"] == mask.sum()
+        assert each["bbox"] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+
+
+# ---- the four forms
+
+
+def test_sa1b_folder_keeps_bytes_and_masks(tmp_path: Path) -> None:
+    source = tmp_path / "set"
+    for number in range(6):
+        write_pair(source / "images", f"p {number}.x", ext="jpg" if number % 2 else "png")
+    folder = prepare(tmp_path / "out", PrepareConfig(source=str(source), val=0.2, test=0.2))
+    records = records_of(folder)
+    assert sorted(records) == [f"p_{number}_x" for number in range(6)]
+    for number, record in enumerate(records[key] for key in sorted(records)):
+        assert_holds_masks(record, masks())
+        name = record.annotation["image"]["source_name"]
+        assert record.image_bytes == (source / name).read_bytes()
+        assert record.annotation["image"]["file_name"] == f"p_{number}_x.{'jpg' if number % 2 else 'png'}"
+    counts = {split: content["pictures"] for split, content in report_of(folder)["splits"].items()}
+    assert counts == {split: len(records_of(folder, split)) for split in ("pool", "val", "test")}
+    assert min(counts.values()) >= 1
+
+
+def coco(images: list[dict], annotations: list[dict]) -> dict[str, Any]:
+    return {"images": images, "annotations": annotations, "categories": []}
+
+
+@pytest.mark.parametrize("naming", ["file_name", "coco_url"])
+def test_coco_and_lvis(tmp_path: Path, naming: str) -> None:
+    source = tmp_path / "train2017"
+    source.mkdir()
+    Image.fromarray(picture()).save(source / "000.jpg")
+    first, second, third = masks()
+    runs = np.flatnonzero(np.diff(np.r_[False, second.T.ravel()])) + 0
+    counts = np.diff(np.r_[0, runs, H * W]).tolist()  # uncompressed RLE runs down the columns
+    objects = [
+        {"segmentation": [[1, 2, 7, 2, 7, 9, 1, 9]], "category_id": 5},
+        {"segmentation": {"size": [H, W], "counts": counts}},
+        {"segmentation": encode_mask(third)},
+        {"segmentation": encode_mask(third), "iscrowd": 1},
+        {"segmentation": [[1, 2, 7, 2]]},
+        {"segmentation": []},
+    ]
+    annotations = [{"id": 10 + i, "image_id": 3, **each} for i, each in enumerate(objects)]
+    name = {"file_name": "000.jpg"} if naming == "file_name" else {"coco_url": "http://x.org/train2017/000.jpg"}
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(coco([{"id": 3, "width": W, "height": H, **name}], annotations)))
+    folder = prepare(tmp_path / "out", PrepareConfig(source=str(source), annotations=str(path), **ALL_IN_POOL))
+    record = records_of(folder)["000"]
+    assert_holds_masks(record, [first, second, third])
+    assert record.annotation["annotations"][0]["category_id"] == 5 and record.annotation["image"]["image_id"] == 3
+    refused = {reason: content["count"] for reason, content in report_of(folder)["refused"]["masks"].items()}
+    assert refused == {"a crowd": 1, "no valid RLE or polygon": 2}
+
+
+def label_map(dtype: str) -> np.ndarray:
+    values = (1, 7, 300 if dtype != "uint8" else 200)  # with gaps
+    return sum(mask * np.asarray(value, dtype) for value, mask in zip(values, masks(), strict=True)).astype(dtype)
+
+
+@pytest.mark.parametrize(("ext", "dtype"), [("png", "uint8"), ("png", "uint16"), ("tif", "uint16"), ("npy", "int64")])
+def test_label_maps(tmp_path: Path, ext: str, dtype: str) -> None:
+    source = tmp_path / "set"
+    (source / "images" / "a").mkdir(parents=True)
+    (source / "labels" / "a").mkdir(parents=True)
+    Image.fromarray(picture()).save(source / "images" / "a" / "p.jpg")
+    path = source / "labels" / "a" / f"p.{ext}"
+    np.save(path, label_map(dtype)) if ext == "npy" else Image.fromarray(label_map(dtype)).save(path)
+    config = PrepareConfig(source=str(source), form="label_maps", masks="labels", **ALL_IN_POOL)
+    folder = prepare(tmp_path / "out", config)
+    (record,) = records_of(folder).values()
+    assert_holds_masks(record, masks())
+    assert report_of(folder)["refused"]["pictures"] == {}  # the maps themselves were not taken for pictures
+
+
+@pytest.mark.parametrize("layout", ["folder", "numbered", "glob beside", "glob above"])
+def test_binary_masks(tmp_path: Path, layout: str) -> None:
+    source = tmp_path / "set"
+    pictures = {"folder": "images/", "numbered": "", "glob beside": "", "glob above": "p/images/"}[layout]
+    places = {
+        "folder": "m/p/x{}.png",
+        "numbered": "m/p_{}.png",
+        "glob beside": "p-obj{}.png",
+        "glob above": "p/masks/{}.png",
+    }
+    option = {"glob beside": "{folder}/{stem}-obj*.png", "glob above": "{folder}/../masks/*.png"}.get(layout, "m")
+    (source / pictures).mkdir(parents=True)
+    Image.fromarray(picture()).save(source / pictures / "p.bmp")
+    many = [np.roll(masks()[0], shift, axis=1) for shift in range(12)]  # 10 comes after 9
+    for number, mask in enumerate(many):
+        path = source / places[layout].format(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask.astype(np.uint8) * (255 if number % 2 else 1)).save(path)
+    folder = prepare(
+        tmp_path / "out", PrepareConfig(source=str(source), form="binary_masks", masks=option, **ALL_IN_POOL)
+    )
+    (record,) = records_of(folder).values()
+    assert_holds_masks(record, many)
+    image = decode_image(record.image_bytes, W, H, "p")
+    assert record.ext == "png" and np.array_equal(image, picture())
+
+
+# ---- pictures
+
+
+def test_16_bit_tiff_keeps_its_values(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4000, (H, W)).astype(np.uint16)
+    write_pair(tmp_path / "set", "p")
+    (tmp_path / "set" / "p.png").unlink()
+    Image.fromarray(values).save(tmp_path / "set" / "p.tif")
+    (record,) = records_of(prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set")))).values()
+    assert record.ext == "png"
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(record.image_bytes))), values)
+
+
+@pytest.mark.parametrize("ext", ["jpg", "tif"])
+@pytest.mark.parametrize("given", ["shown", "stored", "none"])
+@pytest.mark.parametrize(("orientation", "turns"), [(6, -1), (8, 1)])
+def test_exif_rotation_follows_the_json(tmp_path: Path, ext: str, given: str, orientation: int, turns: int) -> None:
+    """What is stored as W x H is shown as H x W. Without a size in the JSON it lies as it is shown."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    shown = [np.rot90(mask, turns) for mask in masks()]
+    content = {"shown": sa1b(shown, (W, H)), "stored": sa1b(masks()), "none": sa1b(shown, None)}[given]
+    write_pair(
+        tmp_path / "set", "p", content, ext, exif=exif, **({"quality": 100, "subsampling": 0} if ext == "jpg" else {})
+    )
+    (record,) = records_of(prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set")))).values()
+    size = (H, W) if given == "stored" else (W, H)
+    assert (record.annotation["image"]["height"], record.annotation["image"]["width"]) == size
+    image = decode_image(record.image_bytes, size[1], size[0], "p").astype(int)
+    want = picture(1) if given == "stored" else np.rot90(picture(1), turns)
+    assert np.abs(image - want).max() <= (4 if ext == "jpg" else 0)
+    assert record.annotation["annotations"][0]["segmentation"]["size"] == list(size)
+
+
+def test_equal_names_get_keys_of_their_own(tmp_path: Path) -> None:
+    for name in ("a/p", "a_p", "a__p", "a/p 1", "a/p_1"):
+        write_pair((tmp_path / "set" / name).parent, Path(name).name)
+    records = records_of(prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set"))))
+    assert len({record.annotation["image"]["source_name"] for record in records.values()}) == len(records) == 5
+
+
+# ---- refusals
+
+
+def broken(name: str, folder: Path) -> None:
+    """One unsound pair called `bad`."""
+    good = sa1b(masks())
+    contents = {
+        "the JSON is no JSON": '{"image": ',
+        "the JSON is not in SA-1B's form": "[1, 2]",
+        "the picture is not of its JSON's size": sa1b(masks(), (H + 1, W)),
+        "no usable mask": sa1b([np.zeros((H, W), bool)]),
+    }
+    write_pair(folder, "bad", contents.get(name, good))
+    if name == "the picture cannot be read":
+        (folder / "bad.png").write_bytes((folder / "bad.png").read_bytes()[:100])
+    if name == "the picture is missing":
+        (folder / "bad.png").unlink()
+    if name == "no JSON beside the picture":
+        (folder / "bad.json").unlink()
+    if name == "the picture is a stack":
+        (folder / "bad.png").unlink()
+        Image.fromarray(picture()).save(folder / "bad.tif", save_all=True, append_images=[Image.fromarray(picture(1))])
+
+
+PICTURE_REASONS = [
+    "the JSON is no JSON", "the JSON is not in SA-1B's form", "the picture is not of its JSON's size", "no usable mask",
+    "the picture cannot be read", "the picture is missing", "no JSON beside the picture", "the picture is a stack",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", PICTURE_REASONS)
+def test_an_unsound_picture_is_refused_and_counted(tmp_path: Path, reason: str) -> None:
+    write_pair(tmp_path / "set", "good")
+    broken(reason, tmp_path / "set")
+    folder = prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set")))
+    assert list(records_of(folder)) == ["good"]
+    refused = report_of(folder)["refused"]["pictures"]
+    assert list(refused) == [reason] and refused[reason]["count"] == 1
+    assert refused[reason]["examples"][0].startswith("bad.")
+    with pytest.raises(ValueError, match=f"bad.*{reason}.*strict"):
+        prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set"), strict=True))
+
+
+BAD_MASKS = {
+    "mask of zero area": [np.zeros((H, W), bool)],
+    "RLE of the wrong size": [np.ones((H + 1, W), bool)],
+    "the same mask twice": [masks()[0]],
+    "no valid RLE or polygon": [
+        {"size": [H, W], "counts": "!!"},
+        {"size": [H, W], "counts": [5, 5]},
+        {"size": [H, W], "counts": [-5, 5 + H * W]},
+        {"size": None, "counts": "04"},
+        {"size": [H, W]},
+        {"size": [H, W], "counts": encode_mask(masks()[0])["counts"][:-1]},
+        [[0, 0, 5, 5, 9, float("nan")]],
+        [["a"] * 6],
+        "text",
+        None,
+    ],
+}
+
+
+@pytest.mark.parametrize(("reason", "bad"), [(reason, bad) for reason, several in BAD_MASKS.items() for bad in several])
+def test_an_unsound_mask_is_refused_and_the_others_stay(tmp_path: Path, reason: str, bad: Any) -> None:
+    write_pair(tmp_path / "set", "p", sa1b([*masks(), bad]))
+    folder = prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set")))
+    assert_holds_masks(records_of(folder)["p"], masks())
+    assert {key: content["count"] for key, content in report_of(folder)["refused"]["masks"].items()} == {reason: 1}
+
+
+def test_label_maps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    source = tmp_path / "set"
+    (source / "m").mkdir(parents=True)
+    arrays = {
+        "fractions": np.full((H, W), 0.5, np.float32),
+        "channels": picture(),
+        "size": np.ones((H, W + 1), np.int32),
+        "good": label_map("uint8"),
+        "alone": None,
+    }
+    for name, array in arrays.items():
+        Image.fromarray(picture()).save(source / f"{name}.png")
+        if array is not None:
+            np.save(source / "m" / f"{name}.npy", array)
+    folder = prepare(tmp_path / "out", PrepareConfig(source=str(source), form="label_maps", masks="m"))
+    assert list(records_of(folder)) == ["good"]
+    assert set(report_of(folder)["refused"]["pictures"]) == {
+        "the mask file holds fractions",
+        "the mask file has several channels",
+        "the picture is not of its JSON's size",
+        "not exactly one label map",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"form": "voc"}, "data.form.*allowed"),
+        ({"source": "nowhere"}, "data.root.*no folder"),
+        ({"val": 0.6, "test": 0.4}, "leave something"),
+        ({"form": "label_maps"}, "data.masks"),
+        ({"form": "label_maps", "masks": "nowhere"}, "nowhere"),
+        ({"form": "coco", "annotations": "no.json"}, "data.annotations"),
+        ({}, "no JSON beside"),
+        ({"form": "sa1b"}, "holds no pictures"),
+    ],
+)
+def test_wrong_settings_are_told(tmp_path: Path, changed: dict, message: str) -> None:
+    (tmp_path / "set").mkdir()
+    with pytest.raises(ValueError, match=message):
+        prepare(tmp_path / "out", PrepareConfig(**{"source": str(tmp_path / "set"), **changed}))
+
+
+def test_shards_are_not_written_into_their_own_input(tmp_path: Path) -> None:
+    write_pair(tmp_path, "p")
+    with pytest.raises(ValueError, match="inside of data.root"):
+        prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path)))
+
+
+def test_nothing_usable_is_an_error_with_the_reasons(tmp_path: Path) -> None:
+    broken("the JSON is no JSON", tmp_path / "set")
+    with pytest.raises(ValueError, match="the JSON is no JSON': 1"):
+        prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set")))
+
+
+# ---- once, and through a kill
+
+
+def many(tmp_path: Path) -> PrepareConfig:
+    """Forty pictures of ten scenes, some of them unsound."""
+    for number in range(40):
+        write_pair(tmp_path / "set", f"s{number % 10}_{number}", "{" if number % 9 == 4 else None)
+    return PrepareConfig(source=str(tmp_path / "set"), group_by=r"^s\d", max_count=4)
+
+
+def test_groups_do_not_straddle(tmp_path: Path) -> None:
+    folder = prepare(tmp_path / "out", many(tmp_path))
+    groups = [{key.split("_")[0] for key in records_of(folder, split)} for split in ("pool", "val", "test")]
+    assert all(groups) and sum(map(len, groups)) == len(set().union(*groups)) == 10
+
+
+def test_pictures_without_a_group_are_refused(tmp_path: Path) -> None:
+    write_pair(tmp_path / "set", "a")
+    write_pair(tmp_path / "set", "b")
+    (tmp_path / "set" / "images.csv").write_text("file_name,slide\na.png,1\n")
+    folder = prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set"), group_by="images.csv:slide"))
+    assert list(records_of(folder)) == ["a"]
+    assert report_of(folder)["refused"]["pictures"]["no group"]["count"] == 1
+
+
+def test_the_same_call_does_nothing_and_other_input_makes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = many(tmp_path)
+    folder = prepare(tmp_path / "out", config)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    monkeypatch.chdir(tmp_path / "set")
+    assert prepare(tmp_path / "out", PrepareConfig(source="../set", group_by=r"^s\d", max_count=4)) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    write_pair(tmp_path / "set", "s0_0", sa1b(masks(2)))
+    assert prepare(tmp_path / "out", config) != folder
+
+
+def killed_after(calls: int, function: str, root: Path, config: PrepareConfig) -> int:
+    """Runs prepare in a child that kills itself -9 at the n-th call of a step; returns the signal it died of."""
+    child = os.fork()
+    if child == 0:
+        step, left = getattr(importers, function), [calls]
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(*args, **kwargs)
+
+        setattr(importers, function, counted)
+        prepare(root, config)
+        os._exit(0)
+    return os.WTERMSIG(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_kill_at_any_step_changes_no_byte(tmp_path: Path) -> None:
+    config = many(tmp_path)
+    whole = prepare(tmp_path / "whole", config)
+    kills = [("check_record", 3), ("check_record", 2), ("write_whole", 1), ("picture_bytes", 6), ("picture_bytes", 9)]
+    for function, calls in [*kills, ("digest", 2)]:
+        assert killed_after(calls, function, tmp_path / "out", config) == signal.SIGKILL
+        assert not list((tmp_path / "out").glob("*/prepare.json"))  # nothing half made is taken for whole
+    folder = prepare(tmp_path / "out", config)
+    assert folder.name == whole.name and bytes_of(folder) == bytes_of(whole)
+    assert not list((tmp_path / "out").glob("*.partial")) and not list(folder.rglob("*.partial"))
+
+
+# ---- real pictures
+
+
+def test_nuclei_by_group(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "dsb2018-cc0"
+    folder = prepare(tmp_path, PrepareConfig(source=str(source), group_by="images.csv:group"))
+    report = report_of(folder)
+    assert report["refused"] == {"pictures": {}, "masks": {}}
+    splits = report["splits"]
+    assert sum(split["pictures"] for split in splits.values()) == len(list(source.glob("images/*.json")))
+    assert 0.1 < splits["test"]["pictures"] / 106 < 0.2
+    record = next(iter(records_of(folder, "test").values()))
+    original = json.loads((source / "images" / f"{record.key}.json").read_text())
+    assert record.annotation["annotations"] == original["annotations"]

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from samtrain.data.shards import ShardWriter, digest, expand_urls, is_remote, read_record, safe_key
+from samtrain.data.tar_index import index_tar
+
+ANNOTATION = {"image": {"image_id": 7, "width": 4, "height": 3, "file_name": "?"}, "annotations": []}
+JSON = json.dumps(ANNOTATION).encode()
+
+
+def keys(path: Path, **kwargs) -> list[str]:
+    index = index_tar(path, **kwargs)
+    return [index.key(i) for i in range(len(index))]
+
+
+def cut(path: Path, length: int) -> Path:
+    path.write_bytes(path.read_bytes()[:length])
+    return path
+
+
+def test_expand_urls_takes_paths_folders_globs_braces_and_urls(tmp_path):
+    for i in range(13):
+        (tmp_path / f"a_{i:06d}.tar").touch()
+    both = [str(tmp_path / f"a_{i:06d}.tar") for i in range(13)]
+    assert expand_urls(str(tmp_path / "a_{000000..000012}.tar")) == both
+    assert expand_urls(tmp_path) == expand_urls(f"{tmp_path}/*.tar") == both
+    assert expand_urls([both[3], f"{tmp_path}/*.tar"]) == [both[3], *both[:3], *both[4:]]
+    assert expand_urls("https://host/a_{00..01}.tar") == ["https://host/a_00.tar", "https://host/a_01.tar"]
+    assert expand_urls(f"file://{both[0]}") == both[:1]
+
+
+def test_expand_urls_says_what_matches_nothing(tmp_path):
+    with pytest.raises(ValueError, match="no shard matches .*gone_.*brace pattern"):
+        expand_urls(str(tmp_path / "gone_*.tar"))
+    with pytest.raises(ValueError, match="list of urls is empty"):
+        expand_urls([])
+
+
+def test_remote_is_what_has_a_scheme():
+    assert all(map(is_remote, ("https://a/b.tar", "s3://b/c.tar", "pipe:cat a.tar")))
+    assert not any(map(is_remote, ("/a/b.tar", "b.tar", "a:b.tar")))
+
+
+def test_meta_tar_with_dots_and_pairs_apart(tmp_path, write_tar):
+    """SA-1B's own form: `./` in front, pictures and JSONs in any order."""
+    members = [("./sa_1.jpg", b"one"), ("./sa_2.json", JSON), ("./a.b.png", b"dots"), ("./._sa_1.jpg", b"junk")]
+    members += [("./sa_2.JPEG", b"two"), ("./LICENSE", b"text"), ("./sa_1.json", JSON), ("./a.b.json", JSON)]
+    path = write_tar(tmp_path / "sa.tar", members)
+    assert keys(path) == ["sa_1", "a.b", "sa_2"]
+    record = read_record(index_tar(path), 2)
+    assert (record.key, record.ext, record.image_bytes, record.annotation) == ("sa_2", "jpeg", b"two", ANNOTATION)
+    assert str(path) in record.name and "sa_2" in record.name
+
+
+def test_long_names_and_folders(tmp_path, write_tar):
+    name = "deep/" * 30 + "x" * 120
+    path = write_tar(tmp_path / "long.tar", [(f"{name}.png", b"1"), (f"{name}.json", JSON)])
+    assert keys(path) == [name]
+
+
+def test_sidecar_is_used_until_the_tar_changes(tmp_path, write_tar, monkeypatch):
+    path = write_tar(tmp_path / "a.tar", [("a.png", b"1"), ("a.json", JSON)])
+    assert keys(path) == ["a"]
+    with monkeypatch.context() as patch:
+        patch.setattr("samtrain.data.tar_index._scan_tar", lambda path: pytest.fail("scanned again"))
+        assert keys(path) == ["a"]
+    write_tar(path, [("b.png", b"22"), ("b.json", JSON)])
+    os.utime(path, ns=(1, 1))
+    assert keys(path) == ["b"]
+    (tmp_path / "a.tar.index.npz").write_bytes(b"no index")
+    assert keys(path) == ["b"]
+    assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
+
+
+def test_sidecar_of_a_read_only_folder_lies_in_the_cache(tmp_path, write_tar, monkeypatch):
+    path = write_tar(tmp_path / "a.tar", [("a.png", b"1"), ("a.json", JSON)])
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda folder, mode: Path(folder) != tmp_path and access(folder, mode))
+    cache = tmp_path / "x" / "cache"
+    monkeypatch.setattr("samtrain.data.tar_index._make_writable", lambda folder: folder.mkdir(parents=True) or True)
+    assert keys(path, cache_dir=cache) == ["a"]
+    assert not (tmp_path / "a.tar.index.npz").exists()
+    assert len(list(cache.glob("*.npz"))) == 1
+    monkeypatch.setattr("samtrain.data.tar_index._scan_tar", lambda path: pytest.fail("scanned again"))
+    assert keys(path, cache_dir=cache) == ["a"]
+
+
+@pytest.mark.parametrize("length", [512, 700, 1024, 1536, 2048, 2600])
+def test_cut_tar_is_noticed(tmp_path, write_tar, length, caplog):
+    """Wherever it is cut: in a header, in a picture, between members, before the end mark."""
+    members = [("a.png", b"1"), ("a.json", JSON), ("b.png", b"2" * 600), ("b.json", JSON)]
+    path = cut(write_tar(tmp_path / "a.tar", members), length)
+    with pytest.raises(ValueError, match=r"a\.tar: this tar is cut.*copy or download it again"):
+        index_tar(path)
+    whole = 1 if length >= 2048 else 0
+    assert len(index_tar(path, on_error="skip")) == whole
+    assert f"using {whole} whole records" in caplog.text
+
+
+def test_what_is_no_tar(tmp_path):
+    path = tmp_path / "a.tar"
+    for content in (b"", b"<html>not found</html>", b"\x1f\x8b" + bytes(2000)):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="no plain tar|cut"):
+            index_tar(path)
+    with pytest.raises(ValueError, match="on_error is 'ignore', allowed are 'raise' and 'skip'"):
+        index_tar(path, on_error="ignore")
+
+
+def test_half_records(tmp_path, write_tar):
+    path = write_tar(tmp_path / "a.tar", [("a.png", b"1"), ("b.json", JSON), ("c.png", b"1"), ("c.json", JSON)])
+    with pytest.raises(ValueError, match="record b has no picture; record a has no JSON"):
+        index_tar(path)
+    index = index_tar(path, on_error="skip")
+    assert [index.key(i) for i in range(len(index))] == ["c"]
+    assert len(index.problems) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"{'no': json}", "its JSON is no JSON"),
+        (b"\xff\xfe", "its JSON is no JSON"),
+        (b"[]", "holds no image"),
+        (b'{"image": {"width": 4}, "annotations": []}', r"gives width, height as \[4, None\]"),
+        (b'{"image": {"width": 4, "height": 3}}', "no list of annotations"),
+        (b'{"image": {"width": 4, "height": 3}, "annotations": [{}]}', "a segmentation each"),
+    ],
+)
+def test_bad_json_names_tar_and_record(tmp_path, write_tar, content, complaint):
+    path = write_tar(tmp_path / "a.tar", [("sa_1.png", b"1"), ("sa_1.json", content)])
+    with pytest.raises(ValueError, match=rf"a\.tar, record sa_1: .*{complaint}"):
+        read_record(index_tar(path), 0)
+
+
+def test_tar_cut_after_it_was_indexed(tmp_path, write_tar):
+    path = write_tar(tmp_path / "a.tar", [("a.json", JSON), ("a.png", b"1" * 5000)])
+    index = index_tar(path)
+    cut(path, 3000)
+    with pytest.raises(ValueError, match="ended at byte 3000; it was cut while in use"):
+        read_record(index, 0)
+
+
+def test_writer_round_trip_and_equal_bytes(tmp_path):
+    for folder in ("one", "two"):
+        with ShardWriter(tmp_path / folder, "x", max_count=2) as writer:
+            for i in range(5):
+                objects = [{"id": np.int64(i), "bbox": np.arange(4.0), "segmentation": {}}]
+                writer.write(f"sa_{i}", bytes([i]), ".PNG", {**ANNOTATION, "annotations": objects})
+    names = ["x_000000.tar", "x_000001.tar", "x_000002.tar"]
+    assert [path.name for path in writer.paths] == names
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == names
+    assert [digest(tmp_path / "one" / name) for name in names] == [digest(tmp_path / "two" / name) for name in names]
+    record = read_record(index_tar(writer.paths[1]), 1)
+    assert (record.key, record.ext, record.image_bytes) == ("sa_3", "png", b"\x03")
+    assert record.annotation["image"] == {**ANNOTATION["image"], "file_name": "sa_3.png"}
+    assert record.annotation["annotations"] == [{"id": 3, "bbox": [0, 1, 2, 3], "segmentation": {}}]
+
+
+def test_written_shards_are_webdatasets(tmp_path):
+    with ShardWriter(tmp_path, "x") as writer:
+        writer.write(safe_key("a.b c"), b"picture", "jpg", ANNOTATION)
+    samples = list(webdataset.WebDataset(str(writer.paths[0]), shardshuffle=False))
+    assert [(s["__key__"], s["jpg"]) for s in samples] == [("a_b_c", b"picture")]
+    assert json.loads(samples[0]["json"])["image"]["file_name"] == "a_b_c.jpg"
+    with tarfile.open(writer.paths[0]) as tar:
+        assert {(member.mtime, member.uid, member.gid) for member in tar} == {(0, 0, 0)}
+
+
+def test_writer_leaves_whole_shards_only(tmp_path):
+    (tmp_path / "x_000004.tar.partial").write_bytes(b"half")
+    with pytest.raises(RuntimeError), ShardWriter(tmp_path, "x", max_count=2) as writer:
+        assert not (tmp_path / "x_000004.tar.partial").exists()
+        for i in range(3):
+            writer.write(f"sa_{i}", b"1", "png", ANNOTATION)
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["x_000000.tar"]
+    with ShardWriter(tmp_path, "x", start_index=1) as writer:
+        writer.write("sa_2", b"1", "png", ANNOTATION)
+    assert [path.name for path in writer.paths] == ["x_000001.tar"]
+
+
+def test_rewritten_shard_forgets_its_index(tmp_path):
+    for key in ("a", "b"):
+        with ShardWriter(tmp_path, "x") as writer:
+            writer.write(key, b"1", "png", ANNOTATION)
+        os.utime(writer.paths[0], ns=(1, 1))
+        assert keys(writer.paths[0]) == [key]
+
+
+@pytest.mark.parametrize("key", ["a.b", "", "a b", "x" * 95])
+def test_writer_refuses_keys_that_readers_split(tmp_path, key):
+    with pytest.raises(ValueError, match="no key that every reader"), ShardWriter(tmp_path, "x") as writer:
+        writer.write(key, b"", "png", ANNOTATION)
+    assert safe_key(key) == safe_key(safe_key(key))
+
+
+def test_writer_refuses_a_second_picture_of_one_name_and_other_files(tmp_path):
+    with ShardWriter(tmp_path, "x") as writer:
+        writer.write("a", b"", "png", ANNOTATION)
+        with pytest.raises(ValueError, match="written before"):
+            writer.write("a", b"", "png", ANNOTATION)
+        with pytest.raises(ValueError, match="extension 'gif', allowed are jpg"):
+            writer.write("b", b"", "gif", ANNOTATION)

@@ -1,0 +1,126 @@
+"""The simulated annotator: what it draws, in which order, how long it takes, when it goes away."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pretend_predictor import PretendPredictor, eroded, scene
+
+from samtrain.data_engine.annotators import DONE, TIME, Picture, PictureAnnotation, SimulatedAnnotator
+from samtrain.data_engine.prominence import prominence
+from samtrain.data_engine.time_model import TimeModel
+from samtrain.ops.rle import encode_mask
+
+
+def picture(seed: int = 0, num: int = 5) -> Picture:
+    image, masks = scene(seed, num=num)
+    return Picture(f"scene_{seed}", image, [{"segmentation": encode_mask(mask)} for mask in masks])
+
+
+def nothing(whole: np.ndarray, clicks: int) -> np.ndarray:
+    return np.zeros_like(whole)
+
+
+def annotate(answer, seed: int = 0, **settings) -> PictureAnnotation:
+    return SimulatedAnnotator(**settings).annotate(picture(seed), PretendPredictor(answer))
+
+
+def test_a_good_model_costs_one_click_an_object() -> None:
+    result = annotate(lambda whole, clicks: whole)
+    assert result.reason == DONE and not result.discarded and len(result.masks) == 5
+    assert all(mask.clicks == 1 and mask.strokes == 0 and mask.good for mask in result.masks)
+    assert all(mask.seconds == TimeModel().clicks(1) for mask in result.masks)
+    assert all(mask.predicted_iou == pytest.approx(0.8) and mask.stability_score == 1 for mask in result.masks)
+
+
+def test_clicks_go_on_until_the_mask_is_good_and_stand_in_the_order_of_time() -> None:
+    result = annotate(eroded(3))
+    assert all(mask.good and 1 < mask.clicks <= 5 for mask in result.masks)
+    for mask in result.masks:
+        x, y = mask.point_coords[0]
+        assert len(mask.point_coords) == len(mask.point_labels) == mask.clicks
+        assert mask.point_labels[0] == 1 and mask.mask[int(y), int(x)]
+        assert mask.seconds == TimeModel().clicks(mask.clicks)
+
+
+def test_the_most_prominent_object_comes_first() -> None:
+    view = picture(3)
+    result = annotate(lambda whole, clicks: whole, seed=3)
+    order = [prominence(view.image, mask.mask) for mask in result.masks]
+    assert order == sorted(order, reverse=True)
+    assert sorted(mask.object_index for mask in result.masks) == list(range(5))
+
+
+def test_the_brush_helps_where_the_model_does_not() -> None:
+    result = annotate(eroded(20), max_clicks=2, time_limit=90)
+    assert all(mask.strokes > 0 and mask.good and mask.iou >= 0.9 for mask in result.masks)
+    assert all(mask.seconds > TimeModel().clicks(2) for mask in result.masks)
+
+
+def test_what_is_written_is_drawn_and_never_the_ground_truth() -> None:
+    view = picture()
+    objects = [item["segmentation"] for item in view.objects]
+    for answer in (nothing, eroded(2)):
+        result = annotate(answer, max_clicks=2, time_limit=60)
+        assert result.masks and all(encode_mask(mask.mask) not in objects for mask in result.masks)
+
+
+def test_a_mask_over_the_time_ends_the_picture() -> None:
+    result = annotate(nothing, time_limit=20.0)
+    assert result.reason == TIME and len(result.masks) + len(result.discarded) == 1
+    (mask,) = [*result.masks, *result.discarded]
+    assert 20 < mask.seconds < 20 + TimeModel().brush_stroke(12, first=True)
+
+
+def test_a_probe_draws_all_objects_with_the_same_hand() -> None:
+    left = annotate(nothing, time_limit=20.0)
+    stayed = annotate(nothing, time_limit=20.0, leaves_picture=False)
+    assert stayed.reason == DONE and len(stayed.masks) + len(stayed.discarded) == 5
+    first, again = left.masks + left.discarded, stayed.masks + stayed.discarded
+    same = next(mask for mask in again if mask.object_index == first[0].object_index)
+    assert (same.mask == first[0].mask).all() and same.seconds == first[0].seconds
+
+
+def test_a_bad_mask_is_thrown_away_at_the_end_of_its_time() -> None:
+    result = annotate(nothing, time_limit=5.0, max_clicks=3, min_iou=0.9)
+    assert not result.masks and len(result.discarded) == 1 and result.discarded[0].iou < 0.9
+
+
+def test_a_worse_answer_is_taken_back_but_paid_for() -> None:
+    def worse(whole: np.ndarray, clicks: int) -> np.ndarray:
+        return eroded(2)(whole, clicks) if clicks == 1 else np.zeros_like(whole)
+
+    result = annotate(worse, time_limit=14.0, max_clicks=5, min_iou=0.1)
+    mask = result.masks[0]
+    assert mask.clicks == 5 and len(mask.point_coords) == 1 and mask.iou > 0.3
+
+
+def test_a_slow_person_places_no_more_clicks_than_the_time_allows() -> None:
+    slow = TimeModel(click=10.0)
+    result = annotate(nothing, time_model=slow, max_clicks=9)
+    assert (result.masks + result.discarded)[0].clicks == 3
+
+
+def test_equal_seeds_draw_equal_masks_whatever_the_chunks() -> None:
+    runs = [annotate(nothing, leaves_picture=False, chunk=chunk, seed=2) for chunk in (1, 3, 16)]
+    for run in runs[1:]:
+        assert all((a.mask == b.mask).all() for a, b in zip(runs[0].masks, run.masks, strict=True))
+
+
+def test_a_picture_is_encoded_once_and_a_picture_without_objects_never() -> None:
+    predictor = PretendPredictor(lambda whole, clicks: whole)
+    view = picture()
+    SimulatedAnnotator(chunk=2).annotate(view, predictor)
+    assert predictor.encoded == 1
+    empty = encode_mask(np.zeros(view.image.shape[:2], dtype=bool))
+    result = SimulatedAnnotator().annotate(replace(view, objects=[{"segmentation": empty}]), predictor)
+    assert predictor.encoded == 1 and result.masks == [] and result.reason == DONE
+
+
+def test_settings_that_cannot_be_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="annotator.min_iou is 0.95 and annotator.target_iou 0.9"):
+        SimulatedAnnotator(min_iou=0.95)
+    with pytest.raises(ValueError, match="annotator.time_limit inf"):
+        SimulatedAnnotator(time_limit=float("inf"))

@@ -1,0 +1,47 @@
+"""Which pictures are annotated when."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from pretend_predictor import write_pool
+
+from samtrain.data_engine.pool import Pool, share_out
+
+
+def test_no_picture_is_taken_twice_and_the_seed_decides(tmp_path: Path) -> None:
+    pool = Pool(write_pool(tmp_path, 20, num=1))
+    chosen = pool.select([4, 5, 6], probe_images=3, seed=1)
+    parts = [chosen.probe, *chosen.rounds]
+    assert [len(part) for part in parts] == [3, 4, 5, 6]
+    assert len({item for part in parts for item in part}) == 18
+    assert chosen == pool.select([4, 5, 6], probe_images=3, seed=1)
+    assert chosen != pool.select([4, 5, 6], probe_images=3, seed=2)
+    item = chosen.rounds[0][0]
+    assert pool.read(item).key == pool.key(item)
+
+
+def test_a_small_pool_is_shared_out_in_proportion() -> None:
+    assert share_out(100, [10, 20], 5) == (5, [10, 20])
+    assert share_out(20, [10, 20, 10], 10) == (4, [4, 8, 4])
+    probe, counts = share_out(53, [30, 30, 30, 30, 30, 30], 20)
+    assert probe == 10 and sum(counts) == 43 and min(counts) == 7
+
+
+def test_a_pool_without_a_picture_for_each_round_is_refused() -> None:
+    with pytest.raises(ValueError, match="holds 3 pictures, too few for 6 rounds"):
+        share_out(3, [10] * 6, 0)
+
+
+def test_names_have_to_be_unique(tmp_path: Path) -> None:
+    (tar, _) = write_pool(tmp_path, 4, num=1)
+    again = str(shutil.copy(tar, tmp_path / "again.tar"))
+    with pytest.raises(ValueError, match="holds 2 names twice, 'scene_000'"):
+        Pool([tar, again])
+
+
+def test_urls_are_refused() -> None:
+    with pytest.raises(ValueError, match="copy the tars to a disk"):
+        Pool(["https://example.org/a.tar"])

@@ -1,0 +1,281 @@
+"""The rounds with pretended training: what is promoted, what is written, and that a kill anywhere changes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pretend_predictor import PretendPredictor, eroded, record_of, write_pool
+
+from samtrain.data.shards import digest, index_tar, read_record
+from samtrain.data_engine import rounds as rounds_module
+from samtrain.data_engine.annotators import Picture, PictureAnnotation, SimulatedAnnotator
+from samtrain.data_engine.ledger import read_ledger
+from samtrain.data_engine.rounds import DataEngine, FitRequest, FitResult, Probe, RoundConfig, identify
+from samtrain.ops.rle import decode_rle
+
+
+class Killed(Exception):
+    """Stands for kill -9."""
+
+
+class World:
+    """Pretended training: a model is a number, its quality. Calls are counted, the one numbered `die_at` is killed."""
+
+    def __init__(self, qualities: list[float], die_at: int | None = None) -> None:
+        self.qualities, self.die_at, self.calls = qualities, die_at, []
+        self.requests: list[FitRequest] = []
+
+    def called(self, name: str) -> None:
+        self.calls.append(name)
+        if self.die_at is not None and len(self.calls) == self.die_at:
+            raise Killed(name)
+
+    def save(self, path: Path, quality: float) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"state_dict": {"sam.quality": torch.tensor([quality])}, "clock": str(path)}, path)
+        return path
+
+    def quality(self, path: Path) -> float:
+        return float(torch.load(path, weights_only=True)["state_dict"]["sam.quality"])
+
+    def load_predictor(self, path: Path) -> PretendPredictor:
+        quality = self.quality(path)
+        return PretendPredictor(eroded(round(6 - quality)))
+
+    def fit(self, request: FitRequest) -> FitResult:
+        self.requests.append(request)
+        best = request.directory / "best.ckpt"
+        if not best.is_file():  # else this process goes on where another was killed
+            self.called(f"fit {request.round} begins")
+            self.save(best, self.qualities[request.round - 1])
+        self.called(f"fit {request.round} ends")
+        return FitResult(checkpoint=best, last=best, metrics={}, images_seen=request.images_seen + 10, seconds=1.0)
+
+    def measure(self, path: Path) -> dict[str, float]:
+        self.called("measure")
+        return {"val/miou_1": self.quality(path) / 6, "val/miou_3": 0.5}
+
+
+class CountedAnnotator(SimulatedAnnotator):
+    def __init__(self, world: World, **settings) -> None:
+        super().__init__(**settings)
+        self.world, self.seen = world, []
+
+    def annotate(self, picture: Picture, predictor) -> PictureAnnotation:
+        self.world.called(f"annotate {picture.key}")
+        self.seen.append(picture.key)
+        return super().annotate(picture, predictor)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write_pool(tmp_path_factory.mktemp("pool"), 12, num=3)
+
+
+QUALITIES = [3.0, 2.0, 5.0]  # of the models of rounds 1 to 3: the second is worse than the first
+
+
+def engine(run_dir: Path, pool: list[str], world: World, **settings) -> DataEngine:
+    annotator = CountedAnnotator(world, max_clicks=3, seed=7)
+    probe = Probe(annotator=CountedAnnotator(world, max_clicks=3, leaves_picture=False, seed=7), images=2)
+    configs = [RoundConfig(model=model, images=2, steps=5) for model in ("vit_tiny", "vit_tiny", "vit_small")]
+    first = world.save(run_dir / "pretrain" / "best.ckpt", 1.0)
+    known = {
+        "run_dir": run_dir,
+        "rounds": configs,
+        "pool": pool,
+        "annotator": annotator,
+        "load_predictor": world.load_predictor,
+        "fit": world.fit,
+        "measure": world.measure,
+        "probe": probe,
+        "initial": first,
+    }
+    return DataEngine(**(known | settings))
+
+
+def reproducible(run_dir: Path) -> list[dict]:
+    return [line.reproducible() for line in read_ledger(run_dir)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, pool: list[str]) -> tuple[Path, World]:
+    run_dir, world = tmp_path_factory.mktemp("runs") / "undisturbed", World(QUALITIES)
+    engine(run_dir, pool, world).run()
+    return run_dir, world
+
+
+def test_better_models_are_promoted_and_the_others_not(undisturbed: tuple[Path, World]) -> None:
+    run_dir, world = undisturbed
+    lines = read_ledger(run_dir)
+    assert [line.promoted for line in lines] == [True, True, False, True]
+    assert [line.encoder for line in lines] == ["unknown", "vit_tiny", "vit_tiny", "vit_small"]
+    assert lines[2].metrics_before == lines[1].metrics_after
+    assert lines[3].metrics_before == lines[1].metrics_after, "round 3 is measured against the model that stayed"
+    assert lines[3].parent == lines[1].digest
+    assert world.quality(run_dir / "checkpoints" / "best.ckpt") == 5.0
+    assert world.calls.count("measure") == 4
+
+
+def test_training_begins_from_the_promoted_model_on_all_masks_so_far(undisturbed: tuple[Path, World]) -> None:
+    run_dir, world = undisturbed
+    assert [len(request.shards) for request in world.requests] == [1, 2, 3]
+    assert [request.images_seen for request in world.requests] == [0, 10, 20]
+    assert world.requests[0].init == run_dir / "pretrain/best.ckpt"
+    assert world.requests[1].init == world.requests[2].init == run_dir / "rounds/1/fit/best.ckpt"
+    assert all(Path(shard).is_file() for shard in world.requests[2].shards)
+
+
+def test_the_ledger_says_what_the_shards_hold(undisturbed: tuple[Path, World]) -> None:
+    run_dir, _ = undisturbed
+    lines = read_ledger(run_dir)
+    for line in lines[1:]:
+        (shard,) = line.shards
+        assert shard["sha256"] == digest(run_dir / shard["path"])
+        index = index_tar(run_dir / shard["path"])
+        annotations = [a for i in range(len(index)) for a in read_record(index, i).annotation["annotations"]]
+        assert len(annotations) == shard["masks"] == line.masks
+        assert line.masks_per_image == line.masks / 2
+        work = sum(annotation["seconds"] for annotation in annotations)
+        assert line.seconds_per_mask >= work / line.masks - 1e-9
+    assert lines[-1].masks_total == sum(line.masks for line in lines)
+
+
+def test_shards_are_complete_records_with_their_origin_and_no_ground_truth(undisturbed: tuple[Path, World]) -> None:
+    run_dir, _ = undisturbed
+    ids = []
+    for line in read_ledger(run_dir)[1:]:
+        index = index_tar(run_dir / line.shards[0]["path"])
+        for i in range(len(index)):
+            record = read_record(index, i)
+            image, _, truth = record_of(int(record.key.removeprefix("scene_")), num=3)
+            assert record.image_bytes == image
+            objects = [decode_rle(item["segmentation"]) for item in truth["annotations"]]
+            for annotation in record.annotation["annotations"]:
+                ids.append(annotation["id"])
+                mask = decode_rle(annotation["segmentation"], (64, 80))
+                assert annotation["area"] == mask.sum() and annotation["crop_box"] == [0, 0, 80, 64]
+                assert annotation["source"] == "assisted" and annotation["model"] == line.parent
+                assert annotation["clicks"] >= 1 and 0 <= annotation["stability_score"] <= 1
+                assert not any((mask == item).all() for item in objects)
+                best = max((mask & item).sum() / (mask | item).sum() for item in objects)
+                assert best >= 0.5
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_probe_is_a_fixed_set_that_is_never_trained_on(undisturbed: tuple[Path, World]) -> None:
+    run_dir, world = undisturbed
+    lines = read_ledger(run_dir)
+    assert {line.probe_masks for line in lines} == {6}
+    assert lines[2].probe() == lines[1].probe(), "the old model stayed"
+    assert lines[3].probe_seconds_per_mask < lines[0].probe_seconds_per_mask
+    keys = {json.loads(p.read_text())["result"]["key"] for p in run_dir.glob("rounds/*/probe/*.json")}
+    drawn = {json.loads(p.read_text())["result"]["key"] for p in run_dir.glob("rounds/*/annotations/*.json")}
+    assert len(keys) == 2 and len(drawn) == 6 and not keys & drawn
+
+
+def run_with_kills(run_dir: Path, pool: list[str], die_at: int) -> int:
+    """Runs again and again, each process killed at call `die_at`, until one gets through; how many were killed."""
+    for killed in range(200):
+        world = World(QUALITIES, die_at)
+        try:
+            engine(run_dir, pool, world).run()
+            return killed
+        except Killed:
+            continue
+    raise AssertionError("it never ended")
+
+
+@pytest.mark.parametrize("die_at", [2, 3, 5])
+def test_killed_again_and_again_it_ends_as_an_undisturbed_run(
+    undisturbed: tuple[Path, World], tmp_path: Path, pool: list[str], die_at: int
+) -> None:
+    run_dir = tmp_path / "killed"
+    assert run_with_kills(run_dir, pool, die_at) > 3
+    assert reproducible(run_dir) == reproducible(undisturbed[0])
+    assert identify(run_dir / "checkpoints/best.ckpt") == identify(undisturbed[0] / "checkpoints/best.ckpt")
+    assert not list(run_dir.rglob("*.partial")) and not list(run_dir.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("place", ["append_line", "write_shards", "_publish", "identify"])
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_before_or_after_a_phase_it_ends_as_an_undisturbed_run(
+    undisturbed: tuple[Path, World],
+    tmp_path: Path,
+    pool: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    after: bool,
+) -> None:
+    owner = DataEngine if place == "_publish" else rounds_module
+    real, left = getattr(owner, place), [3]
+
+    def fragile(*arguments):
+        left[0] -= 1
+        result = real(*arguments) if after or left[0] != 0 else None
+        if left[0] == 0:
+            raise Killed(place)
+        return result
+
+    monkeypatch.setattr(owner, place, fragile)
+    run_dir = tmp_path / "killed"
+    with pytest.raises(Killed):
+        engine(run_dir, pool, World(QUALITIES)).run()
+    engine(run_dir, pool, World(QUALITIES)).run()
+    assert reproducible(run_dir) == reproducible(undisturbed[0])
+
+
+def test_a_finished_run_does_nothing_again(undisturbed: tuple[Path, World], pool: list[str]) -> None:
+    run_dir, _ = undisturbed
+    world = World(QUALITIES, die_at=1)
+    assert engine(run_dir, pool, world).run() == run_dir / "checkpoints" / "best.ckpt"
+
+
+def test_a_lost_copy_of_the_best_model_is_made_again(tmp_path: Path, pool: list[str]) -> None:
+    world = World([2.0])
+    configs = [RoundConfig(model="vit_tiny", images=2, steps=5)]
+    best = engine(tmp_path / "run", pool, world, rounds=configs, probe=None).run()
+    best.unlink()
+    engine(tmp_path / "run", pool, world, rounds=configs, probe=None).run()
+    assert world.quality(best) == 2.0
+    assert read_ledger(tmp_path / "run")[0].probe_masks == 0
+
+
+def test_each_line_is_told_as_it_is_written(tmp_path: Path, pool: list[str]) -> None:
+    told = []
+    configs = [RoundConfig(model="vit_tiny", images=2, steps=5)]
+    engine(tmp_path / "run", pool, World([2.0]), rounds=configs, on_line=told.append).run()
+    assert told == read_ledger(tmp_path / "run")
+
+
+def test_a_model_that_fell_apart_is_kept_out(tmp_path: Path, pool: list[str]) -> None:
+    configs = [RoundConfig(model="vit_tiny", images=2, steps=5)]
+    world = World([float("nan")])
+    world.load_predictor = lambda path: PretendPredictor(eroded(2))
+    engine(tmp_path / "run", pool, world, rounds=configs).run()
+    line = read_ledger(tmp_path / "run")[1]
+    assert not line.promoted and line.metrics_after["val/miou_1"] is None
+
+
+def test_user_errors_are_said_in_words(tmp_path: Path, pool: list[str]) -> None:
+    with pytest.raises(ValueError, match="rounds is empty"):
+        engine(tmp_path / "a", pool, World(QUALITIES), rounds=[])
+    with pytest.raises(ValueError, match="promote_metric is 'val/best', measured were val/miou_1, val/miou_3"):
+        engine(tmp_path / "b", pool, World(QUALITIES), promote_metric="val/best").run()
+    blind = SimulatedAnnotator(min_iou=0.89, max_clicks=1, time_limit=1.0)
+    world = World(QUALITIES)
+    world.load_predictor = lambda path: PretendPredictor(lambda whole, clicks: np.zeros_like(whole))
+    with pytest.raises(ValueError, match="not one mask was kept in 2 pictures"):
+        engine(tmp_path / "c", pool, world, annotator=blind).run()
+
+
+def test_another_pool_under_an_old_run_is_refused(tmp_path: Path, pool: list[str]) -> None:
+    with pytest.raises(Killed):
+        engine(tmp_path / "run", pool, World(QUALITIES, die_at=6)).run()
+    other = write_pool(tmp_path / "other", 9, num=3)
+    with pytest.raises(ValueError, match="the pool has changed since this run began"):
+        engine(tmp_path / "run", other, World(QUALITIES)).run()

@@ -1,0 +1,82 @@
+"""RLE round trips, and broken ones are refused before pycocotools can trip over them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from samtrain.ops.rle import decode_rle, encode_mask, rle_area, rle_to_box_xywh
+
+
+def _mask(shape: tuple[int, int], density: float, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random(shape) < density
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 13), (64, 48), (300, 201), (1, 4000)])
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
+def test_round_trip_through_json(shape, density):
+    mask = _mask(shape, density)
+    rle = json.loads(json.dumps(encode_mask(mask)))
+    decoded = decode_rle(rle, shape)
+    assert decoded.dtype == bool and np.array_equal(decoded, mask)
+    assert rle_area(rle) == mask.sum()
+
+
+def test_large_blobs_round_trip():
+    """Runs of many thousands take several characters each."""
+    mask = np.zeros((900, 1200), dtype=bool)
+    mask[100:850, 3:1190] = True
+    mask[300:301, 400] = False
+    assert np.array_equal(decode_rle(encode_mask(mask)), mask)
+
+
+def test_uncompressed_counts_run_down_the_columns():
+    assert decode_rle({"size": [2, 3], "counts": [1, 3, 2]}).astype(int).tolist() == [[0, 1, 0], [1, 1, 0]]
+    assert rle_area({"size": [2, 3], "counts": [0, 6]}) == 6
+
+
+def test_box_without_decoding():
+    mask = np.zeros((20, 30), dtype=bool)
+    mask[3:9, 5:17] = True
+    assert rle_to_box_xywh(encode_mask(mask)) == [5, 3, 12, 6]
+
+
+GOOD = encode_mask(_mask((10, 12), 0.4))
+
+
+@pytest.mark.parametrize(
+    ("rle", "message"),
+    [
+        (None, "mapping with 'size' and 'counts'"),
+        ({"size": [10, 12]}, "mapping with 'size' and 'counts'"),
+        ({"size": [10, 13], "counts": GOOD["counts"]}, "holds 130 pixels"),
+        ({"size": [10, 11], "counts": GOOD["counts"]}, "holds 110 pixels"),
+        ({"size": [10, 12], "counts": [100, 10]}, "runs sum to 110"),
+        ({"size": [10, 12], "counts": ""}, "runs sum to 0"),
+        ({"size": [10, 12], "counts": GOOD["counts"][:-1] + "\x7f"}, "outside COCO's code"),
+        ({"size": [10, 12], "counts": GOOD["counts"] + "P"}, "middle of a number"),
+        ({"size": [10, 12], "counts": "oooooooooooo0"}, "more than 7 characters"),
+    ],
+)
+def test_broken_runs_are_refused(rle, message):
+    with pytest.raises(ValueError, match=message):
+        decode_rle(rle)
+
+
+def test_the_size_of_the_picture_decides():
+    assert decode_rle(GOOD, (10, 12)).shape == (10, 12)
+    with pytest.raises(ValueError, match=r"RLE has size \(10, 12\), the picture \(12, 10\)"):
+        decode_rle(GOOD, (12, 10))
+
+
+def test_no_random_text_breaks_it():
+    """Any text is either refused or decodes to its size."""
+    draw = np.random.default_rng(0)
+    for _ in range(300):
+        text = "".join(chr(c) for c in draw.integers(48, 112, draw.integers(1, 12)))
+        try:
+            assert decode_rle({"size": [9, 9], "counts": text}).shape == (9, 9)
+        except ValueError as error:
+            assert str(error)

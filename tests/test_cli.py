@@ -1,0 +1,163 @@
+"""The command line: what a stranger types, rightly and wrongly."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from samtrain import tasks
+from samtrain.tasks.run_dir import open_run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def samtrain(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-m", "samtrain", *arguments]
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False)
+
+
+def test_bare_command_says_what_there_is_at_once(tmp_path: Path) -> None:
+    begin = time.perf_counter()
+    answer = samtrain(cwd=tmp_path)
+    seconds = time.perf_counter() - begin
+    assert answer.returncode == 0, answer.stderr
+    names = [*tasks.TASKS, *(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")), "laptop", "paper"]
+    for name in names:
+        assert any(line.split("=")[-1].startswith(f"{name} ") for line in answer.stdout.splitlines()), name
+    assert seconds < 2  # 0.05 s here; a machine under load is no reason to fail
+    assert not list(tmp_path.iterdir())
+
+
+def test_bare_command_imports_nothing_heavy() -> None:
+    code = "import sys; from samtrain.__main__ import overview; overview(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not {"torch", "hydra", "omegaconf", "pytorch_lightning", "numpy"} & set(loaded.split())
+
+
+def test_help_is_the_same_page(tmp_path: Path) -> None:
+    assert samtrain("--help", cwd=tmp_path).stdout == samtrain(cwd=tmp_path).stdout
+
+
+def test_unknown_task_lists_all() -> None:
+    with pytest.raises(ValueError, match="task is 'fitt'") as error:
+        tasks.check_task("fitt")
+    assert all(name in str(error.value) for name in tasks.TASKS)
+
+
+def test_every_task_is_a_module() -> None:
+    for name in tasks.TASKS:
+        assert (ROOT / "samtrain" / "tasks" / f"{name}.py").is_file()
+
+
+def test_unknown_task_leaves_no_run_behind(tmp_path: Path) -> None:
+    answer = samtrain("task=fitt", "run_dir=run", cwd=tmp_path)
+    assert answer.returncode == 1
+    assert "task is 'fitt'" in answer.stdout + answer.stderr
+    assert "Traceback" not in answer.stdout + answer.stderr
+    assert not (tmp_path / "run" / ".hydra").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("trainer.max_stepz=3", "max_stepz"), ("scale=laptopp", "laptop"), ("+experiment=stage7", "stage1")],
+)
+def test_mistyped_key_is_refused(tmp_path: Path, override: str, words: str) -> None:
+    answer = samtrain(override, cwd=tmp_path)
+    assert answer.returncode == 1
+    assert words in answer.stderr
+
+
+def test_missing_value_is_named(tmp_path: Path) -> None:
+    answer = samtrain("data=folder", "task=prepare", "run_dir=run", cwd=tmp_path)
+    assert answer.returncode == 1
+    assert "data.root" in answer.stdout + answer.stderr
+
+
+def config(**changes) -> dict:
+    trainer = {"max_steps": 3, "milestones": [1, 2]}
+    return {"seed": 0, "run_dir": "a", "trainer": trainer, "loader": {"num_workers": 0}, **changes}
+
+
+def test_same_config_goes_on(tmp_path: Path) -> None:
+    for workers in (0, 4):
+        with open_run(tmp_path, config(run_dir="b", loader={"num_workers": workers}), []):
+            pass
+    assert yaml.safe_load((tmp_path / ".hydra" / "config.yaml").read_text()) == config(run_dir="b")
+    environment = json.loads((tmp_path / ".hydra" / "environment.json").read_text())
+    assert {"command", "commit", "torch", "python"} <= environment.keys()
+
+
+def test_other_config_is_refused_with_the_differences(tmp_path: Path) -> None:
+    with open_run(tmp_path, config(), ["seed=0"]):
+        pass
+    other = config(seed=1, trainer={"max_steps": 3, "milestones": [1, 5]}, extra=None)
+    with pytest.raises(ValueError, match="another config") as error, open_run(tmp_path, other, []):
+        pass
+    lines = [line.strip() for line in str(error.value).splitlines()]
+    assert "seed: 0 there, 1 now" in lines
+    assert "trainer.milestones.1: 2 there, 5 now" in lines
+    assert "extra: (not set) there, None now" in lines
+    assert yaml.safe_load((tmp_path / ".hydra" / "config.yaml").read_text()) == config()  # the run's own stays
+
+
+def test_other_process_in_the_directory_is_refused(tmp_path: Path) -> None:
+    code = f"""
+import fcntl, sys
+lock = open({str(tmp_path / ".lock")!r}, "w")
+fcntl.lockf(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="another process"), open_run(tmp_path, config(), []):
+            pass
+        holder.communicate("")
+    with open_run(tmp_path, config(), []):  # it went, and its lock with it
+        pass
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_several_ranks_need_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "4")
+    with pytest.raises(ValueError, match="run_dir="), open_run(tmp_path / "run", config(), ["seed=0"]):
+        pass
+    with open_run(tmp_path / "run", config(), ["run_dir=run"]):
+        pass
+    monkeypatch.setenv("RANK", "1")
+    with open_run(tmp_path / "other", config(), ["run_dir=other"]) as run_dir:  # only the first rank writes
+        assert not list(run_dir.iterdir())
+
+
+def test_wheel_holds_the_configs(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    if not (ROOT / "README.md").is_file():
+        pytest.skip("a wheel holds README.md, which is not written yet")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "site")
+    configs = {f"samtrain/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
+    assert configs <= names
+    assert not any(name.startswith(("tests", "conf", "data/")) for name in names)
+    # it answers from there as a checkout does
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    answer = subprocess.run(
+        [sys.executable, "-m", "samtrain"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "+experiment=stage1" in answer.stdout

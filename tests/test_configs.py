@@ -1,0 +1,364 @@
+"""Every config composes, the scale's numbers win, every `_target_` takes its keys, the paper's numbers are in."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException
+from hydra.utils import get_class
+
+from samtrain.data.prepare_config import PrepareConfig
+from samtrain.loggers import make_loggers
+from samtrain.modeling.build import sam_config
+from samtrain.modeling.sam import SAM_CONFIGS, Sam
+from samtrain.optim import OptimConfig, param_groups, rate_factor, run_milestones
+from samtrain.prompts import seeded_generator
+from samtrain.tasks import TASKS, resolve
+from samtrain.tasks.build import learning_rate_of, make_loss, make_prompts, make_sam, optim_config, sam_config_of
+from samtrain.tasks.training import micro_batches, validation_interval
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+MISSING = {  # what only the user knows
+    "data=folder": ["data.root=pictures"],
+    "data=sa1b": ["data.train.automatic.urls=a.tar", "data.val=v.tar"],
+    "data=sa1b_all_stages": [
+        *(f"data.train.{stage}.urls=a.tar" for stage in ("automatic", "manual", "semi_automatic")),
+        "data.val=v.tar",
+    ],
+}
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def overrides_of(*groups: str) -> list[str]:
+    return [f"{group}={name}" for group in groups for name in options(group)]
+
+
+EXPERIMENTS, SCALES = options("experiment"), options("scale")
+
+
+def config_of(*overrides: str) -> dict[str, Any]:
+    """The composed config as tasks get it."""
+    return deepcopy(_composed(overrides))
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return resolve(compose("config", overrides=[*overrides, "run_dir=run"]))
+
+
+def experiment_of(name: str, scale: str = "laptop", *overrides: str) -> dict[str, Any]:
+    given = [f"+experiment={name}", f"scale={scale}", *overrides]
+    if name == "finetune":
+        given.append("checkpoint=sam.pth")
+    if name == "sa1b" and not any(each.startswith("data=") for each in overrides):
+        given += MISSING["data=sa1b"]
+    return config_of(*given)
+
+
+def at(config: dict[str, Any], path: str) -> Any:
+    for key in path.split("."):
+        config = config[key]
+    return config
+
+
+def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, values
+
+
+def targets(values: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(values, dict):
+        if "_target_" in values:
+            yield values
+        for value in values.values():
+            yield from targets(value)
+
+
+# ---- composing
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_with_every_scale(experiment: str, scale: str) -> None:
+    config = experiment_of(experiment, scale)
+    assert config["name"] == experiment
+    assert config["task"] in TASKS
+    if experiment != "finetune":  # its model is the checkpoint's
+        assert sam_config_of(config).model == config["model"]["name"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_plain_tasks_compose(task: str) -> None:
+    assert config_of(f"task={task}")["name"] == task
+
+
+@pytest.mark.parametrize("override", overrides_of("data", "prompts", "loss", "logger", "annotator"))
+def test_every_option_composes(override: str) -> None:
+    experiment_of("stage1", "laptop", override, *MISSING.get(override, []))
+
+
+def test_mistyped_keys_are_refused() -> None:
+    with pytest.raises(ConfigCompositionException, match="max_stepz"):
+        config_of("trainer.max_stepz=3")
+    with pytest.raises(ConfigCompositionException, match="lerning"):
+        config_of("+experiment=stage1", "rounds.1.lerning_rate_factor=3")
+
+
+def test_a_round_can_be_set_alone_and_left_out() -> None:
+    config = config_of("+experiment=stage1", "rounds.2.images=7", "~rounds.6")
+    assert config["rounds"]["2"]["images"] == 7
+    assert config["rounds"]["1"]["images"] == config["scale"]["rounds"]["1"]["images"]
+    assert list(config["rounds"]) == ["1", "2", "3", "4", "5"]
+
+
+def test_only_the_main_config_speaks_to_hydra() -> None:
+    files = [path for path in CONF.rglob("*.yaml") if path != CONF / "config.yaml"]
+    assert not [path for path in files if "hydra" in (yaml.safe_load(path.read_text()) or {})]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_headers_say_what_to_expect(experiment: str) -> None:
+    lines = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    for word in ("paper", "command", "hardware", "time", "expect"):
+        assert any(line.startswith(f"# {word} ") for line in lines), word
+    assert any(f"python -m samtrain +experiment={experiment}" in line for line in lines)
+
+
+# ---- scales
+
+
+COMMON = {
+    "batch_size": "loader.batch_size",
+    "max_masks": "loader.max_masks",
+    "max_val_masks": "loader.max_val_masks",
+    "val_batch_size": "loader.val_batch_size",
+    "num_workers": "loader.num_workers",
+    "cache_images": "loader.cache_images",
+    "images_per_step": "trainer.images_per_step",
+    "precision": "trainer.precision",
+    "devices": "trainer.devices",
+    "num_nodes": "trainer.num_nodes",
+    "activation_checkpointing": "trainer.activation_checkpointing",
+    "val_every_steps": "trainer.val_every_steps",
+    "checkpoint_every_steps": "callbacks.checkpoint_every_steps",
+    "log_every_steps": "callbacks.log_every_steps",
+    "num_points": "prompts.num_points",
+    "num_mask_only": "prompts.num_mask_only",
+    "loss_resolution": "loss.resolution",
+}
+OWN = {
+    "pretrain": {"pretrain.model": "model.name", "image_size": "model.image_size", "mae": "model.mae"},
+    "stage1": {"probe_images": "engine.probe_images", "large_scale_jitter": "engine.large_scale_jitter"},
+    "finetune": {},
+    "overfit": {"overfit.model": "model.name", "image_size": "model.image_size", "mae": "model.mae"},
+    "sa1b": {"sa1b.model": "model.name", "image_size": "model.image_size", "mae": "model.mae"},
+}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_numbers_of_the_scale_win(experiment: str, scale: str) -> None:
+    config = experiment_of(experiment, scale)
+    training = "pretrain" if experiment == "stage1" else experiment  # its first model's
+    pairs = COMMON | OWN[experiment] | {
+        f"{training}.steps": "trainer.max_steps",
+        f"{training}.learning_rate_factor": "optim.learning_rate_factor",
+    }
+    if experiment == "stage1":
+        names = ("model", "images", "steps", "learning_rate_factor")
+        pairs |= {f"rounds.{k}.{name}": f"rounds.{k}.{name}" for k in range(1, 7) for name in names}
+    for source, place in pairs.items():
+        assert at(config, place) == at(config["scale"], source), place
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiments_set_no_number_that_a_scale_sets(experiment: str) -> None:
+    body = dict(leaves(yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())))
+    scaled = {*COMMON.values(), "trainer.max_steps", "optim.learning_rate_factor"}
+    for place, value in body.items():
+        if place in scaled or place.startswith("rounds."):
+            assert str(value).startswith("${scale."), place
+
+
+def test_all_scales_have_the_same_keys() -> None:
+    bodies = [yaml.safe_load((CONF / "scale" / f"{scale}.yaml").read_text()) for scale in SCALES]
+    first, *others = [{key for key, _ in leaves(body)} for body in bodies]
+    assert all(each == first for each in others)
+
+
+# ---- what is built from them
+
+
+@pytest.mark.parametrize("override", overrides_of("prompts", "loss", "annotator"))
+def test_every_target_takes_its_keys(override: str) -> None:
+    found = list(targets(config_of(override)))
+    assert found
+    for node in found:
+        accepted = set(inspect.signature(get_class(node["_target_"])).parameters)
+        assert set(node) - {"_target_"} <= accepted, node["_target_"]
+
+
+def test_prompts_and_loss_are_built() -> None:
+    config = config_of("prompts=generator", "scale=paper")
+    assert len(make_prompts(config).schedule(seeded_generator("cpu", 0))) == 6  # 4 points, 2 masks alone (appendix B)
+    assert make_loss(config).resolution == "input"
+
+
+def test_folder_takes_what_preparing_takes() -> None:
+    data = config_of("data=folder", "data.root=x")["data"]
+    known = {field.name for field in fields(PrepareConfig)}
+    assert set(data) - {"kind", "root", "frame", "on_error"} <= known
+    defaults = {field.name: field.default for field in fields(PrepareConfig)}
+    assert all(data[key] == defaults[key] for key in set(data) & known)
+
+
+def test_loggers_take_their_keys(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    pytest.importorskip("tensorboard")
+    for name in options("logger"):
+        make_loggers(tmp_path, config_of(f"logger={name}", "logger.csv={}")["logger"])
+
+
+def test_defaults_of_the_annotator_stand_once() -> None:
+    """conf/annotator shows what the code would take anyway, so that no number lives two lives."""
+    for node in targets(config_of()["annotator"]):
+        parameters = inspect.signature(get_class(node["_target_"])).parameters
+        for key, value in node.items():
+            if key != "_target_" and not isinstance(value, dict):
+                assert value == parameters[key].default, key
+
+
+@pytest.mark.parametrize("model", sorted(SAM_CONFIGS))
+def test_every_model_has_a_recipe(model: str) -> None:
+    config = config_of(f"model.name={model}")
+    assert isinstance(optim_config(config, model, 1e-3), OptimConfig)
+
+
+def test_a_model_without_recipe_or_checkpoint_is_refused() -> None:
+    config = config_of()
+    with pytest.raises(ValueError, match="vit_x.*model.name"):
+        make_sam(config, model="vit_x", init=None)
+    with pytest.raises(ValueError, match="checkpoint"):
+        make_sam(config, model=None, init=None)
+    with pytest.raises(ValueError, match="recipes.vit_tiny.mae"):
+        make_sam(config | {"model": config["model"] | {"mae": True}}, model="vit_tiny", init=None)
+
+
+def test_a_new_model_is_a_function_of_the_seed() -> None:
+    config = config_of()
+    first, again, other = (
+        make_sam(config | {"seed": seed}, model="vit_tiny", init=None).state_dict() for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.parametrize(("steps", "wanted", "got"), [(90_000, 2_000, 2_000), (80, 100, 80), (7, 3, 7)])
+def test_the_last_step_is_validated(steps: int, wanted: int, got: int) -> None:
+    assert validation_interval(steps, wanted) == got
+
+
+def test_a_step_has_to_be_made_of_whole_micro_batches() -> None:
+    config = config_of("trainer.images_per_step=6", "loader.batch_size=4")
+    with pytest.raises(ValueError, match="trainer.images_per_step"):
+        micro_batches(config, "vit_tiny")
+
+
+# ---- the paper (appendix A; sections 3 and 4)
+
+
+PAPER = {
+    # rate, layer decay, drop path, steps, pictures a step, milestones (B's and L's are ours, by proportion)
+    "vit_h": (8e-4, 0.8, 0.4, 90_000, 256, [60_000, 86_666]),
+    "vit_l": (4e-4, 0.8, 0.4, 180_000, 128, [120_000, 173_332]),
+    "vit_b": (8e-4, 0.6, 0.6, 180_000, 128, [120_000, 173_332]),
+}
+
+
+@pytest.mark.parametrize("model", PAPER)
+def test_recipes_are_the_papers(model: str) -> None:
+    rate, layer_decay, drop_path, max_steps, images, milestones = PAPER[model]
+    config = experiment_of("sa1b", "paper", f"model.name={model}")
+    recipe = config["recipes"][model]
+    assert (recipe["drop_path"], recipe["dropout"], recipe["images_per_step"]) == (drop_path, 0.1, images)
+
+    optim = optim_config(config, model, learning_rate_of(config, model, config["optim"]["learning_rate_factor"]))
+    assert (optim.learning_rate, optim.layer_decay, optim.weight_decay) == (rate, layer_decay, 0.1)
+    assert (optim.betas, optim.warmup_steps, optim.schedule, optim.gamma) == ((0.9, 0.999), 250, "step", 0.1)
+    assert config["trainer"]["max_steps"] is None and optim.max_steps == max_steps  # the recipe's own
+    assert run_milestones(optim, optim.max_steps) == milestones
+    factors = [rate_factor(optim, step, max_steps) for step in (0, 249, milestones[0], milestones[1], max_steps - 1)]
+    assert factors == pytest.approx([1 / 250, 1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("model", PAPER)
+def test_rates_fall_with_depth_and_drop_paths_rise(model: str) -> None:
+    rate, layer_decay, drop_path, *_ = PAPER[model]
+    config = experiment_of("sa1b", "paper", f"model.name={model}")
+    with torch.device("meta"):
+        sam = Sam(sam_config(model, **{key: config["recipes"][model][key] for key in ("drop_path", "dropout")}))
+    depth = len(sam.image_encoder.blocks)
+    groups = param_groups(sam, optim_config(config, model, rate))
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    names = {name: rates[id(parameter)] for name, parameter in sam.named_parameters()}
+    assert names["image_encoder.pos_embed"] == pytest.approx(rate * layer_decay ** (depth + 1))
+    for block in range(depth):
+        wanted = rate * layer_decay ** (depth - block)
+        assert names[f"image_encoder.blocks.{block}.attn.qkv.weight"] == pytest.approx(wanted)
+        assert names[f"image_encoder.blocks.{block}.attn.rel_pos_h"] == pytest.approx(wanted)
+    for name in ("image_encoder.neck.0.weight", "prompt_encoder.no_mask_embed.weight", "mask_decoder.iou_token.weight"):
+        assert names[name] == pytest.approx(rate)
+    assert sam.config.drop_path == drop_path
+
+
+def test_interactions_masks_and_precision_are_the_papers() -> None:
+    config = experiment_of("sa1b", "paper")
+    assert len(make_prompts(config).schedule(seeded_generator("cpu", 0))) == 11
+    assert config["prompts"]["box_probability"] == 0.5
+    assert config["prompts"]["box_noise_max"] == 20 / 1024
+    assert (config["loader"]["max_masks"], config["loader"]["max_mask_area"]) == (64, 0.9)
+    assert (config["loss"]["focal_weight"], config["loss"]["dice_weight"], config["loss"]["iou_weight"]) == (20, 1, 1)
+    assert (config["trainer"]["precision"], config["trainer"]["gradient_clip_val"]) == ("bf16-mixed", 0.1)
+    assert (config["model"]["name"], config["model"]["image_size"], config["model"]["mae"]) == ("vit_h", 1024, True)
+    assert config["loader"]["large_scale_jitter"] is False
+
+
+@pytest.mark.parametrize(("model", "nodes", "accumulate"), [("vit_b", 16, 1), ("vit_h", 16, 2), ("vit_h", 32, 1)])
+def test_pictures_a_step_do_not_hang_on_the_number_of_gpus(model: str, nodes: int, accumulate: int) -> None:
+    config = experiment_of("sa1b", "paper", f"model.name={model}", f"trainer.num_nodes={nodes}")
+    assert micro_batches(config, model) == accumulate
+
+
+def test_the_rounds_are_the_papers() -> None:
+    config = experiment_of("stage1", "paper")
+    rounds = list(config["rounds"].values())
+    assert [each["model"] for each in rounds] == ["vit_b", "vit_b", "vit_l", "vit_l", "vit_h", "vit_h"]
+    assert sum(each["images"] for each in rounds) == 120_000
+    assert config["engine"]["large_scale_jitter"] is True
+    assert (config["annotator"]["time_limit"], config["annotator"]["target_iou"]) == (30, 0.9)
+
+
+def test_manual_masks_are_oversampled_ten_times() -> None:
+    data = experiment_of("sa1b", "paper", "data=sa1b_all_stages", *MISSING["data=sa1b_all_stages"])["data"]
+    weights = {stage: source["weight"] for stage, source in data["train"].items()}
+    assert weights == {"automatic": 1, "manual": 10, "semi_automatic": 10}

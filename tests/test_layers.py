@@ -1,0 +1,80 @@
+"""Imports go down only (DESIGN.md, "The tree")."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1] / "samtrain"
+
+# the layer of each file or folder of samtrain/; where siblings may not meet, they are listed apart in ALONE
+LAYERS = {
+    "types": 0, "ops": 0,
+    "modeling": 1, "prompts": 1, "losses": 1, "data": 1, "optim": 1,
+    "interact": 2, "predictor": 2, "tiled": 2, "generator": 2, "export": 2, "panels": 2,
+    "lit_sam": 3, "callbacks": 3, "loggers": 3, "evaluators": 3,
+    "data_engine": 4, "annotator": 4, "report": 4,
+    "tasks": 5, "__main__": 5,
+}  # fmt: skip
+# within layer 2 the loop comes before those who prompt by it; the losses' one neighbour is the model they are taken of
+SIBLINGS_ALLOWED = {2, 5}
+OUTSIDE = {
+    "hydra": 5, "omegaconf": 5,
+    "pytorch_lightning": 3, "lightning": 3, "lightning_fabric": 3,
+    "timm": 1, "webdataset": 1,
+}  # fmt: skip
+EXCEPTIONS = {("data/datamodule.py", "pytorch_lightning")}  # a LightningDataModule is data
+ONLY_TORCH_AND_NUMPY = {"torch", "numpy", "pycocotools", "scipy"}  # what layer 0 may know
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def area(path: Path) -> str:
+    """The file or folder directly under samtrain/ that a module belongs to."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[str]:
+    """Dotted names of all that a module imports, inside functions too, type checking included."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            found += [f"{module}.{alias.name}" for alias in node.names] if module == "samtrain" else [module]
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down_only(path: Path) -> None:
+    mine = area(path)
+    assert mine in LAYERS, f"say in LAYERS where {mine} belongs"
+    layer = LAYERS[mine]
+    for name in imports(path):
+        first, *rest = name.split(".")
+        if first == "samtrain" and rest:
+            other = rest[0]
+            assert other in LAYERS, f"{path} imports {name}"
+            may = other == mine or LAYERS[other] < layer or (layer in SIBLINGS_ALLOWED and LAYERS[other] == layer)
+            assert may, f"{mine} (layer {layer}) imports {other} (layer {LAYERS[other]})"
+        if (str(path.relative_to(ROOT)), first) not in EXCEPTIONS:
+            assert OUTSIDE.get(first, 0) <= layer, f"{mine} (layer {layer}) imports {first}"
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if LAYERS.get(area(p)) == 0], ids=lambda path: path.name)
+def test_layer_0_knows_shapes_alone(path: Path) -> None:
+    for name in imports(path):
+        first = name.split(".")[0]
+        assert first in {"samtrain", *ONLY_TORCH_AND_NUMPY} | sys.stdlib_module_names, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_stay_small(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400, "split it by idea"

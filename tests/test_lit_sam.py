@@ -1,0 +1,352 @@
+"""The system under Lightning: what trains, what is logged, what a checkpoint holds, and what randomness hangs on."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import multiprocessing
+import os
+import socket
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
+from tiny_training import (
+    TINY,
+    BlobData,
+    ListData,
+    blobs,
+    checkpointing,
+    fit,
+    join,
+    tiny_lit,
+    tiny_sam,
+    tiny_trainer,
+    weights_of,
+)
+from torch import Tensor
+
+from samtrain.interact import BatchDecoder, interact
+from samtrain.lit_sam import LitSam, freeze
+from samtrain.modeling import load_sam
+from samtrain.prompts import CentreSampler, PromptSampler
+from samtrain.types import Batch
+
+CALM = replace(TINY, drop_path=0.0, dropout=0.0)
+
+
+def rows_of(run_dir: Path) -> list[dict[str, str]]:
+    with open(run_dir / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def train(run_dir: Path, lit: LitSam, batches: list[Batch], steps: int, **changes: Any) -> pl.Trainer:
+    """On given batches, without validation or checkpoints."""
+    settings: dict[str, Any] = {"callbacks": [], "enable_checkpointing": False, "limit_val_batches": 0}
+    settings |= {"gradient_clip_val": None, "plugins": []}
+    trainer = tiny_trainer(run_dir, max_steps=steps, **(settings | changes))
+    trainer.fit(lit, ListData(batches))
+    return trainer
+
+
+# ---- what trains
+
+
+def test_globs_say_what_trains() -> None:
+    sam = tiny_sam()
+    freeze(sam, ["mask_decoder.*", "image_encoder.neck.*"])
+    trains = {name for name, p in sam.named_parameters() if p.requires_grad}
+    assert trains == {name for name, _ in sam.named_parameters() if name.startswith(("mask_decoder.", "image_encoder.neck"))}
+
+
+def test_a_glob_that_matches_nothing_names_the_parts() -> None:
+    with pytest.raises(ValueError, match=r"'decoder\.\*'.*image_encoder\.\*, prompt_encoder\.\*, mask_decoder\.\*"):
+        tiny_lit(trainable=["decoder.*"])
+    with pytest.raises(ValueError, match=r"optim\.trainable is empty"):
+        tiny_lit(trainable=[])
+
+
+def test_a_frozen_encoder_costs_nothing(tmp_path: Path) -> None:
+    """No gradient, no optimiser state, no drop path, no activations kept; the same weights afterwards."""
+    lit = tiny_lit(trainable=["mask_decoder.*"])
+    before = {k: v.clone() for k, v in lit.sam.state_dict().items()}
+    trainer = tiny_trainer(tmp_path, max_steps=7)
+    trainer.fit(lit, BlobData())  # with a validation in between, after which modes are put back
+    lit.train()
+    assert not any(m.training for part in (lit.sam.image_encoder, lit.sam.prompt_encoder) for m in part.modules())
+    assert all(m.training for m in lit.sam.mask_decoder.modules())
+    assert not lit.encode(blobs(0)).requires_grad
+    after = lit.sam.state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed and all(key.startswith("mask_decoder.") for key in changed)
+    assert len(trainer.optimizers[0].state) == len(list(lit.sam.mask_decoder.parameters()))
+
+
+def test_compiling_the_encoder_keeps_the_keys() -> None:
+    lit = tiny_lit(compile_encoder=True)
+    assert lit.sam.image_encoder._compiled_call_impl is not None
+    assert lit.state_dict().keys() == tiny_lit().state_dict().keys()
+
+
+def test_activation_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
+    weights = []
+    for setting in (False, True):
+        lit = tiny_lit(activation_checkpointing=setting)
+        train(tmp_path / str(setting), lit, [blobs(0)], 1)
+        assert lit.sam.image_encoder.grad_checkpointing is setting
+        weights.append(lit.sam.state_dict())
+    for key in weights[0]:
+        assert torch.equal(weights[0][key], weights[1][key]), key
+
+
+def test_bfloat16_trains_much_the_same(tmp_path: Path) -> None:
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        lit = tiny_lit(sam=tiny_sam(config=CALM), prompts=CentreSampler(num_points=2))
+        train(tmp_path / precision, lit, [blobs(0)] * 3, 3, precision=precision)
+        losses.append([float(row["train/loss"]) for row in rows_of(tmp_path / precision)])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    with pytest.raises(ValueError, match="take bf16-mixed"):
+        lit = tiny_lit()
+        lit.trainer = type("Trainer", (), {"precision": "16-mixed"})()  # type: ignore[assignment]
+        lit.on_fit_start()
+
+
+def test_accumulation_gives_the_big_batchs_step(tmp_path: Path) -> None:
+    """Micro-batches with equally many objects weigh as one batch does; each step is logged once, as their mean."""
+    small = [blobs(k, counts=(2, 2)) for k in range(4)]
+    results = []
+    for name, batches, accumulate in (("small", small, 2), ("big", [join(small[:2]), join(small[2:])], 1)):
+        lit = tiny_lit(sam=tiny_sam(config=CALM), prompts=CentreSampler(num_points=2))
+        train(tmp_path / name, lit, batches, 2, accumulate_grad_batches=accumulate)
+        results.append((lit, rows_of(tmp_path / name)))
+    (a, rows_a), (b, rows_b) = results
+    assert [row["step"] for row in rows_a] == [row["step"] for row in rows_b] == ["1", "2"]
+    for row_a, row_b in zip(rows_a, rows_b, strict=True):
+        assert row_a.keys() == row_b.keys()
+        for name in row_a:
+            assert float(row_a[name]) == pytest.approx(float(row_b[name]), rel=1e-3, abs=1e-6), name
+    assert a.images_seen == b.images_seen == 8
+    assert_close(a.sam.state_dict(), b.sam.state_dict())
+
+
+def assert_close(here: dict[str, Tensor], there: dict[str, Tensor]) -> None:
+    """Adam's first steps turn the smallest gradients into whole steps, so single weights may differ by one."""
+    for key in here:
+        off = (here[key] - there[key]).abs() > 1e-4
+        assert off.float().mean() < 0.01, f"{key}: {off.float().mean():.3f} of the weights differ"
+
+
+# ---- what randomness hangs on
+
+
+def test_draws_hang_on_seed_and_step_alone(tmp_path: Path) -> None:
+    """Whatever else draws from PyTorch's generators: equal losses; another seed: others."""
+
+    class Noise(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            torch.rand(7)
+
+    batches = [blobs(k) for k in range(3)]
+    losses = {}
+    for name, seed, callbacks in (("plain", 1, []), ("noise", 1, [Noise()]), ("other", 2, [])):
+        torch.manual_seed(sum(map(ord, name)))
+        lit = tiny_lit(sam=tiny_sam(0), seed=seed)
+        torch.manual_seed(sum(map(ord, name)))
+        train(tmp_path / name, lit, batches, 3, callbacks=callbacks)
+        losses[name] = [row["train/loss"] for row in rows_of(tmp_path / name)]
+    assert losses["plain"] == losses["noise"]
+    assert all(a != b for a, b in zip(losses["plain"], losses["other"], strict=True))
+
+
+# ---- what is logged
+
+
+def test_a_step_logs_each_term_of_each_interaction(tmp_path: Path) -> None:
+    sampler = PromptSampler(num_points=2, num_mask_only=2)
+    lit = tiny_lit(prompts=sampler, images_seen=100)
+    train(tmp_path, lit, [blobs(k) for k in range(2)], 2)
+    first, second = rows_of(tmp_path)
+    assert {f"train/{term}_{i}" for term in ("focal", "dice", "iou") for i in range(5)} <= first.keys()
+    total = sum(20 * float(first[f"train/focal_{i}"]) + float(first[f"train/dice_{i}"]) for i in range(5)) / 5
+    total += sum(float(first[f"train/iou_{i}"]) for i in range(5)) / 5
+    assert float(first["train/loss"]) == pytest.approx(total, rel=1e-5)
+    assert [row["images_seen"] for row in (first, second)] == ["102", "104"]
+    assert [row["masks_seen"] for row in (first, second)] == ["5", "10"]
+    assert float(first["train/lr"]) == pytest.approx(1e-3 / 3)
+    assert float(first["train/grad_norm"]) > 0
+
+
+def test_only_every_nth_step_and_the_last_are_logged(tmp_path: Path) -> None:
+    train(tmp_path, tiny_lit(), [blobs(k) for k in range(5)], 5, log_every_n_steps=2)
+    assert [row["step"] for row in rows_of(tmp_path)] == ["2", "4", "5"]
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    lit = tiny_lit()
+    lit.sam.mask_decoder.iou_token.weight.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"the loss is nan at step 1.*learning_rate_factor"):
+        train(tmp_path, lit, [blobs(0)], 1)
+
+
+# ---- validation
+
+
+def centre_ious(lit: LitSam, batch: Batch, sampler: CentreSampler) -> list[tuple[Tensor, Tensor]]:
+    """By hand: (IoU of the chosen mask, of the best one) of each turn, without the padding."""
+    lit.eval()
+    with torch.no_grad():
+        decoder = BatchDecoder(lit.sam, lit.encode(batch), batch)
+        valid = batch.valid()[batch.image_index]
+        turns = interact(
+            decoder,
+            batch.masks,
+            sampler,
+            schedule=sampler.schedule(),
+            valid_NHW=valid,
+            generator=torch.Generator(),
+        )
+        found = []
+        for turn in turns:
+            logits = decoder.to_frame(turn.output.low_res_logits.flatten(0, 1)[:, None])[:, 0]
+            masks = (logits > 0).view(len(batch.masks), -1, *batch.masks.shape[1:]) & valid[:, None]
+            truth = batch.masks[:, None]
+            iou = (masks & truth).sum((2, 3)) / (masks | truth).sum((2, 3)).clamp(min=1)
+            found.append((iou.gather(1, turn.chosen[:, None])[:, 0], iou.amax(dim=1)))
+    return found
+
+
+def test_validation_is_the_centre_protocol(tmp_path: Path) -> None:
+    lit = tiny_lit()
+    batches = [blobs(1), blobs(2)]
+    batches[1].weights[-1] = 0  # only fills the batch
+    trainer = tiny_trainer(tmp_path, max_steps=1)
+    trainer.validate(lit, ListData(batches, validation=batches), verbose=False)
+    weights = torch.cat([b.weights for b in batches])
+
+    turns = [centre_ious(lit, batch, CentreSampler(num_points=5)) for batch in batches]
+    box = [centre_ious(lit, batch, CentreSampler(num_points=1, first="box"))[0][0] for batch in batches]
+
+    def mean(values: list[Tensor]) -> Any:
+        return pytest.approx(float((torch.cat(values) * weights).sum() / weights.sum()), rel=1e-5)
+
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    for clicks in (1, 2, 3, 5):
+        assert metrics[f"val/miou_{clicks}"] == mean([turn[clicks - 1][0] for turn in turns])
+    assert metrics["val/oracle_miou_1"] == mean([turn[0][1] for turn in turns])
+    assert metrics["val/box_miou"] == mean(box)
+    assert len(metrics) == 6
+    assert [row["step"] for row in rows_of(tmp_path)] == ["0"], "before training is step 0"
+
+
+# ---- checkpoints
+
+
+def test_a_checkpoint_is_plain_and_load_sam_reads_it(tmp_path: Path) -> None:
+    lit = fit(tmp_path, max_steps=6)
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["sam_config"] == TINY.to_dict()
+    assert (last["images_seen"], last["masks_seen"]) == (12, 30)
+    assert all(key.startswith("sam.") for key in last["state_dict"])
+    sam = load_sam(tmp_path / "checkpoints" / "best.ckpt")
+    assert sam.config == TINY
+    for key, value in sam.state_dict().items():
+        assert torch.equal(value, lit.sam.state_dict()[key]), key
+
+
+def test_going_on_goes_on_counting(tmp_path: Path) -> None:
+    fit(tmp_path, max_steps=4)
+    lit = fit(tmp_path, max_steps=6)
+    assert (lit.images_seen, int(lit.masks_seen)) == (12, 30)
+    assert [row["images_seen"] for row in rows_of(tmp_path)] == ["2", "4", "6", "8", "10", "12"]
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    fit(tmp_path, max_steps=4)
+    lit = tiny_lit(sam=tiny_sam(config=replace(TINY, decoder_mlp_dim=64)))
+    with pytest.raises(ValueError, match=r"decoder_mlp_dim: 32 there, 64 here"):
+        tiny_trainer(tmp_path, max_steps=6).fit(lit, BlobData(), ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+
+
+def test_ema_is_what_is_validated_and_loaded(tmp_path: Path) -> None:
+    """The average, by hand: in best.ckpt, in load_sam, and gone on with after a stop."""
+
+    class Follow(pl.Callback):
+        average: dict[str, Tensor] | None = None
+
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+            now = {key: value.clone() for key, value in pl_module.state_dict().items()}
+            before = self.average or now  # it begins with the first step's weights
+            self.average = {key: 0.9 * before[key] + 0.1 * value for key, value in now.items()}
+
+    follow = Follow()
+
+    def go_on(max_steps: int) -> None:
+        callbacks = [EMAWeightAveraging(decay=0.9, use_buffers=False), follow, *checkpointing(tmp_path)]
+        fit(tmp_path, max_steps=max_steps, callbacks=callbacks)
+
+    go_on(4)
+    go_on(6)  # validation and best.ckpt
+    assert follow.average is not None
+    best, last = (weights_of(tmp_path / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
+    raw = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["current_model_state"]
+    for key, value in load_sam(tmp_path / "checkpoints" / "best.ckpt").state_dict().items():
+        torch.testing.assert_close(best[f"sam.{key}"], follow.average[f"sam.{key}"], rtol=1e-5, atol=1e-6)
+        assert torch.equal(value, best[f"sam.{key}"])
+        assert torch.equal(best[f"sam.{key}"], last[f"sam.{key}"])
+    assert any(not torch.equal(raw[key], last[key]) for key in raw)
+
+
+# ---- several ranks
+
+
+def run_rank(run_dir: Path, rank: int, port: int) -> None:
+    """One of two processes, as torchrun would start it."""
+    warnings.simplefilter("ignore")
+    logging.disable()
+    torch.set_num_threads(1)
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "test",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+    }
+    lit = tiny_lit(sam=tiny_sam(config=CALM), prompts=CentreSampler(num_points=2))
+    train(run_dir, lit, [blobs(2 * k + rank, counts=(1 + rank, 2)) for k in range(2)], 2, strategy="ddp", devices=2)
+    if rank == 0:
+        torch.save(lit.sam.state_dict(), run_dir / "weights.pt")
+
+
+def test_two_ranks_equal_one_with_both_batches(tmp_path: Path) -> None:
+    """Although they have different numbers of objects: means are over the objects of all ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny_training"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        ranks = [context.Process(target=run_rank, args=(tmp_path / "two", rank, port)) for rank in range(2)]
+        for process in ranks:
+            process.start()
+    for process in ranks:
+        process.join(timeout=100)
+        assert process.exitcode == 0
+
+    lit = tiny_lit(sam=tiny_sam(config=CALM), prompts=CentreSampler(num_points=2))
+    both = [join([blobs(2 * k + rank, counts=(1 + rank, 2)) for rank in range(2)]) for k in range(2)]
+    train(tmp_path / "one", lit, both, 2)
+    for two, one in zip(rows_of(tmp_path / "two"), rows_of(tmp_path / "one"), strict=True):
+        for name in one:
+            assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-3, abs=1e-6), name
+    assert_close(torch.load(tmp_path / "two" / "weights.pt", weights_only=True), lit.sam.state_dict())
