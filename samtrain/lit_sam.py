@@ -109,6 +109,7 @@ class LitSam(pl.LightningModule):
     def on_train_start(self) -> None:
         self.train()  # here and not earlier, or Lightning warns of the frozen parts in eval mode
         self._terms = []
+        self.waiting_since = time.perf_counter()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._seed_layers(LAYERS, self.micro_batch)

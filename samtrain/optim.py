@@ -53,7 +53,7 @@ def param_groups(sam: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     No weight decay on what has one axis (norms and biases), nor on the absolute positions (ViTDet). Relative positions and
     the decoder's tokens decay as weights do (ViTDet, SAM 2).
     """
-    depth = len(sam.image_encoder.blocks)
+    depth = len(list(sam.get_submodule("image_encoder.blocks").children()))
     groups: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in sam.named_parameters():
         if parameter.requires_grad:

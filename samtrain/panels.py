@@ -42,9 +42,11 @@ def draw_panel(
     for number, mask_HW in enumerate(masks_NHW):
         mask, colour = _resize(mask_HW, size), COLOURS[number % len(COLOURS)]
         picture[mask] = (1 - FILL) * picture[mask] + FILL * colour
-        picture[_outline(mask)] = colour
+        picture[_outline(mask, 2)] = colour
     if truth_HW is not None:
-        picture[_outline(_resize(truth_HW, size))] = PAPER
+        truth = _resize(truth_HW, size)
+        picture[_outline(truth, 3)] = INK  # what is left of it inside keeps the white visible on white
+        picture[_outline(truth, 2)] = PAPER
 
     # prompts, each at the centre of its pixel
     tile = Image.new("RGB", (side, side + CAPTION), PAPER)
@@ -79,11 +81,13 @@ def _draw_prompts(draw: ImageDraw.ImageDraw, coords_K2: np.ndarray, labels_K: np
     clicks = [k for k, label in enumerate(labels_K) if label in (PointLabel.FOREGROUND, PointLabel.BACKGROUND)]
     for k in reversed(clicks):
         is_newest, is_foreground = k == clicks[0], labels_K[k] == PointLabel.FOREGROUND
-        _draw_click(draw, *coords_K2[k], FOREGROUND if is_foreground else BACKGROUND, radius * (1 if is_newest else 0.65))
+        colour = FOREGROUND if is_foreground else BACKGROUND
+        _draw_click(draw, coords_K2[k], colour, radius * (1 if is_newest else 0.65))
 
 
-def _draw_click(draw: ImageDraw.ImageDraw, x: float, y: float, colour: tuple[int, int, int], radius: float) -> None:
+def _draw_click(draw: ImageDraw.ImageDraw, xy: np.ndarray, colour: tuple[int, int, int], radius: float) -> None:
     """A disc with a white rim: a plus on the object's colour, a minus on the background's."""
+    x, y = xy.tolist()
     draw.ellipse([x - radius - 1.5, y - radius - 1.5, x + radius + 1.5, y + radius + 1.5], fill=PAPER)
     draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=colour)
     arm = 0.55 * radius
@@ -96,10 +100,10 @@ def _resize(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(mask_HW.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)) > 127
 
 
-def _outline(mask_HW: np.ndarray) -> np.ndarray:
-    """The mask's pixels that touch what is not the mask, two pixels wide."""
+def _outline(mask_HW: np.ndarray, width: int) -> np.ndarray:
+    """The mask's pixels that are `width` steps or less from what is not the mask; the picture's edge is a border too."""
     inner = np.pad(mask_HW, 1)
-    for _ in range(2):
+    for _ in range(width):
         inner[1:-1, 1:-1] &= inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
     return mask_HW & ~inner[1:-1, 1:-1]
 

@@ -1,4 +1,4 @@
-"""Who clicks: the paper's simulated prompts for training, and the centre protocol for evaluation (paper, appendices A and D)."""
+"""Who clicks: the paper's simulated prompts for training, the centre protocol for evaluation (appendices A and D)."""
 
 from __future__ import annotations
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
-import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -17,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import fit
+from tiny_training import fit, fork_server
 
 STEPS = 14  # validations after 6 and 12, checkpoints after 4, 6, 8, 12 and 14
 SETUP = 8  # events of a run's start, after which something has been done
@@ -83,13 +81,7 @@ def train(run_dir: Path, num_workers: int, dies_at: int | None) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Any:
-    """Processes are forked from one that has imported everything: seconds saved for each."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny_training"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # or the preload is passed over in silence
-        context.Process(target=int).start()
-    return context
+    return fork_server()
 
 
 def start(server: Any, run_dir: Path, num_workers: int = 0, dies_at: int | None = None) -> Any:
@@ -100,7 +92,7 @@ def start(server: Any, run_dir: Path, num_workers: int = 0, dies_at: int | None 
 
 def finish(process: Any) -> bool:
     """Whether the training came to its end; False if it was killed."""
-    process.join(timeout=120)
+    process.join(timeout=300)
     assert process.exitcode in (0, -signal.SIGKILL), f"exit code {process.exitcode}"
     return process.exitcode == 0
 

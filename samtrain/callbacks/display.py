@@ -22,7 +22,7 @@ class Throughput(pl.Callback):
     """Pictures and masks a second, and the share of the time in which the loop waited for data.
 
     Over the last batches of this rank, times the number of ranks; validation and checkpoints do not count. Logged as
-    `speed/*`, which `metrics.csv` leaves out.
+    `speed/*`, which `metrics.csv` leaves out. The module is a `LitSam`: it notes when it turns to the loader.
     """
 
     def __init__(self) -> None:
@@ -30,15 +30,11 @@ class Throughput(pl.Callback):
         self._began = 0.0
         self._wait = 0.0
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         self._began = time.perf_counter()
         self._wait = self._began - pl_module.waiting_since
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         ranks = trainer.world_size
         work = time.perf_counter() - self._began
         self._batches.append((self._wait, work, len(batch.images) * ranks, len(batch.masks) * ranks))

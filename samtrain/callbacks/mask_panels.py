@@ -32,7 +32,7 @@ class MaskPanels(pl.Callback):
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        pl_module: Any,
         outputs: list[Interaction],
         batch: Batch,
         batch_idx: int,
@@ -58,7 +58,7 @@ class MaskPanels(pl.Callback):
         sheet = []
         for i, row in enumerate(rows):
             image, truth = masks.image(i), masks.truth(i)
-            tiles = [draw_panel(image, truth[None], caption=masks.key(i), side=self.side)]
+            tiles = [draw_panel(image, truth[None][:0], truth_HW=truth, caption=masks.key(i), side=self.side)]
             for turn, predicted, ious in zip(turns, masks.predicted, masks.ious, strict=True):
                 tiles.append(
                     draw_panel(
@@ -75,7 +75,7 @@ class MaskPanels(pl.Callback):
 
 
 class _Masks:
-    """Some objects of a batch with their predictions, on the host, without the padding."""
+    """Some objects of a batch with their predictions, on the host; `crop`, `image` and `truth` are without the padding."""
 
     def __init__(self, batch: Batch, turns: list[Interaction], rows: list[int]) -> None:
         self.batch = batch
@@ -84,7 +84,7 @@ class _Masks:
         logits = [turn.logits()[rows] > 0 for turn in turns]
         self.ious = [mask_iou(predicted, truths, valid).tolist() for predicted in logits]
         self.predicted = [predicted.cpu().numpy() for predicted in logits]
-        self._truths = truths.cpu().numpy()
+        self.truths = truths.cpu().numpy()
 
     def key(self, i: int) -> str:
         return self.batch.keys[self.images[i]]
@@ -97,7 +97,7 @@ class _Masks:
         return self.crop(self.batch.images[self.images[i]].permute(1, 2, 0).cpu().numpy(), i)
 
     def truth(self, i: int) -> np.ndarray:
-        return self.crop(self._truths[i], i)
+        return self.crop(self.truths[i], i)
 
 
 def _spread(weights_N: Tensor, num: int) -> list[int]:
@@ -113,11 +113,11 @@ def _to_wandb(logger: WandbLogger, sheet: np.ndarray, masks: _Masks, step: int, 
     import wandb
 
     pictures: list[Any] = []
-    for i in range(len(masks.images)):
-        overlays = {"object": {"mask_data": masks.truth(i).astype(np.uint8), "class_labels": {1: "object"}}}
-        for number, predicted in enumerate(masks.predicted, start=1):
-            data = masks.crop(predicted[i], i).astype(np.uint8)
-            overlays[f"clicks_{number}"] = {"mask_data": data, "class_labels": {1: f"{number} clicks"}}
-        pictures.append(wandb.Image(masks.image(i), masks=overlays, caption=masks.key(i)))
+    for i, number in enumerate(masks.images):  # with the padding: W&B wants one size for all
+        image = masks.batch.images[number].permute(1, 2, 0).cpu().numpy()
+        shown = {"object": masks.truths[i]}
+        shown |= {f"clicks_{turn}": predicted[i] for turn, predicted in enumerate(masks.predicted, start=1)}
+        overlays = {name: {"mask_data": mask.astype(np.uint8), "class_labels": {1: name}} for name, mask in shown.items()}
+        pictures.append(wandb.Image(image, masks=overlays, caption=masks.key(i)))
     values = {"panels/sheet": wandb.Image(sheet), "panels/objects": pictures}
     logger.experiment.log({**values, "images_seen": images_seen, "trainer/global_step": step})

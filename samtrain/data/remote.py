@@ -69,7 +69,7 @@ class RemoteSamDataset(IterableDataset):
         if shards < self.world_size * workers:
             raise ValueError(
                 f"{shards} remote shards for {self.world_size} ranks with {workers} workers each, but each worker "
-                f"streams shards of its own: set data.num_workers to {shards // self.world_size} or less, or split "
+                f"streams shards of its own: set loader.num_workers to {shards // self.world_size} or less, or split "
                 "the set into more shards"
             )
 

@@ -36,5 +36,8 @@ class TimeModel:
         return self.find_object + count * (self.click + self.judge)
 
     def brush_stroke(self, way: float, first: bool) -> float:
-        """To paint `way` brush widths and judge the result; the first stroke takes the brush up."""
-        return self.take_brush * first + self.stroke + self.stroke_width * way + self.judge
+        """To paint `way` brush widths; the first stroke takes the brush up, and one look at the end judges them all.
+
+        A stroke shows its result while it is painted; a click's answer comes after it and has to be looked at.
+        """
+        return (self.take_brush + self.judge) * first + self.stroke + self.stroke_width * way

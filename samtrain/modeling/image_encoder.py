@@ -123,8 +123,6 @@ class ImageEncoder(VisionTransformerSAM):
             neck_chans=out_chans,
             drop_path_rate=drop_path,
         )
-        self.apply(_init_weights)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)  # timm leaves zeros, from which small models hardly start
 
     def forward(self, images_B3SS: Tensor) -> Tensor:
         x = self.patch_embed(images_B3SS) + self.pos_embed
@@ -132,11 +130,3 @@ class ImageEncoder(VisionTransformerSAM):
             checkpointed = self.grad_checkpointing and self.training
             x = checkpoint(block, x, use_reentrant=False) if checkpointed else block(x)
         return self.neck(x.permute(0, 3, 1, 2))
-
-
-def _init_weights(module: nn.Module) -> None:
-    """Truncated normal of 0.02, the ViT default; timm's samvit ignores `weight_init`."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -146,7 +146,7 @@ class Sam(nn.Module):
             iou_head_dim=config.iou_head_dim,
             dropout=config.dropout,
         )
-        init_from_scratch(self.prompt_encoder, self.mask_decoder)
+        init_from_scratch(self.image_encoder, self.prompt_encoder, self.mask_decoder)
         self.register_constants()
 
     def register_constants(self) -> None:

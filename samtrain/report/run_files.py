@@ -69,10 +69,10 @@ def read_run(run_dir: Path) -> RunFiles:
 
 
 def _training_folders(run_dir: Path) -> list[tuple[str, Path]]:
-    """Where trainings lie, in the order of their happening: the first model, each round, the run itself."""
+    """Where trainings lie, in the order of their happening; above rounds lie all their rows in one."""
     numbers = sorted(int(path.name) for path in run_dir.glob("rounds/*") if path.name.isdigit())
     rounds = [(f"round {n}", run_dir / "rounds" / str(n) / "fit") for n in numbers]
-    return [("first model", run_dir / "pretrain"), *rounds, ("", run_dir)]
+    return [("first model", run_dir / "pretrain"), *(rounds or [("", run_dir)])]
 
 
 def _rows(path: Path) -> list[Row]:

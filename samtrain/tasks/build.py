@@ -107,17 +107,18 @@ def optim_config(config: Config, model: str, learning_rate: float) -> OptimConfi
 
 
 def transforms_of(
-    config: Config, *, image_size: int, native: bool, jitter: bool
+    config: Config, *, image_size: int, native: bool, jitter: list[float] | None
 ) -> tuple[WindowTransform, WindowTransform]:
-    """How pictures come into the input, in training and in validation."""
+    """How pictures come into the input, in training and in validation; `jitter` is the range of the large-scale jitter."""
     loader = config["loader"]
     common = {key: loader[key] for key in ("max_mask_area", "min_mask_area")} | {"image_size": image_size}
+    training = {**common, "flip_probability": loader["flip_probability"]}
     if native:
         if jitter:
             log.warning("large_scale_jitter is left out: native crops keep the picture's own scale")
-        return NativeCrop(**common), NativeCrop(centre=True, **common)
-    plain = ResizeLongestSide(**common)
-    return (LargeScaleJitter(**common) if jitter else plain), plain
+        return NativeCrop(**training), NativeCrop(centre=True, **common)
+    jittered = LargeScaleJitter(scale=jitter, **training) if jitter else ResizeLongestSide(**training)
+    return jittered, ResizeLongestSide(**common)
 
 
 def make_predictor(sam: Sam, *, native: bool) -> SamPredictor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from samtrain.data.difficulty import best_single_mask_miou, decoded_pictures, flood_fill_miou
 from samtrain.evaluators.clicks import evaluate_clicks
 from samtrain.modeling.build import load_sam
+from samtrain.modeling.sam import Sam
 from samtrain.tasks.build import Config, device_of, make_predictor
 from samtrain.tasks.run_dir import Metrics, write_metrics
 from samtrain.tasks.sets import PictureSet, is_native, open_set, records
@@ -19,29 +20,29 @@ def run(config: Config, run_dir: Path) -> Metrics:
     """Test metrics of `config.checkpoint` on the test split of `config.data`."""
     if config["checkpoint"] is None:
         raise ValueError("checkpoint is null: task=evaluate needs one, checkpoint=FILE")
-    pictures = open_set(config["data"], config["data_dir"], config["loader"]["num_workers"])
-    metrics: Metrics = {**test_metrics(config, config["checkpoint"], pictures)}
+    pictures = open_set(config["data"], config["data_dir"])
+    sam = load_sam(config["checkpoint"])
+    native = is_native(config["data"], pictures, sam.config)
+    metrics: Metrics = {**test_metrics(config, sam, pictures, native=native)}
     metrics.update(difficulty_metrics(config, pictures))
     write_metrics(run_dir, metrics)
     return metrics
 
 
-def test_metrics(config: Config, checkpoint: str | Path, pictures: PictureSet) -> dict[str, float]:
+def test_metrics(config: Config, sam: Sam, pictures: PictureSet, *, native: bool) -> dict[str, float]:
     """`test/miou_1`, ... by the predictor, in original pixels; nothing where no picture was held back for the test."""
     if not pictures.test:
         log.warning("no pictures are held back for the test: no test/* (data.test)")
         return {}
-    sam = load_sam(checkpoint).to(device_of(config))
-    predictor = make_predictor(sam, native=is_native(config["data"], pictures, sam.config))
     metrics, _ = evaluate_clicks(
-        predictor,
+        make_predictor(sam.to(device_of(config)), native=native),
         records(pictures.test, config["data"]["on_error"]),
         num_points=config["evaluator"]["num_points"],
         max_masks=config["evaluator"]["max_masks"],
         seed=config["seed"],
     )
     found = {f"test/{name}": value for name, value in metrics.items()}
-    log.info("%s: %s", checkpoint, ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    log.info("%s: %s", sam.config.model, ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     return found
 
 

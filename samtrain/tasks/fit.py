@@ -11,6 +11,7 @@ from pathlib import Path
 from samtrain.data.datasets import SamDataset, Source
 from samtrain.data.shards import ShardWriter
 from samtrain.loggers import make_loggers
+from samtrain.modeling.build import load_sam
 from samtrain.report import write_report
 from samtrain.tasks.build import Config, learning_rate_of, sam_config_of, transforms_of
 from samtrain.tasks.evaluate import difficulty_metrics, test_metrics
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 def run(config: Config, run_dir: Path) -> Metrics:
     """Train on `config.data`, go on if `run_dir` holds a part of it; returns what metrics.json holds."""
     begin = time.perf_counter()
-    pictures = open_set(config["data"], config["data_dir"], config["loader"]["num_workers"])
+    pictures = open_set(config["data"], config["data_dir"])
     training = first_training(config, run_dir, pictures)
     if is_first_rank():
         look_at(config, pictures, image_size=sam_config_of(config).image_size, native=training.native)
@@ -33,7 +34,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     if not is_first_rank():
         return {}
     metrics: Metrics = {**result.metrics}
-    metrics.update(test_metrics(config, result.checkpoint, pictures))
+    metrics.update(test_metrics(config, load_sam(result.checkpoint), pictures, native=training.native))
     metrics.update(difficulty_metrics(config, pictures))
     metrics.update(costs(begin))
     write_metrics(run_dir, metrics)
@@ -66,7 +67,7 @@ def _first_images(config: Config, folder: Path, pictures: PictureSet, native: bo
     done = sorted(map(str, folder.glob("*.tar")))
     if done:
         return Source(done)
-    _, transform = transforms_of(config, image_size=sam_config_of(config).image_size, native=native, jitter=False)
+    _, transform = transforms_of(config, image_size=sam_config_of(config).image_size, native=native, jitter=None)
     dataset = SamDataset(pictures.train, transform, max_masks=1, on_error=config["data"]["on_error"])
     wanted = config["loader"]["train_images"]
     chosen = (i for i in range(len(dataset)) if len(dataset.get(0, i).masks))

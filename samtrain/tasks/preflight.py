@@ -17,7 +17,7 @@ def look_at(config: Config, pictures: PictureSet, *, image_size: int, native: bo
     """Log the findings about some training pictures; remote ones are not fetched for it."""
     if any(is_remote(url) for source in pictures.train for url in expand_urls(source.urls)):
         return []
-    transform, _ = transforms_of(config, image_size=image_size, native=native, jitter=False)
+    transform, _ = transforms_of(config, image_size=image_size, native=native, jitter=None)
     dataset = SamDataset(
         pictures.train,
         transform,

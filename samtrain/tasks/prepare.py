@@ -11,6 +11,6 @@ from samtrain.tasks.sets import is_native, open_set
 
 def run(config: Config, run_dir: Path) -> None:
     """Prepare `config.data` below `config.data_dir`, and say what is wrong with it."""
-    pictures = open_set(config["data"], config["data_dir"], config["loader"]["num_workers"])
+    pictures = open_set(config["data"], config["data_dir"])
     sam = sam_config_of(config)
     look_at(config, pictures, image_size=sam.image_size, native=is_native(config["data"], pictures, sam))

@@ -26,7 +26,7 @@ OBJECTS = 4  # of each picture that are shown with prompts
 
 def run(config: Config, run_dir: Path) -> None:
     """Write `preview.png`, a row a picture."""
-    pictures = open_set(config["data"], config["data_dir"], config["loader"]["num_workers"])
+    pictures = open_set(config["data"], config["data_dir"])
     sam = sam_config_of(config)
     native, jitter = is_native(config["data"], pictures, sam), config["loader"]["large_scale_jitter"]
     look_at(config, pictures, image_size=sam.image_size, native=native)

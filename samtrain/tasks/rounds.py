@@ -38,7 +38,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     begin = time.perf_counter()
     if "rounds" not in config:
         raise ValueError("task=rounds has no rounds: take an experiment that has, +experiment=stage1")
-    pictures = open_set(config["data"], config["data_dir"], config["loader"]["num_workers"])
+    pictures = open_set(config["data"], config["data_dir"])
     if not pictures.val:
         raise ValueError("the rounds choose models by validation and no picture is held back for it: set data.val")
     work = Work(config, run_dir, pictures)
@@ -48,8 +48,8 @@ def run(config: Config, run_dir: Path) -> Metrics:
 
     # what the rounds were worth, on pictures that nothing was chosen by
     metrics: Metrics = {**promoted(read_ledger(run_dir)).metrics_after}
-    metrics.update(test_metrics(config, best, pictures))
-    start = test_metrics(config, initial, pictures)
+    metrics.update(test_metrics(config, load_sam(best), pictures, native=work.native))
+    start = test_metrics(config, load_sam(initial), pictures, native=work.native)
     metrics.update({name.replace("test/", "test/start_"): value for name, value in start.items()})
     metrics.update(difficulty_metrics(config, pictures))
     metrics.update(costs(begin))
@@ -74,8 +74,8 @@ class Work:
         """`config.checkpoint`, or a model pretrained on public data in `<run_dir>/pretrain`."""
         if self.config["checkpoint"] is not None:
             return Path(self.config["checkpoint"])
-        config = {**self.config, "data": self.config["public"]}
-        public = open_set(config["data"], config["data_dir"], config["loader"]["num_workers"])
+        config = {**self.config, "data": self._public()}
+        public = open_set(config["data"], config["data_dir"])
         training = first_training(config, self.run_dir / "pretrain", public)
 
         def pretrain() -> dict[str, Any]:
@@ -123,6 +123,13 @@ class Work:
                 self._log_line(line)
         for logger in self.shared:
             logger.finalize("success")
+
+    def _public(self) -> dict[str, Any]:
+        """What a first model is trained on; of scenes that are only for this, no pool and no test are painted."""
+        public = self.config["public"]
+        if public["kind"] != "synthetic" or public == self.config["data"]:
+            return public
+        return {**public, "splits": {split: public["splits"][split] for split in ("public", "val")}}
 
     def _rounds(self) -> list[RoundConfig]:
         rounds = sorted(self.config["rounds"].items(), key=lambda item: int(item[0]))

@@ -65,7 +65,7 @@ class Training:
     steps: int | None
     learning_rate: float
     native: bool
-    large_scale_jitter: bool
+    large_scale_jitter: list[float] | None
     images_seen: int = 0
     key: str = "model.name"
 
@@ -165,7 +165,7 @@ def _data(
     val: list[str],
     image_size: int,
     native: bool,
-    jitter: bool = False,
+    jitter: list[float] | None = None,
     start_step: int = 0,
 ) -> SamDataModule:
     loader, data = config["loader"], config["data"]

@@ -78,7 +78,7 @@ def test_ranks_and_workers_read_shards_of_their_own(tmp_path, write_set):
         loader = DataLoader(remote, batch_size=2, collate_fn=collate, num_workers=2)
         found += [key for batch in islice(loader, 2) for key in batch.keys]
     assert sorted(found) == [f"set_{i}" for i in range(8)]
-    with pytest.raises(ValueError, match="4 remote shards for 2 ranks with 3 workers each.*data.num_workers to 2"):
+    with pytest.raises(ValueError, match="4 remote shards for 2 ranks with 3 workers each.*loader.num_workers to 2"):
         dataset(urls, world_size=2, allow_pipe=True).check_parts(num_workers=3)
 
 

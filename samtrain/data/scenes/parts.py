@@ -25,12 +25,6 @@ def core(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
     return [_inner(owner, owner.field + depth, surface)]
 
 
-def rim(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
-    """A frame along the owner's outline."""
-    depth = -owner.field.min() * canvas.rng.uniform(0.25, 0.45)
-    return [_inner(owner, -(owner.field + depth), surface)]
-
-
 def cap(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
     """What a straight cut takes off: a roof, a lid."""
     along = _along(canvas, owner)
@@ -57,7 +51,7 @@ def inset(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
     rows, columns = np.nonzero(owner.field <= owner.field.min() * 0.5)
     pick = rng.integers(len(rows))
     radius = -float(owner.field[rows[pick], columns[pick]]) * rng.uniform(0.8, 1.2)
-    kind = ("ellipse", "blob", "polygon", "box", "star")[rng.integers(5)]
+    kind = ("ellipse", "blob", "polygon", "box")[rng.integers(4)]
     return [_placed(canvas, owner, kind, (rows[pick], columns[pick]), radius, surface, rng.uniform(0, 2 * np.pi))]
 
 
@@ -87,4 +81,4 @@ def _placed(
     return _inner(owner, np.maximum(inner, owner.field + canvas.unit).astype(np.float32), surface, radius)
 
 
-LAYOUTS = [core, rim, cap, band, inset]  # for any object; windows need a large one
+LAYOUTS = [core, cap, band, inset]  # for any object; windows need a large one

@@ -44,32 +44,6 @@ def box(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
     return _rounded_box(x, y, radius * 0.88, radius * rng.uniform(0.55, 0.88), radius * 0.1)
 
 
-def bar(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
-    """A long capsule."""
-    width = radius * rng.uniform(0.26, 0.4)
-    return _rounded_box(x, y, radius * 1.25, width, width)
-
-
-def ring(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
-    """An annulus; what lies behind shows through the hole."""
-    thickness = radius * rng.uniform(0.22, 0.32)
-    return np.abs(np.hypot(x, y) - (1.05 * radius - thickness)) - thickness
-
-
-def star(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
-    """A star of 4 to 7 rays."""
-    rays = int(rng.integers(4, 8))
-    phase = np.arctan2(y, x) * rays / np.pi
-    ramp = np.abs((phase % 2) - 1)  # a triangle wave: straight flanks
-    return (np.hypot(x, y) - radius * (0.65 + 0.5 * ramp)) * 0.8  # 0.8: along the radius the oblique flanks are farther
-
-
-def crescent(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
-    """A disc with a bite."""
-    bite = np.hypot(x - radius * rng.uniform(0.65, 0.85), y) - radius * 0.75
-    return np.maximum(np.hypot(x, y) - radius * 1.1, -bite)
-
-
 def bunch(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
     """Two or three overlapping discs."""
     field = np.hypot(x, y) - radius * 0.7
@@ -91,13 +65,9 @@ SHAPES: dict[str, Callable[[np.random.Generator, Field, Field, float], Field]] =
     "blob": blob,
     "polygon": polygon,
     "box": box,
-    "bar": bar,
-    "ring": ring,
-    "star": star,
-    "crescent": crescent,
     "bunch": bunch,
 }
-REACH = 1.9  # no outline leaves this many radii around its centre: a bar's 1.25, the root of its stretch, a margin
+REACH = 1.9  # no outline leaves this many radii around its centre: a polygon's 1.3, the root of its stretch, a margin
 
 
 def draw_shape(

@@ -1,0 +1,207 @@
+"""The loop: what is asked when, what is fed back, and gradients that are taken as they come."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_training import TINY, blobs, join, tiny_sam
+from torch import Tensor
+
+from samtrain.interact import BatchDecoder, Interaction, interact, interaction_losses, loss_with_flat_memory
+from samtrain.losses import SamLoss
+from samtrain.modeling.sam import Sam
+from samtrain.prompts import CentreSampler, PromptSampler, Sampler, seeded_generator
+from samtrain.types import Batch, PointLabel
+
+CALM = replace(TINY, drop_path=0.0, dropout=0.0)
+
+
+def encode(sam: Sam, batch: Batch) -> Tensor:
+    return sam.encode(sam.preprocess(batch.images, batch.input_sizes))
+
+
+def turns_of(sam: Sam, batch: Batch, sampler: Sampler, schedule: list[str] | None = None) -> list[Interaction]:
+    generator = seeded_generator("cpu", 0)
+    return list(
+        interact(
+            BatchDecoder(sam, encode(sam, batch), batch),
+            batch.masks,
+            sampler,
+            schedule=schedule or sampler.schedule(generator),
+            valid_NHW=batch.valid()[batch.image_index],
+            generator=generator,
+        )
+    )
+
+
+# ---- what is asked when
+
+
+@torch.no_grad()
+def test_three_masks_for_one_prompt_then_the_single_one() -> None:
+    turns = turns_of(tiny_sam().eval(), blobs(0), PromptSampler(num_points=8, num_mask_only=2))
+    assert len(turns) == 11
+    assert [turn.output.low_res_logits.shape[1] for turn in turns] == [3] + [1] * 10
+    assert [turn.index for turn in turns] == list(range(11))
+
+
+@torch.no_grad()
+def test_mask_only_turns_add_no_click() -> None:
+    schedule = ["first", "point", "mask", "point", "mask"]
+    turns = turns_of(tiny_sam().eval(), blobs(0), PromptSampler(), schedule)
+    assert [turn.prompts.coords.shape[1] for turn in turns] == [2, 3, 3, 4, 4]
+    assert torch.equal(turns[2].prompts.coords, turns[1].prompts.coords)
+
+
+@torch.no_grad()
+def test_the_mask_of_highest_predicted_iou_is_fed_back() -> None:
+    turns = turns_of(tiny_sam().eval(), blobs(0), PromptSampler(num_points=3, num_mask_only=1))
+    assert turns[0].prompts.mask_logits is None
+    for before, after in zip(turns, turns[1:], strict=False):
+        for n in range(len(before.chosen)):
+            best = before.output.iou_predictions[n].argmax()
+            assert torch.equal(after.prompts.mask_logits[n, 0], before.output.low_res_logits[n, best])
+
+
+@torch.no_grad()
+def test_clicks_fall_into_the_error_and_say_what_it_is() -> None:
+    batch = blobs(3)
+    turns = turns_of(tiny_sam().eval(), batch, PromptSampler(num_points=6, num_mask_only=0))
+    for before, after in zip(turns, turns[1:], strict=False):
+        predicted = before.logits() > 0
+        x, y = after.prompts.coords[:, 0].long().unbind(1)
+        rows = torch.arange(len(x))
+        assert (predicted[rows, y, x] != batch.masks[rows, y, x]).all()
+        on_object = batch.masks[rows, y, x]
+        assert torch.equal(after.prompts.labels[:, 0] == PointLabel.FOREGROUND, on_object)
+
+
+def test_whoever_iterates_may_stop() -> None:
+    sam, batch = tiny_sam().eval(), blobs(0)
+    decoder = BatchDecoder(sam, encode(sam, batch), batch)
+    valid = batch.valid()[batch.image_index]
+    sampler, generator = CentreSampler(), torch.Generator()
+    turns = interact(decoder, batch.masks, sampler, schedule=sampler.schedule(), valid_NHW=valid, generator=generator)
+    assert next(turns).index == 0
+    turns.close()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("first", ["point", "box"])
+def test_a_batch_equals_its_pictures_one_by_one(first: str) -> None:
+    """Pictures with 1, 4 and 2 objects, in float64: rounding would grow from turn to turn."""
+    sam = tiny_sam().double().eval()
+    singles = [blobs(seed, counts=(count,)) for seed, count in ((1, 1), (2, 4), (3, 2))]
+    sampler = CentreSampler(num_points=4, first=first)
+    together = turns_of(sam, join(singles), sampler)
+    apart = [turns_of(sam, single, sampler) for single in singles]
+    for i, turn in enumerate(together):
+        expected = torch.cat([turns[i].output.low_res_logits for turns in apart])
+        torch.testing.assert_close(turn.output.low_res_logits, expected, rtol=1e-9, atol=1e-12)
+        assert torch.equal(turn.prompts.coords, torch.cat([turns[i].prompts.coords for turns in apart]))
+
+
+# ---- gradients
+
+
+class LossInFloat64(SamLoss):
+    """Weighs as SamLoss does, without its rounding to float32: only the order of sums can differ."""
+
+    def __call__(self, output, targets, num_objects):  # type: ignore[no-untyped-def]
+        logits = output.low_res_logits
+        assert logits.dtype == torch.float64
+        masks, valid = targets.masks[:, None], targets.valid[:, None]
+        focal, dice = self._focal_and_dice(logits, masks.double(), valid.double())
+        terms = super().__call__(output, targets, num_objects)
+        chosen = terms.chosen[:, None]
+        error = (output.iou_predictions.gather(1, chosen)[:, 0] - 0.5) ** 2
+        per_object = 20 * focal.gather(1, chosen)[:, 0] + dice.gather(1, chosen)[:, 0] + error
+        terms.total = (per_object * targets.weights).sum() / num_objects
+        return terms
+
+
+def gradients(sam: Sam, batch: Batch, loss: SamLoss, *, flat: bool, num_points: int = 8) -> tuple[Tensor, dict[str, Tensor]]:
+    """Total loss and gradients of one step with num_points + 3 interactions."""
+    sam.zero_grad()
+    sampler = PromptSampler(num_points=num_points, num_mask_only=2)
+    schedule = sampler.schedule(seeded_generator("cpu", 1))
+    torch.manual_seed(5)  # dropout and drop path
+
+    def losses(embeddings: Tensor):  # type: ignore[no-untyped-def]
+        generator = seeded_generator("cpu", 2)
+        return interaction_losses(
+            sam, embeddings, batch, sampler, loss, schedule=schedule, generator=generator, num_objects=5.0
+        )
+
+    images = sam.preprocess(batch.images, batch.input_sizes)
+    if flat:
+        total, log = loss_with_flat_memory(sam, sam.encode(images), losses)
+        assert len(log) == num_points + 3
+    else:
+        total = torch.stack([terms.total for _, terms in losses(sam.encode(images))]).sum()
+    (3.0 * total).backward()  # what comes from outside, by accumulation say, is passed on
+    return total.detach(), {name: p.grad.clone() for name, p in sam.named_parameters() if p.grad is not None}
+
+
+def test_gradients_taken_as_they_come_are_exact() -> None:
+    """Eleven interactions in float64, dropout included."""
+    sam, batch, loss = tiny_sam().double(), blobs(0), LossInFloat64(resolution="decoder")
+    plain_total, plain = gradients(sam, batch, loss, flat=False)
+    total, flat = gradients(sam, batch, loss, flat=True)
+    torch.testing.assert_close(total.double(), plain_total.double(), rtol=1e-6, atol=0)  # the sum is kept in float32
+    assert flat.keys() == plain.keys()
+    for name in plain:
+        torch.testing.assert_close(flat[name], plain[name], rtol=1e-12, atol=1e-15)
+
+
+def test_gradients_of_the_real_loss_agree_in_float32() -> None:
+    sam, batch = tiny_sam(config=CALM), blobs(0)
+    _, plain = gradients(sam, batch, SamLoss(), flat=False)
+    _, flat = gradients(sam, batch, SamLoss(), flat=True)
+    for name in plain:
+        torch.testing.assert_close(flat[name], plain[name], rtol=1e-3, atol=1e-6)
+
+
+def test_only_what_trains_gets_a_gradient() -> None:
+    batch = blobs(0)
+    for frozen in ("image_encoder", "mask_decoder"):
+        sam = tiny_sam()
+        getattr(sam, frozen).requires_grad_(False)
+        _, flat = gradients(sam, batch, SamLoss(resolution="decoder"), flat=True, num_points=1)
+        assert flat and not any(name.startswith(frozen) for name in flat)
+
+
+def test_memory_does_not_grow_with_the_interactions() -> None:
+    """The largest sum of bytes that autograd holds at one time, with 4 and with 11 interactions."""
+    peaks = []
+    for num_points in (1, 8):
+        sam, held = tiny_sam(), [0, 0]
+
+        def keep(tensor: Tensor, held: list[int] = held) -> Held:
+            return Held(tensor, held)
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
+            gradients(sam, blobs(0), SamLoss(), flat=True, num_points=num_points)
+        peaks.append(held[1])
+    assert peaks[1] < 1.1 * peaks[0]  # more clicks are more tokens
+
+
+class Held:
+    """A tensor that a graph keeps, counted until it lets it go."""
+
+    def __init__(self, tensor: Tensor, held: list[int]) -> None:
+        self.tensor, self.held = tensor, held
+        held[0] += tensor.nbytes
+        held[1] = max(held)
+
+    def __del__(self) -> None:
+        self.held[0] -= self.tensor.nbytes
+
+
+def test_one_seed_gives_one_result() -> None:
+    """Backward passes on the CPU repeat to the bit."""
+    results = [gradients(tiny_sam(), blobs(0), SamLoss(), flat=True, num_points=2)[1] for _ in range(3)]
+    for name in results[0]:
+        assert all(torch.equal(results[0][name], other[name]) for other in results[1:]), name
