@@ -18,7 +18,8 @@ import torch
 from tiny_training import fit, fork_server
 
 STEPS = 14  # validations after 6 and 12, checkpoints after 4, 6, 8, 12 and 14
-SETUP = 8  # events of a run's start, after which something has been done
+EVENTS = range(12, 45)  # of about 110 that a whole run has: where a life ends
+LIVES = 8
 
 
 class DyingAt:
@@ -54,7 +55,18 @@ class DyingAt:
         return wrapped
 
 
-def train(run_dir: Path, num_workers: int, dies_at: int | None) -> None:
+def dying_in(step: int, on_train_batch_start: Callable) -> Callable:
+    """Kills the process when the step begins, right behind a checkpoint of the one before."""
+
+    def hook(self: Any, batch: Any, batch_idx: int) -> None:
+        if self.micro_batch == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        on_train_batch_start(self, batch, batch_idx)
+
+    return hook
+
+
+def train(run_dir: Path, num_workers: int, dies_at: int | None, dies_in_step: int | None = None) -> None:
     """One process's life; begins or goes on."""
     warnings.simplefilter("ignore")
     logging.disable()
@@ -76,6 +88,11 @@ def train(run_dir: Path, num_workers: int, dies_at: int | None) -> None:
             (LastCheckpoint, "on_train_batch_end"),
         ]:
             setattr(owner, name, death.before(getattr(owner, name)))
+    if dies_in_step is not None:
+        from samtrain.lit_sam import LitSam
+
+        hook = dying_in(dies_in_step, LitSam.on_train_batch_start)
+        LitSam.on_train_batch_start = hook  # type: ignore[method-assign]
     fit(run_dir, max_steps=STEPS, num_workers=num_workers)
 
 
@@ -84,8 +101,8 @@ def server() -> Any:
     return fork_server()
 
 
-def start(server: Any, run_dir: Path, num_workers: int = 0, dies_at: int | None = None) -> Any:
-    process = server.Process(target=train, args=(run_dir, num_workers, dies_at))
+def start(server: Any, run_dir: Path, num_workers: int = 0, **death: int) -> Any:
+    process = server.Process(target=train, args=(run_dir, num_workers, death.get("dies_at"), death.get("dies_in_step")))
     process.start()
     return process
 
@@ -139,11 +156,19 @@ def test_every_step_stands_once(undisturbed: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_at_random_events(server: Any, undisturbed: Path, tmp_path: Path, seed: int) -> None:
-    """Four deaths on the way: in steps, validations, and in the middle of every kind of writing."""
+    """Many deaths on the way: in steps, validations, and in the middle of every kind of writing."""
     chance = random.Random(seed)
-    for _ in range(4):
-        if finish(start(server, tmp_path, dies_at=SETUP + chance.randrange(60))):
+    for _ in range(LIVES):
+        if finish(start(server, tmp_path, dies_at=chance.choice(EVENTS))):
             break
+    assert finish(start(server, tmp_path))
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_killed_right_behind_every_checkpoint(server: Any, undisturbed: Path, tmp_path: Path) -> None:
+    """By number after 4 and 8 steps, after validations at 6 and 12: nothing of these steps may be missing."""
+    for step in (4, 6, 8, 12):
+        assert not finish(start(server, tmp_path, dies_in_step=step))
     assert finish(start(server, tmp_path))
     assert_same_run(tmp_path, undisturbed)
 
@@ -151,9 +176,9 @@ def test_killed_at_random_events(server: Any, undisturbed: Path, tmp_path: Path,
 def test_killed_at_random_times_with_workers(server: Any, undisturbed: Path, tmp_path: Path) -> None:
     chance = random.Random(0)
     killed = 0
-    for _ in range(3):
+    for _ in range(4):
         process = start(server, tmp_path, num_workers=2)
-        time.sleep(0.5 + 1.5 * chance.random())
+        time.sleep(0.3 + 0.7 * chance.random())
         process.kill()
         killed += not finish(process)
     assert killed, "the training ended before it could be killed"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-TONE_DISTANCE = (135.0, 205.0)  # RGB; wide enough that a flood fill which spans both tones also leaks
+TONE_DISTANCE = (150.0, 220.0)  # RGB; wide enough that a flood fill which spans both tones also leaks
 GROUND_TONE_DISTANCE = (70.0, 130.0)  # RGB
 HUE_DISTANCE = 0.2  # at least, between a part and what it is a part of; 0.5 is the opposite colour
 PATTERNS = ("stripes", "bands", "checker", "dots", "clouds", "grain", "ramp")
