@@ -241,7 +241,7 @@ def test_loggers_take_their_keys(tmp_path: Path) -> None:
 
 def test_defaults_of_the_annotator_stand_once() -> None:
     """conf/annotator shows what the code would take anyway, so that no number lives two lives."""
-    for node in targets(config_of()["annotator"]):
+    for node in targets(config_of("scale=paper")["annotator"]):
         parameters = inspect.signature(get_class(node["_target_"])).parameters
         for key, value in node.items():
             if key != "_target_" and not isinstance(value, dict):
@@ -340,7 +340,7 @@ def test_interactions_masks_and_precision_are_the_papers() -> None:
     assert (config["loss"]["focal_weight"], config["loss"]["dice_weight"], config["loss"]["iou_weight"]) == (20, 1, 1)
     assert (config["trainer"]["precision"], config["trainer"]["gradient_clip_val"]) == ("bf16-mixed", 0.1)
     assert (config["model"]["name"], config["model"]["image_size"], config["model"]["mae"]) == ("vit_h", 1024, True)
-    assert config["loader"]["large_scale_jitter"] is False
+    assert config["loader"]["large_scale_jitter"] is None and config["loader"]["flip_probability"] == 0
 
 
 @pytest.mark.parametrize(("model", "nodes", "accumulate"), [("vit_b", 16, 1), ("vit_h", 16, 2), ("vit_h", 32, 1)])
@@ -354,7 +354,7 @@ def test_the_rounds_are_the_papers() -> None:
     rounds = list(config["rounds"].values())
     assert [each["model"] for each in rounds] == ["vit_b", "vit_b", "vit_l", "vit_l", "vit_h", "vit_h"]
     assert sum(each["images"] for each in rounds) == 120_000
-    assert config["engine"]["large_scale_jitter"] is True
+    assert config["engine"]["large_scale_jitter"] == [0.1, 2.0]
     assert (config["annotator"]["time_limit"], config["annotator"]["target_iou"]) == (30, 0.9)
 
 

@@ -162,7 +162,7 @@ def test_other_arrays_are_refused(predictor, picture):
 def test_other_formats_and_sizes_are_refused(predictor):
     with pytest.raises(ValueError, match="'RGB' or 'BGR'"):
         predictor.set_image(_picture((9, 9)), "RGBA")
-    with pytest.raises(ValueError, match="longest side is 128, got"):
+    with pytest.raises(ValueError, match="longest side is 96, got"):
         predictor.set_torch_image(torch.zeros(1, 3, 64, 64), (64, 64))
 
 

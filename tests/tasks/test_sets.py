@@ -70,7 +70,7 @@ def test_unknown_kind_and_frame_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("side", "object_side", "native"),
     [
-        (512, 20, True),  # 2.5 cells of the decoder when shrunk to 128
+        (512, 16, True),  # 2 cells of the decoder when shrunk to 128
         (512, 80, False),  # 10 cells
         (128, 4, False),  # small, but the picture is not larger than the input: there is nothing to gain
     ],
