@@ -16,7 +16,7 @@ from samtrain.data.scenes.parts import LAYOUTS, windows
 from samtrain.data.scenes.shapes import SHAPES
 from samtrain.data.scenes.surfaces import Surface, camera, draw_ground, draw_surface, light, paint
 
-SCENES_VERSION = 5  # raise it when a seed gives another scene than before: sets on disk are keyed by it
+SCENES_VERSION = 6  # raise it when a seed gives another scene than before: sets on disk are keyed by it
 NATIVE_SIDE = 128  # sizes below are in pixels of a scene of this side; other sizes scale them
 MIN_VISIBLE = 0.4  # of its area; an object hidden further is not annotated: a sliver looks like its neighbours' part
 MAX_SHARE = 0.65  # a part that covers more of what is visible of its whole would be its duplicate

@@ -1,7 +1,7 @@
 """What the synthetic objects are covered with and lit by: two-tone textures, shadows, the camera's blur and noise.
 
-Objects are colourful and lie on dull ground, and a part has another hue than what it is a part of: hue is what an object has in
-common. In brightness a surface has two tones farther apart than neighbouring surfaces are, so that a flood fill either stays in
+Objects are colourful and lie on dull ground; a part is pale, its own parts are colourful again, and each has another hue than
+what it is a part of: hue and saturation are what an object has in common. In brightness a surface has two tones farther apart than neighbouring surfaces are, so that a flood fill either stays in
 one tone or leaks. (Surfaces that borrowed a tone from their surroundings were tried first: a small model had learnt little of
 them after ten minutes, see experiments/LOG.md.)
 """
@@ -14,20 +14,22 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-TONE_DISTANCE = (150.0, 220.0)  # RGB; wide enough that a flood fill which spans both tones also leaks
+TONE_DISTANCE = (125.0, 195.0)  # RGB; wide enough that a flood fill which spans both tones also leaks
 GROUND_TONE_DISTANCE = (70.0, 130.0)  # RGB
+SATURATION = {False: (0.75, 1.0), True: (0.25, 0.4)}  # of what is colourful, of what is pale
 HUE_DISTANCE = 0.2  # at least, between a part and what it is a part of; 0.5 is the opposite colour
 PATTERNS = ("stripes", "bands", "checker", "dots", "clouds", "grain", "ramp")
 
 
 @dataclass(frozen=True)
 class Surface:
-    """Two RGB colours in [0, 255], the name of the pattern that mixes them, and their hue in [0, 1); None for grey."""
+    """Two RGB colours in [0, 255], the name of the pattern that mixes them, and their hue in [0, 1); None for ground."""
 
     first: np.ndarray
     second: np.ndarray
     pattern: str
     hue: float | None = None
+    pale: bool = True
 
 
 def draw_ground(rng: np.random.Generator) -> Surface:
@@ -38,17 +40,18 @@ def draw_ground(rng: np.random.Generator) -> Surface:
 
 
 def draw_surface(rng: np.random.Generator, around: Surface) -> Surface:
-    """A colourful surface whose hue is not that of what is around it."""
+    """A surface whose hue is not that of what is around it, colourful on a pale one and pale on a colourful one."""
     hue = rng.random()
     if around.hue is not None:
         hue = (around.hue + rng.uniform(HUE_DISTANCE, 1 - HUE_DISTANCE)) % 1
-    pure = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.6, 1.0), 1.0)) * 255
+    pale = not around.pale
+    pure = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(*SATURATION[pale]), 1.0)) * 255
     bright = rng.uniform(0.85, 1.0)
     dark = max(0.12, bright - rng.uniform(*TONE_DISTANCE) / np.linalg.norm(pure))
     tones = [pure * dark, pure * bright]
     if rng.random() < 0.5:
         tones.reverse()
-    return Surface(tones[0], tones[1], _draw_pattern(rng), hue)
+    return Surface(tones[0], tones[1], _draw_pattern(rng), hue, pale)
 
 
 def _draw_pattern(rng: np.random.Generator) -> str:
