@@ -1,9 +1,9 @@
 """What the synthetic objects are covered with and lit by: two-tone textures, shadows, the camera's blur and noise.
 
 Objects are colourful and lie on dull ground; a part is pale, its own parts are colourful again, and each has another hue than
-what it is a part of: hue and saturation are what an object has in common. In brightness a surface has two tones farther apart than neighbouring surfaces are, so that a flood fill either stays in
-one tone or leaks. (Surfaces that borrowed a tone from their surroundings were tried first: a small model had learnt little of
-them after ten minutes, see experiments/LOG.md.)
+what it is a part of: hue and saturation are what an object has in common. In brightness a surface has two tones farther apart
+than neighbouring surfaces are, so that a flood fill either stays in one tone or leaks. (Surfaces that borrowed a tone from what
+surrounds them were tried first: a small model had learnt little of them after ten minutes, see experiments/LOG.md.)
 """
 
 from __future__ import annotations
