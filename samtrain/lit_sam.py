@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from samtrain.interact import BatchDecoder, Interaction, interact, interaction_losses, loss_with_flat_memory
 from samtrain.losses import LossTerms, SamLoss
 from samtrain.modeling.sam import Sam
-from samtrain.ops.masks import mask_iou
+from samtrain.ops.masks import mask_iou, shrink_masks
 from samtrain.optim import OptimConfig, build_optimizer
 from samtrain.prompts import CentreSampler, Sampler, seeded_generator
 from samtrain.types import Batch
@@ -48,8 +48,12 @@ class LitSam(pl.LightningModule):
         activation_checkpointing: bool = False,
         compile_encoder: bool = False,
         images_seen: int = 0,  # before this run, by earlier rounds of an engine
+        val_resolution: str = "input",  # or "decoder": IoUs on its grid, what the model itself draws
     ) -> None:
         super().__init__()
+        if val_resolution not in ("input", "decoder"):
+            raise ValueError(f"trainer.val_resolution is {val_resolution!r}: take 'input' or 'decoder'")
+        self.val_resolution = val_resolution
         freeze(sam, trainable)
         sam.image_encoder.set_grad_checkpointing(activation_checkpointing)
         if compile_encoder:
@@ -165,17 +169,26 @@ class LitSam(pl.LightningModule):
         self._sums = torch.zeros(len(METRICS), 2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> list[Interaction]:
-        """Adds up IoUs in the input frame, without its padding, and returns the interactions of the clicks (for panels)."""
+        """Adds up IoUs without the padding, and returns the interactions of the clicks (for panels)."""
         decoder = BatchDecoder(self.sam, self.encode(batch), batch)
         valid = batch.valid().index_select(0, batch.image_index)
-        turns = self._interact(decoder, batch, valid, CentreSampler(num_points=max(CLICKS)))
-        for turn in turns:
-            if turn.index + 1 in CLICKS:
-                self._add(f"val/miou_{turn.index + 1}", mask_iou(turn.logits() > 0, batch.masks, valid), batch)
-        self._add(ORACLE, _best_iou(decoder, turns[0], batch, valid), batch)
+        clicks = self._interact(decoder, batch, valid, CentreSampler(num_points=max(CLICKS)))
         box = self._interact(decoder, batch, valid, CentreSampler(num_points=1, first="box"))[0]
-        self._add(BOX, mask_iou(box.logits() > 0, batch.masks, valid), batch)
-        return turns
+        iou = self._iou_with(decoder, batch.masks, valid)
+        for turn in clicks:
+            if turn.index + 1 in CLICKS:
+                self._add(f"val/miou_{turn.index + 1}", iou(turn.low_res_logits), batch)
+        each = [iou(logits[:, None]) for logits in clicks[0].output.low_res_logits.unbind(dim=1)]
+        self._add(ORACLE, torch.stack(each).amax(dim=0), batch)  # the best of the three, as an oracle would choose
+        self._add(BOX, iou(box.low_res_logits), batch)
+        return clicks
+
+    def _iou_with(self, decoder: BatchDecoder, masks: Tensor, valid: Tensor) -> Callable[[Tensor], Tensor]:
+        """What turns (N, 1, h, w) logits into (N,) IoUs in the input frame, or on the decoder's grid."""
+        if self.val_resolution == "input":
+            return lambda logits: mask_iou(decoder.to_frame(logits)[:, 0] > 0, masks, valid)
+        masks, valid = (shrink_masks(each, self.sam.config.mask_size) for each in (masks, valid))
+        return lambda logits: mask_iou(logits[:, 0] > 0, masks, valid)
 
     def on_validation_epoch_end(self) -> None:
         """Means over all objects of all ranks, to the loggers and, for callbacks, to `trainer.callback_metrics`."""
@@ -239,10 +252,3 @@ def freeze(sam: nn.Module, trainable: Sequence[str]) -> None:
 def _stack(total: Tensor, terms: list[LossTerms]) -> Tensor:
     """The loss, then focal, dice and IoU error of each interaction."""
     return torch.stack([total.detach(), *(value.float() for t in terms for value in (t.focal, t.dice, t.iou))])
-
-
-def _best_iou(decoder: BatchDecoder, turn: Interaction, batch: Batch, valid: Tensor) -> Tensor:
-    """(N,) IoU of the best of an interaction's masks, as an oracle would choose."""
-    masks = turn.output.low_res_logits.unbind(dim=1)
-    predicted = (decoder.to_frame(logits[:, None])[:, 0] > 0 for logits in masks)
-    return torch.stack([mask_iou(p, batch.masks, valid) for p in predicted]).amax(dim=0)

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -25,15 +24,12 @@ def samtrain(*arguments: str, cwd: Path, **environment: str) -> subprocess.Compl
     return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False)
 
 
-def test_bare_command_says_what_there_is_at_once(tmp_path: Path) -> None:
-    begin = time.perf_counter()
+def test_bare_command_says_what_there_is(tmp_path: Path) -> None:
     answer = samtrain(cwd=tmp_path)
-    seconds = time.perf_counter() - begin
     assert answer.returncode == 0, answer.stderr
     names = [*tasks.TASKS, *(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")), "laptop", "paper"]
     for name in names:
         assert any(line.split("=")[-1].startswith(f"{name} ") for line in answer.stdout.splitlines()), name
-    assert seconds < 2  # 0.05 s here; a machine under load is no reason to fail
     assert not list(tmp_path.iterdir())
 
 

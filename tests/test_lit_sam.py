@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from tiny_training import (
     TINY,
@@ -195,7 +196,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
 # ---- validation
 
 
-def centre_ious(lit: LitSam, batch: Batch, sampler: CentreSampler) -> list[tuple[Tensor, Tensor]]:
+def centre_ious(lit: LitSam, batch: Batch, sampler: CentreSampler, resolution: str) -> list[tuple[Tensor, Tensor]]:
     """By hand: (IoU of the chosen mask, of the best one) of each turn, without the padding."""
     lit.eval()
     with torch.no_grad():
@@ -211,24 +212,32 @@ def centre_ious(lit: LitSam, batch: Batch, sampler: CentreSampler) -> list[tuple
         )
         found = []
         for turn in turns:
-            logits = decoder.to_frame(turn.output.low_res_logits.flatten(0, 1)[:, None])[:, 0]
-            masks = (logits > 0).view(len(batch.masks), -1, *batch.masks.shape[1:]) & valid[:, None]
-            truth = batch.masks[:, None]
+            logits = turn.output.low_res_logits.flatten(0, 1)[:, None]
+            truth, inside = batch.masks[:, None], valid[:, None]
+            if resolution == "input":
+                logits = decoder.to_frame(logits)
+            else:  # half of a cell's pixels or more
+                cell = batch.masks.shape[-1] // logits.shape[-1]
+                truth, inside = (F.avg_pool2d(each.float(), cell) >= 0.5 for each in (truth, inside))
+            masks = (logits[:, 0] > 0).view(len(truth), -1, *truth.shape[2:]) & inside
+            truth = truth & inside
             iou = (masks & truth).sum((2, 3)) / (masks | truth).sum((2, 3)).clamp(min=1)
             found.append((iou.gather(1, turn.chosen[:, None])[:, 0], iou.amax(dim=1)))
     return found
 
 
-def test_validation_is_the_centre_protocol(tmp_path: Path) -> None:
-    lit = tiny_lit()
+@pytest.mark.parametrize("resolution", ["input", "decoder"])
+def test_validation_is_the_centre_protocol(tmp_path: Path, resolution: str) -> None:
+    lit = tiny_lit(val_resolution=resolution)
     batches = [blobs(1), blobs(2)]
     batches[1].weights[-1] = 0  # only fills the batch
     trainer = tiny_trainer(tmp_path, max_steps=1)
     trainer.validate(lit, ListData(batches, validation=batches), verbose=False)
     weights = torch.cat([b.weights for b in batches])
 
-    turns = [centre_ious(lit, batch, CentreSampler(num_points=5)) for batch in batches]
-    box = [centre_ious(lit, batch, CentreSampler(num_points=1, first="box"))[0][0] for batch in batches]
+    turns = [centre_ious(lit, batch, CentreSampler(num_points=5), resolution) for batch in batches]
+    boxes = CentreSampler(num_points=1, first="box")
+    box = [centre_ious(lit, batch, boxes, resolution)[0][0] for batch in batches]
 
     def mean(values: list[Tensor]) -> Any:
         return pytest.approx(float((torch.cat(values) * weights).sum() / weights.sum()), rel=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,9 +35,12 @@ def meta() -> dict[str, np.ndarray]:
     return dict(np.load(path))
 
 
-def test_metas_own_loss_gives_the_same(meta: dict[str, np.ndarray]) -> None:
+@pytest.mark.parametrize(
+    ("version", "settings"), [("sam1", {}), ("sam2", {"supervise_all_iou": True, "iou_loss": "l1"})], ids=lambda x: str(x)
+)
+def test_metas_own_loss_gives_the_same(meta: dict[str, np.ndarray], version: str, settings: dict[str, Any]) -> None:
     """Summed over interactions, divided by the number of objects (loss_vectors.md)."""
-    loss = SamLoss(interaction_reduction="sum")
+    loss = SamLoss(interaction_reduction="sum", **settings)
     masks = torch.from_numpy(meta["targets"]) > 0.5
     targets = MaskTargets(masks, torch.ones_like(masks), torch.ones(len(masks)))
     turns = [
@@ -44,7 +48,7 @@ def test_metas_own_loss_gives_the_same(meta: dict[str, np.ndarray]) -> None:
         for k in range(3)
     ]
     summed = np.sum([values(terms) for terms in turns], axis=0) * loss.interaction_weight(3)
-    expected = [meta[f"sam1_{name}"] for name in ("core_loss", "loss_mask", "loss_dice", "loss_iou")]
+    expected = [meta[f"{version}_{name}"] for name in ("core_loss", "loss_mask", "loss_dice", "loss_iou")]
     np.testing.assert_allclose(summed, np.array(expected, dtype=np.float64).ravel(), rtol=2e-6)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from samtrain.ops.rle import RLE, rle_to_box_xywh, to_compressed
+from samtrain.ops.rle import RLE, rle_runs, rle_to_box_xywh, to_compressed
 
 Box = tuple[int, int, int, int]  # xyxy, the lower right corner exclusive
 
@@ -136,23 +136,10 @@ def decode_rle_box(rle: RLE, box: Box) -> np.ndarray:
     """
     x0, y0, x1, y1 = box
     height = rle["size"][0]
-    ends = np.cumsum(_runs(rle["counts"]))
+    ends = np.cumsum(rle_runs(rle["counts"]))
     # the stretch of the columns, cut out of the runs
     first, last = x0 * height, x1 * height
     lengths = np.diff(np.clip(ends, first, last), prepend=first)
     values = np.arange(len(lengths)) % 2 == 1
     seen = lengths > 0
     return np.repeat(values[seen], lengths[seen]).reshape(x1 - x0, height).T[y0:y1]
-
-
-def _runs(counts: bytes) -> np.ndarray:
-    """(R,) int64 run lengths, background first, of COCO's code (cocoapi, maskApi.c; see `ops.rle._sum_of_runs`)."""
-    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero((codes & 32) == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    place = np.arange(codes.size) - np.repeat(starts, ends - starts + 1)
-    runs = np.add.reduceat((codes & 31) << (5 * place), starts)
-    runs -= np.where(codes[ends] & 16, np.int64(1) << (5 * (ends - starts + 1)), 0)
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    return runs

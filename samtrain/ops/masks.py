@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -29,6 +30,11 @@ def stability_score(logits: Tensor, offset: float = 1.0) -> Tensor:
     inner = (logits > offset).sum(dim=(-1, -2), dtype=torch.float32)
     outer = (logits > -offset).sum(dim=(-1, -2), dtype=torch.float32)
     return inner / outer.clamp(min=1)
+
+
+def shrink_masks(masks_NHW: Tensor, side: int) -> Tensor:
+    """(N, side, side) bool: True where at least half of a cell is covered."""
+    return F.adaptive_avg_pool2d(masks_NHW[:, None].float(), side)[:, 0] >= 0.5
 
 
 def longest_side_size(size: tuple[int, int], longest: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -38,23 +39,34 @@ def to_compressed(rle: RLE, size: tuple[int, int] | None = None) -> RLE:
     """pycocotools' own form (bytes counts) after checking that the runs fill the size exactly; raises as `decode_rle`."""
     if not isinstance(rle, dict) or "size" not in rle or "counts" not in rle:
         raise ValueError(f"an RLE is a mapping with 'size' and 'counts', got {str(rle)[:80]}")
-    height, width = (int(side) for side in rle["size"])
+    height, width = _sides(rle["size"])
     if size is not None and (height, width) != tuple(size):
         raise ValueError(f"RLE has size {(height, width)}, the picture {tuple(size)} (H, W)")
     counts = rle["counts"]
     if isinstance(counts, list):
-        if sum(counts) != height * width:
-            raise ValueError(f"RLE runs sum to {sum(counts)}, the size {(height, width)} holds {height * width} pixels")
-        return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    data = counts.encode("ascii") if isinstance(counts, str) else counts
-    total = _sum_of_runs(data)
+        if not all(isinstance(run, Integral) and run >= 0 for run in counts):
+            raise ValueError(f"RLE runs are whole numbers of 0 and more, got {str(counts)[:80]}")
+        total = sum(counts)
+    elif isinstance(counts, (str, bytes)):
+        data = counts.encode("latin-1", "replace") if isinstance(counts, str) else counts
+        total = int(rle_runs(data).sum())
+    else:
+        raise ValueError(f"RLE counts are a text or a list of runs, got {str(counts)[:80]}")
     if total != height * width:
         raise ValueError(f"RLE runs sum to {total}, the size {(height, width)} holds {height * width} pixels")
+    if isinstance(counts, list):
+        return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     return {"size": [height, width], "counts": data}
 
 
-def _sum_of_runs(data: bytes) -> int:
-    """Pixels covered by all runs of a compressed RLE.
+def _sides(size: Any) -> tuple[int, int]:
+    if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(isinstance(s, Integral) and s >= 0 for s in size):
+        raise ValueError(f"an RLE's size is [height, width] in pixels, got {str(size)[:80]}")
+    return int(size[0]), int(size[1])
+
+
+def rle_runs(data: bytes) -> np.ndarray:
+    """(R,) int64 run lengths of a compressed RLE, background first; ValueError where they are none.
 
     COCO's code: six bits a character offset by 48, five of value and one that says "more follows", sign-extended; from the
     fourth run on the stored number is the difference to the run two places before (cocoapi, maskApi.c). Reading it here
@@ -62,7 +74,7 @@ def _sum_of_runs(data: bytes) -> int:
     """
     codes = np.frombuffer(data, dtype=np.uint8).astype(np.int64) - 48
     if codes.size == 0:
-        return 0
+        return codes
     if codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
         raise ValueError("RLE counts hold a character outside COCO's code, or end in the middle of a number")
     # each number's characters, weighted by 32 to the power of their place
@@ -79,4 +91,4 @@ def _sum_of_runs(data: bytes) -> int:
     runs[2::2] = np.cumsum(values[2::2])
     if runs.min() < 0:
         raise ValueError("RLE counts hold a negative run")
-    return int(runs.sum())
+    return runs

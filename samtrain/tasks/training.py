@@ -124,6 +124,7 @@ def validate(config: Config, checkpoint: Path, val: list[str], *, native: bool) 
         loss=make_loss(config),
         optim=optim_config(config, sam.config.model, 0.0),
         seed=config["seed"],
+        val_resolution=config["trainer"]["val_resolution"],
     )
     data = _data(config, train=[], val=val, image_size=sam.config.image_size, native=native)
     settings = config["trainer"]
@@ -155,6 +156,7 @@ def _lit_sam(config: Config, training: Training, sam: Sam) -> LitSam:
         activation_checkpointing=trainer["activation_checkpointing"],
         compile_encoder=trainer["compile"],
         images_seen=training.images_seen,
+        val_resolution=trainer["val_resolution"],
     )
 
 

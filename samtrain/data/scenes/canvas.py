@@ -9,7 +9,7 @@ import numpy as np
 from samtrain.data.scenes.shapes import REACH, draw_shape
 from samtrain.data.scenes.surfaces import Surface, paint
 
-MIN_AREA = 260.0  # pixels of a scene of 128: 6 x 6 cells of a decoder's grid of 48
+MIN_AREA = 400.0  # pixels of a scene of 128: 56 cells of a decoder's grid of 48 x 48
 SHADOW = 8.0  # how far a shadow reaches, in pixels of a scene of 128
 
 

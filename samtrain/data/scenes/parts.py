@@ -28,14 +28,14 @@ def core(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
 def cap(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
     """What a straight cut takes off: a roof, a lid."""
     along = _along(canvas, owner)
-    cut = np.quantile(along[owner.field < 0], canvas.rng.uniform(0.35, 0.6))
+    cut = np.quantile(along[owner.field < 0], canvas.rng.uniform(0.36, 0.5))
     return [_inner(owner, along - cut, surface)]
 
 
 def band(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
     """A strip across the owner: a belt, a label."""
-    along, start = _along(canvas, owner), canvas.rng.uniform(0.1, 0.5)
-    low, high = np.quantile(along[owner.field < 0], (start, start + canvas.rng.uniform(0.3, 0.45)))
+    along, start = _along(canvas, owner), canvas.rng.uniform(0.05, 0.15)
+    low, high = np.quantile(along[owner.field < 0], (start, start + canvas.rng.uniform(0.34, 0.46)))
     return [_inner(owner, np.maximum(low - along, along - high), surface)]
 
 
@@ -48,9 +48,10 @@ def _along(canvas: Canvas, owner: Patch) -> np.ndarray:
 def inset(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
     """One shape somewhere inside: a nucleus, an eye, a door."""
     rng = canvas.rng
-    rows, columns = np.nonzero(owner.field <= owner.field.min() * 0.5)
+    depth = owner.field / owner.field.min()  # 0 at the outline, 1 at the middle
+    rows, columns = np.nonzero((depth > 0.4) & (depth < 0.7))
     pick = rng.integers(len(rows))
-    radius = -float(owner.field[rows[pick], columns[pick]]) * rng.uniform(0.8, 1.2)
+    radius = -float(owner.field.min()) * rng.uniform(0.65, 0.85)
     kind = ("ellipse", "blob", "polygon", "box")[rng.integers(4)]
     return [_placed(canvas, owner, kind, (rows[pick], columns[pick]), radius, surface, rng.uniform(0, 2 * np.pi))]
 

@@ -1,9 +1,9 @@
 """What the synthetic objects are covered with and lit by: two-tone textures, shadows, the camera's blur and noise.
 
-Objects are colourful and lie on dull ground; a part is pale, its own parts are colourful again, and each has another hue than
-what it is a part of: hue and saturation are what an object has in common. In brightness a surface has two tones farther apart
-than neighbouring surfaces are, so that a flood fill either stays in one tone or leaks. (Surfaces that borrowed a tone from what
-surrounds them were tried first: a small model had learnt little of them after ten minutes, see experiments/LOG.md.)
+The ground is dull, an object has a warm hue, its parts have cold ones and their parts are warm again: hue is what an object has in
+common. In brightness a surface has two tones farther apart than neighbouring surfaces are, so that a flood fill either stays in
+one tone or leaks. (Surfaces that borrowed a tone from what surrounds them, and hues without order, were tried first: a small model
+had learnt little of them after ten minutes, see experiments/LOG.md.)
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ from scipy import ndimage
 
 TONE_DISTANCE = (125.0, 195.0)  # RGB; wide enough that a flood fill which spans both tones also leaks
 GROUND_TONE_DISTANCE = (70.0, 130.0)  # RGB
-SATURATION = {False: (0.75, 1.0), True: (0.25, 0.4)}  # of what is colourful, of what is pale
-HUE_DISTANCE = 0.2  # at least, between a part and what it is a part of; 0.5 is the opposite colour
-PATTERNS = ("stripes", "bands", "checker", "dots", "clouds", "grain", "ramp")
+WARM, COLD = (-0.14, 0.2), (0.42, 0.72)  # hues, of a circle that is 1 round: magenta to yellow, green to violet
+SATURATION = (0.65, 1.0)
+PATTERNS = ("stripes", "bands", "checker", "dots", "clouds", "grain")
 
 
 @dataclass(frozen=True)
 class Surface:
-    """Two RGB colours in [0, 255], the name of the pattern that mixes them, and their hue in [0, 1); None for ground."""
+    """Two RGB colours in [0, 255], the name of the pattern that mixes them, and whether their hue is warm."""
 
     first: np.ndarray
     second: np.ndarray
     pattern: str
-    hue: float | None = None
-    pale: bool = True
+    warm: bool = False
 
 
 def draw_ground(rng: np.random.Generator) -> Surface:
@@ -40,18 +39,16 @@ def draw_ground(rng: np.random.Generator) -> Surface:
 
 
 def draw_surface(rng: np.random.Generator, around: Surface) -> Surface:
-    """A surface whose hue is not that of what is around it, colourful on a pale one and pale on a colourful one."""
-    hue = rng.random()
-    if around.hue is not None:
-        hue = (around.hue + rng.uniform(HUE_DISTANCE, 1 - HUE_DISTANCE)) % 1
-    pale = not around.pale
-    pure = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(*SATURATION[pale]), 1.0)) * 255
+    """A cold surface on a warm one, a warm one on all else."""
+    warm = not around.warm
+    hue = rng.uniform(*(WARM if warm else COLD)) % 1
+    pure = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(*SATURATION), 1.0)) * 255
     bright = rng.uniform(0.85, 1.0)
     dark = max(0.12, bright - rng.uniform(*TONE_DISTANCE) / np.linalg.norm(pure))
     tones = [pure * dark, pure * bright]
     if rng.random() < 0.5:
         tones.reverse()
-    return Surface(tones[0], tones[1], _draw_pattern(rng), hue, pale)
+    return Surface(tones[0], tones[1], _draw_pattern(rng), warm)
 
 
 def _draw_pattern(rng: np.random.Generator) -> str:
@@ -79,10 +76,7 @@ def _pattern(rng: np.random.Generator, name: str, x: np.ndarray, y: np.ndarray, 
         return 0.5 + 0.5 * np.clip(3 * (np.cos(along) + np.cos(across)) - 1, -1, 1)
     if name == "clouds":
         return smooth_noise(rng, x.shape, 5 * unit)
-    if name == "grain":
-        return smooth_noise(rng, x.shape, 1.6 * unit)
-    span = along - along.min()
-    return span / max(float(span.max()), 1e-6)
+    return smooth_noise(rng, x.shape, 1.6 * unit)  # grain
 
 
 def smooth_noise(rng: np.random.Generator, size: tuple[int, int], length: float) -> np.ndarray:
