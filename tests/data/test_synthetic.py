@@ -49,8 +49,8 @@ def test_what_is_no_part_shares_no_pixel(scenes: list[Scene]) -> None:
 def test_sizes_counts_and_nesting_are_as_documented(scenes: list[Scene]) -> None:
     areas = [mask.sum() for scene in scenes for mask in scene.masks]
     nested = np.concatenate([scene.parents for scene in scenes]) >= 0
-    assert min(areas) >= 260  # canvas.MIN_AREA
-    assert 5 <= np.mean([len(scene.masks) for scene in scenes]) <= 8
+    assert min(areas) >= 400  # canvas.MIN_AREA
+    assert 3.5 <= np.mean([len(scene.masks) for scene in scenes]) <= 6
     assert nested.mean() >= 0.40  # the issue: one click is ambiguous
 
 
@@ -84,10 +84,12 @@ def test_no_shape_leaves_its_reach(kind: str) -> None:
 
 def test_neither_a_flood_fill_nor_one_mask_solves_them() -> None:
     """At the size of the embedded default, conf/scale/laptop.yaml."""
-    pictures = [(scene.image, scene.masks) for scene in (generate_scene(seed, (96, 96)) for seed in range(60))]
-    assert flood_fill_miou(pictures) < 0.40  # the issue: at 0.40 the pictures are too easy
-    strict, lenient = best_single_mask_miou(pictures), best_single_mask_miou(pictures, reach=4)
-    assert 0.74 < strict < 0.86 and strict < lenient < 0.97
+    for start in (0, 1000):
+        scenes = [generate_scene(seed, (96, 96)) for seed in range(start, start + 60)]
+        pictures = [(scene.image, scene.masks) for scene in scenes]
+        assert flood_fill_miou(pictures) < 0.40  # the issue: at 0.40 the pictures are too easy
+        assert 0.74 < best_single_mask_miou(pictures) < 0.86  # of clicks that say nothing about the level
+        assert best_single_mask_miou(pictures, reach=4) > 0.9  # most centres lie apart: a model can know better
 
 
 def test_flood_fill_solves_flat_colours() -> None:

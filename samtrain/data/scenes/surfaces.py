@@ -85,7 +85,7 @@ def smooth_noise(rng: np.random.Generator, size: tuple[int, int], length: float)
     for scale in (1.0, 0.63):  # two grids that share no lines: one alone looks like tiles
         rows, columns = (_interpolation(side, length * scale) for side in size)
         total += rows @ rng.random((rows.shape[1], columns.shape[1])) @ columns.T
-    return np.clip(1.4 * (total / 2 - 0.5) + 0.5, 0, 1)  # 1.4: the mean of two is flatter than one
+    return np.clip(2.5 * (total / 2 - 0.5) + 0.5, 0, 1)  # 2.5: mostly one of two tones, or a flood fill runs through
 
 
 def _interpolation(side: int, length: float) -> np.ndarray:
