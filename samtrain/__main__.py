@@ -68,6 +68,7 @@ def compose_and_run() -> None:
     """Hydra's part: compose, then do the task in its run directory."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import InstantiationException
     from omegaconf import DictConfig, MissingMandatoryValue
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
@@ -84,10 +85,11 @@ def compose_and_run() -> None:
 
             with open_run(Path(settings.runtime.output_dir), values, overrides) as run_dir:
                 tasks.run(values, run_dir)
-        except (ValueError, MissingMandatoryValue) as error:
+        except (ValueError, OSError, MissingMandatoryValue, InstantiationException) as error:
             if os.environ.get("HYDRA_FULL_ERROR"):
                 raise
-            logging.getLogger("samtrain").error("%s", error)
+            said = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+            logging.getLogger("samtrain").error("%s", said)
             sys.exit("HYDRA_FULL_ERROR=1 shows where this came from")
 
     job()

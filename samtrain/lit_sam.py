@@ -125,6 +125,16 @@ class LitSam(pl.LightningModule):
         if step % every == 0 or step == self.trainer.max_steps:
             self._log_step(step, self.trainer.strategy.reduce(terms, reduce_op="mean"), optimizer)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """By norm, here: Lightning refuses fused optimisers under bf16-mixed, for a loss scaling that bfloat16 has not."""
+        if gradient_clip_val:
+            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.waiting_since = time.perf_counter()
 

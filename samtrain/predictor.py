@@ -33,6 +33,11 @@ class ResizeLongestSide:
         height, width = self.size(image.shape[:2])
         return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
+    def apply_image_torch(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) float resized on its device; nearly, not exactly, what `apply_image` gives."""
+        size = self.size((image.shape[2], image.shape[3]))
+        return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+
     def apply_coords(self, coords: np.ndarray, original_size: Size) -> np.ndarray:
         """(..., 2) float64 (x, y) in the input frame; each axis is scaled by its own, rounded, size."""
         return np.asarray(coords, dtype=np.float64) * self._scale(original_size)

@@ -25,6 +25,9 @@ class NativeScale(ResizeLongestSide):
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         return image
 
+    def apply_image_torch(self, image: Tensor) -> Tensor:
+        return image
+
 
 class TiledPredictor(SamPredictor):
     """Cuts the picture into overlapping S x S tiles and lets the tile in which an object is most central answer for it.

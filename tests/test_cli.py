@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from samtrain import tasks
+from samtrain.tasks import run_dir as run_dir_module
 from samtrain.tasks.run_dir import open_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,6 +79,25 @@ def test_missing_value_is_named(tmp_path: Path) -> None:
     assert "data.root" in answer.stdout + answer.stderr
 
 
+def test_a_setting_that_cannot_be_is_said_in_words(tmp_path: Path) -> None:
+    """An annotator's too, which Hydra builds; and before a first model is trained."""
+    small = ["scale.image_size=64", "scale.synthetic={size:[64,64],public:1,pool:8,val:1,test:1}", "data_dir=shards"]
+    answer = samtrain("+experiment=stage1", "annotator.min_iou=0.95", "run_dir=run", *small, cwd=tmp_path)
+    assert answer.returncode == 1
+    assert "annotator.min_iou is 0.95" in answer.stdout and "Traceback" not in answer.stdout + answer.stderr
+    assert not (tmp_path / "run" / "pretrain").exists()
+
+
+def test_a_grid_runs_each_point_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    small = ["scale.image_size=64", "scale.synthetic={size:[64,64],public:3,pool:1,val:1,test:1}", "data_dir=shards"]
+    answer = samtrain("-m", "task=preview", "preview.images=1,2", "run_dir=grid", *small, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    for number in (0, 1):
+        folder = tmp_path / "grid" / str(number)
+        assert (folder / "preview.png").is_file()
+        assert yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())["preview"]["images"] == number + 1
+
+
 def config(**changes) -> dict:
     trainer = {"max_steps": 3, "milestones": [1, 2]}
     return {"seed": 0, "run_dir": "a", "trainer": trainer, "loader": {"num_workers": 0}, **changes}
@@ -103,6 +123,24 @@ def test_other_config_is_refused_with_the_differences(tmp_path: Path) -> None:
     assert "trainer.milestones.1: 2 there, 5 now" in lines
     assert "extra: (not set) there, None now" in lines
     assert yaml.safe_load((tmp_path / ".hydra" / "config.yaml").read_text()) == config()  # the run's own stays
+
+
+def test_a_run_killed_at_its_very_beginning_has_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run_dir_module.write_whole
+
+    def dying(path: Path, text: str) -> None:
+        if path.name == "config.yaml":
+            raise KeyboardInterrupt
+        whole(path, text)
+
+    monkeypatch.setattr(run_dir_module, "write_whole", dying)
+    with pytest.raises(KeyboardInterrupt), open_run(tmp_path, config(), []):
+        pass
+    monkeypatch.undo()
+    with open_run(tmp_path, config(seed=1), []):
+        pass
+    with pytest.raises(ValueError, match="It was begun by\n  python -m samtrain"), open_run(tmp_path, config(seed=2), []):
+        pass
 
 
 def test_other_process_in_the_directory_is_refused(tmp_path: Path) -> None:
@@ -153,7 +191,10 @@ def test_wheel_holds_the_configs(tmp_path: Path) -> None:
     assert not any(name.startswith(("tests", "conf", "data/")) for name in names)
     # it answers from there as a checkout does
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    answer = subprocess.run(
-        [sys.executable, "-m", "samtrain"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
-    assert "+experiment=stage1" in answer.stdout
+    for arguments, words in (
+        ([], "+experiment=stage1"),
+        (["+experiment=stage1", "scale=paper", "--cfg", "job", "--resolve"], "model: vit_h"),
+    ):
+        command = [sys.executable, "-m", "samtrain", *arguments]
+        answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        assert words in answer.stdout

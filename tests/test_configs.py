@@ -19,12 +19,15 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_class
 
 from samtrain.data.prepare_config import PrepareConfig
+from samtrain.data_engine.pool import share_out
+from samtrain.detector import DetectorRecipe, build_detector
 from samtrain.loggers import make_loggers
 from samtrain.modeling.build import sam_config
 from samtrain.modeling.sam import SAM_CONFIGS, Sam
 from samtrain.optim import OptimConfig, param_groups, rate_factor, run_milestones
 from samtrain.prompts import seeded_generator
 from samtrain.tasks import TASKS, resolve
+from samtrain.tasks import detector as detector_task
 from samtrain.tasks.build import learning_rate_of, make_loss, make_prompts, make_sam, optim_config, sam_config_of
 from samtrain.tasks.training import micro_batches, validation_interval
 
@@ -165,6 +168,12 @@ COMMON = {
     "num_points": "prompts.num_points",
     "num_mask_only": "prompts.num_mask_only",
     "loss_resolution": "loss.resolution",
+    "supervise_all_iou": "loss.supervise_all_iou",
+    "schedule": "optim.schedule",
+    "flip_probability": "loader.flip_probability",
+    "max_clicks": "annotator.max_clicks",
+    "synthetic.size": "public.size",
+    **{f"synthetic.{split}": f"public.splits.{split}" for split in ("public", "pool", "val", "test")},
 }
 OWN = {
     "pretrain": {"pretrain.model": "model.name", "image_size": "model.image_size", "mae": "model.mae"},
@@ -172,6 +181,19 @@ OWN = {
     "finetune": {},
     "overfit": {"overfit.model": "model.name", "image_size": "model.image_size", "mae": "model.mae"},
     "sa1b": {"sa1b.model": "model.name", "image_size": "model.image_size", "mae": "model.mae"},
+    "detector": {
+        f"detector.{name}": f"detector.{name}"
+        for name in (
+            "name", "image_size", "batch_size", "steps", "learning_rate", "warmup_steps", "val_every_steps", "size_limits",
+        )  # fmt: skip
+    },
+}
+
+
+ROUNDS = {
+    f"rounds.{k}.{name}": f"rounds.{k}.{name}"
+    for k in range(1, 7)
+    for name in ("model", "images", "steps", "learning_rate_factor")
 }
 
 
@@ -180,13 +202,14 @@ OWN = {
 def test_the_numbers_of_the_scale_win(experiment: str, scale: str) -> None:
     config = experiment_of(experiment, scale)
     training = "pretrain" if experiment == "stage1" else experiment  # its first model's
-    pairs = COMMON | OWN[experiment] | {
-        f"{training}.steps": "trainer.max_steps",
-        f"{training}.learning_rate_factor": "optim.learning_rate_factor",
-    }
+    pairs = COMMON | OWN[experiment]
+    if experiment != "detector":  # its numbers stand in a node of its own
+        pairs |= {
+            f"{training}.steps": "trainer.max_steps",
+            f"{training}.learning_rate_factor": "optim.learning_rate_factor",
+        }
     if experiment == "stage1":
-        names = ("model", "images", "steps", "learning_rate_factor")
-        pairs |= {f"rounds.{k}.{name}": f"rounds.{k}.{name}" for k in range(1, 7) for name in names}
+        pairs |= ROUNDS
     for source, place in pairs.items():
         assert at(config, place) == at(config["scale"], source), place
 
@@ -198,6 +221,30 @@ def test_experiments_set_no_number_that_a_scale_sets(experiment: str) -> None:
     for place, value in body.items():
         if place in scaled or place.startswith("rounds."):
             assert str(value).startswith("${scale."), place
+
+
+def test_no_number_of_a_scale_goes_unasked() -> None:
+    """Each one stands above with the place where it wins, so that none is written in vain."""
+    known = {*COMMON, *ROUNDS, *(key for pairs in OWN.values() for key in pairs)}
+    trainings = ("pretrain", "finetune", "overfit", "sa1b")
+    known |= {f"{name}.{key}" for name in trainings for key in ("steps", "learning_rate_factor")}
+    body = yaml.safe_load((CONF / "scale" / "laptop.yaml").read_text())
+    assert {key for key, _ in leaves(body)} - known == {"finetune.model"}  # the checkpoint's own
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_step_is_whole_micro_batches_everywhere(experiment: str, scale: str) -> None:
+    config = experiment_of(experiment, scale)
+    models = {each["model"] for each in config.get("rounds", {}).values()} | {config["model"]["name"] or "vit_b"}
+    assert all(micro_batches(config, model) >= 1 for model in models)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_pool_holds_what_the_rounds_ask_for(scale: str) -> None:
+    config = experiment_of("stage1", scale)
+    rounds, probe = [each["images"] for each in config["rounds"].values()], config["engine"]["probe_images"]
+    assert share_out(config["data"]["splits"]["pool"], rounds, probe) == (probe, rounds)
 
 
 def test_all_scales_have_the_same_keys() -> None:
@@ -222,6 +269,21 @@ def test_prompts_and_loss_are_built() -> None:
     config = config_of("prompts=generator", "scale=paper")
     assert len(make_prompts(config).schedule(seeded_generator("cpu", 0))) == 6  # 4 points, 2 masks alone (appendix B)
     assert make_loss(config).resolution == "input"
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_detectors_are_built_and_trained_by_their_keys(scale: str) -> None:
+    config = config_of(f"scale={scale}")
+    with torch.device("meta"):
+        detector = build_detector(**detector_task.model_of(config))
+    assert (detector.config.name, detector.config.image_size) == (
+        config["detector"]["name"],
+        config["detector"]["image_size"],
+    )
+    used = {field.name for field in fields(DetectorRecipe)} | set(detector_task.model_of(config))
+    assert set(config["detector"]) - used == {"init", "val_every_steps", "size_limits"}
+    assert detector_task.recipe_of(config).steps == config["scale"]["detector"]["steps"]
+    assert detector_task.running_of(config).checkpoint_every_steps == config["scale"]["checkpoint_every_steps"]
 
 
 def test_folder_takes_what_preparing_takes() -> None:
@@ -256,8 +318,9 @@ def test_every_model_has_a_recipe(model: str) -> None:
 
 def test_a_model_without_recipe_or_checkpoint_is_refused() -> None:
     config = config_of()
-    with pytest.raises(ValueError, match="vit_x.*model.name"):
+    with pytest.raises(ValueError, match=r"vit_x.*model.name.*\+recipe@recipes.vit_x=vit_b"):
         make_sam(config, model="vit_x", init=None)
+    assert config_of("+recipe@recipes.vit_x=vit_b")["recipes"]["vit_x"] == config["recipes"]["vit_b"]
     with pytest.raises(ValueError, match="checkpoint"):
         make_sam(config, model=None, init=None)
     with pytest.raises(ValueError, match="recipes.vit_tiny.mae"):

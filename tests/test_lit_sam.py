@@ -33,10 +33,10 @@ from tiny_training import (
 from torch import Tensor
 
 from samtrain.interact import BatchDecoder, interact
-from samtrain.lit_sam import LitSam, freeze
+from samtrain.lit_sam import PROMPTS, SCHEDULE, LitSam, freeze
 from samtrain.modeling import load_sam
-from samtrain.prompts import CentreSampler, PromptSampler
-from samtrain.types import Batch
+from samtrain.prompts import CentreSampler, PromptSampler, seeded_generator
+from samtrain.types import Batch, Prompts
 
 CALM = replace(TINY, drop_path=0.0, dropout=0.0)
 
@@ -109,13 +109,32 @@ def test_bfloat16_trains_much_the_same(tmp_path: Path) -> None:
     losses = []
     for precision in ("32-true", "bf16-mixed"):
         lit = tiny_lit(sam=tiny_sam(config=CALM), prompts=CentreSampler(num_points=2))
-        train(tmp_path / precision, lit, [blobs(0)] * 3, 3, precision=precision)
+        train(tmp_path / precision, lit, [blobs(0)] * 3, 3, precision=precision, gradient_clip_val=0.1)  # as all scales do
         losses.append([float(row["train/loss"]) for row in rows_of(tmp_path / precision)])
     assert losses[0] == pytest.approx(losses[1], rel=0.05)  # bfloat16 has three digits
     with pytest.raises(ValueError, match="take bf16-mixed"):
         lit = tiny_lit()
         lit.trainer = type("Trainer", (), {"precision": "16-mixed"})()  # type: ignore[assignment]
         lit.on_fit_start()
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_by_their_norm(tmp_path: Path, precision: str) -> None:
+    """To 0.1, which is far below what the log says that they had."""
+    norms: list[float] = []
+    lit = tiny_lit()
+
+    def measure(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+    class Watch(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            trainer.optimizers[0].register_step_post_hook(measure)
+
+    train(tmp_path, lit, [blobs(0)], 1, precision=precision, gradient_clip_val=0.1, callbacks=[Watch()])
+    assert norms == [pytest.approx(0.1, rel=1e-3)]
+    assert float(rows_of(tmp_path)[0]["train/grad_norm"]) > 0.2
 
 
 def test_accumulation_gives_the_big_batchs_step(tmp_path: Path) -> None:
@@ -161,6 +180,26 @@ def test_draws_hang_on_seed_and_step_alone(tmp_path: Path) -> None:
         losses[name] = [row["train/loss"] for row in rows_of(tmp_path / name)]
     assert losses["plain"] == losses["noise"]
     assert all(a != b for a, b in zip(losses["plain"], losses["other"], strict=True))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_draw_other_prompts_in_the_same_order(tmp_path: Path, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens at each interaction hangs on seed and step, where the clicks fall on the rank as well."""
+    drawn: dict[str, list[int]] = {"schedule": [], "first": []}
+
+    class Noted(PromptSampler):
+        def schedule(self, generator: torch.Generator) -> list[str]:
+            drawn["schedule"].append(generator.initial_seed())
+            return super().schedule(generator)
+
+        def first(self, masks: Tensor, valid: Tensor, generator: torch.Generator) -> Prompts:
+            drawn["first"].append(generator.initial_seed())
+            return super().first(masks, valid, generator)
+
+    monkeypatch.setattr(LitSam, "global_rank", rank)
+    train(tmp_path, tiny_lit(prompts=Noted(num_points=2), seed=3), [blobs(k) for k in range(3)], 3)
+    assert drawn["schedule"] == [seeded_generator("cpu", 3, SCHEDULE, step).initial_seed() for step in range(3)]
+    assert drawn["first"] == [seeded_generator("cpu", 3, PROMPTS, step, rank).initial_seed() for step in range(3)]
 
 
 # ---- what is logged
@@ -271,6 +310,33 @@ def test_going_on_goes_on_counting(tmp_path: Path) -> None:
     lit = fit(tmp_path, max_steps=6)
     assert (lit.images_seen, int(lit.masks_seen)) == (12, 30)
     assert [row["images_seen"] for row in rows_of(tmp_path)] == ["2", "4", "6", "8", "10", "12"]
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_going_on_with_several_batches_a_step(tmp_path: Path, average: bool) -> None:
+    """A stop and a new start change no bit, with accumulation and with a weight average."""
+
+    class Stop(pl.Callback):
+        """In the middle of the sixth step, the fourth having been saved."""
+
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.fit_loop.total_batch_idx == 11:
+                raise KeyError("stop")
+
+    def go_on(run_dir: Path, *callbacks: pl.Callback) -> None:
+        averaging = [EMAWeightAveraging(decay=0.9, use_buffers=False)] if average else []
+        changes = {"accumulate_grad_batches": 2, "val_check_interval": 12}
+        fit(run_dir, max_steps=7, callbacks=[*averaging, *callbacks, *checkpointing(run_dir)], **changes)
+
+    with pytest.raises(KeyError, match="stop"):
+        go_on(tmp_path / "stopped", Stop())
+    assert torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+    go_on(tmp_path / "stopped")
+    go_on(tmp_path / "whole")
+    assert (tmp_path / "stopped" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+    for name in ("best", "last"):
+        here, there = (weights_of(tmp_path / run / "checkpoints" / f"{name}.ckpt") for run in ("stopped", "whole"))
+        assert all(torch.equal(here[key], there[key]) for key in there), name
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,27 @@ def test_pictures_are_resized_and_normalised_to_the_bit(predictor, official, siz
     padded = torch.nn.functional.pad(resized, (0, side - resized.shape[3], 0, side - resized.shape[2]))
     ours = predictor.model.preprocess(padded, torch.tensor([resized.shape[2:]]))
     assert torch.equal(ours, official.model.preprocess(resized))
+
+
+@pytest.mark.parity
+def test_signatures_are_segment_anythings(predictor, official):
+    for ours, theirs in ((predictor, official), (predictor.transform, official.transform)):
+        public = [name for name, _ in inspect.getmembers(theirs, inspect.ismethod) if not name.startswith("_")]
+        public = [name for name in public if name != "get_preprocess_shape"]  # a static helper: our `size`
+        assert public
+        for name in ["__init__", *public]:
+            a, b = (inspect.signature(getattr(each, name)).parameters.values() for each in (ours, theirs))
+            assert [(p.name, p.default, p.kind) for p in a] == [(p.name, p.default, p.kind) for p in b], name
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_tensors_are_resized_nearly_as_arrays(predictor, size):
+    """By the sides of the picture; PyPI's segment_anything takes the first two axes of the batch for them."""
+    picture = _picture(size)
+    resized = predictor.transform.apply_image_torch(torch.tensor(picture).permute(2, 0, 1)[None].float())
+    expected = torch.tensor(predictor.transform.apply_image(picture)).permute(2, 0, 1)[None].float()
+    assert resized.shape == expected.shape
+    assert (resized - expected).abs().max() <= 2  # PIL rounds after each axis
 
 
 @pytest.mark.parity

@@ -11,6 +11,7 @@ import torch
 from scipy.ndimage import distance_transform_cdt, distance_transform_edt
 from scipy.stats import chisquare, kstest
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from samtrain.prompts import FIRST, MASK, POINT, CentreSampler, PromptSampler, seeded_generator
 from samtrain.types import PointLabel, Prompts
@@ -259,6 +260,19 @@ def test_other_objects_draw_nothing_away() -> None:
 def test_streams_of_seed_step_and_rank_differ() -> None:
     states = {rng(*numbers).initial_seed() for numbers in [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 1, 0), (2, 0, 1)]}
     assert len(states) == 6
+
+
+@pytest.mark.parametrize("box_probability", [0.0, 0.5, 1.0])
+def test_training_prompts_ask_the_device_for_nothing(box_probability: float) -> None:
+    """Fake tensors have no values: whatever would wait for one (`item`, `if tensor`, `nonzero`) raises."""
+    sampler = PromptSampler(box_probability=box_probability)
+    with FakeTensorMode():
+        masks = torch.zeros(3, SIDE, SIDE, dtype=torch.bool)
+        prompts = sampler.first(masks, full(masks), torch.Generator())
+        prompts = sampler.next(prompts, masks, masks.float(), full(masks), torch.Generator())
+        assert prompts.coords.shape == (3, 3, 2)
+        with pytest.raises(DataDependentOutputException):
+            bool(prompts.labels.any())
 
 
 # ---- the centre of the error

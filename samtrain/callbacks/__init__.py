@@ -1,7 +1,9 @@
 """What runs beside the training loop: checkpoints, the display, panels."""
 
-from samtrain.callbacks.checkpointing import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from samtrain.callbacks.checkpointing import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, batches_seen
 from samtrain.callbacks.display import ProgressDisplay, Throughput
 from samtrain.callbacks.mask_panels import MaskPanels
 
-__all__ = ["AtomicCheckpointIO", "BestCheckpoint", "LastCheckpoint", "MaskPanels", "ProgressDisplay", "Throughput"]
+__all__ = [
+    "AtomicCheckpointIO", "BestCheckpoint", "LastCheckpoint", "MaskPanels", "ProgressDisplay", "Throughput", "batches_seen",
+]  # fmt: skip

@@ -16,7 +16,10 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
-WEIGHTS_ONLY = {"only": ("state_dict", "sam_config", "images_seen", "masks_seen", "global_step", "pytorch-lightning_version")}
+CONFIG_KEYS = ("sam_config", "detector_config")  # a module writes one of them
+WEIGHTS_ONLY = {
+    "only": ("state_dict", *CONFIG_KEYS, "images_seen", "masks_seen", "global_step", "pytorch-lightning_version")
+}
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -133,6 +136,14 @@ class LastCheckpoint(Checkpoint):
             logger.save()
         trainer.save_checkpoint(self.path, weights_only=False)
         self._saved_step = trainer.global_step
+
+
+def batches_seen(path: Path | None) -> int:
+    """How many batches a rank had taken when the checkpoint was written; 0 without one."""
+    if path is None:
+        return 0
+    loops = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["loops"]
+    return int(loops["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"])
 
 
 def _validation_follows(trainer: pl.Trainer) -> bool:

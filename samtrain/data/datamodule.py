@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch.utils.data import DataLoader, Subset
 
 from samtrain.data.datasets import EndlessBatchSampler, RemoteSamDataset, SamDataset, Source, Transform, collate
 from samtrain.data.shards import expand_urls, is_remote
+
+log = logging.getLogger(__name__)
 
 PREFETCH = 4  # batches each worker holds ready: decoding times vary by a factor of ten between pictures
 
@@ -105,6 +108,8 @@ class SamDataModule(pl.LightningDataModule):
             allow_pipe=self.allow_pipe,
         )
         dataset.check_parts(self.num_workers)
+        if self.start_step:
+            log.warning("streamed shards have no positions: this run goes on with other pictures than it would have had")
         return dataset
 
     def _make_dataset(self, sources: Sequence[Source], transform: Transform, max_masks: int) -> SamDataset:

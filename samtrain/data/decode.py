@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
+import sys
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 logger = logging.getLogger(__name__)
 
 STRETCH_PERCENTILES = (0.175, 99.825)  # 0.35 % of the pixels saturate: ImageJ's default of "Enhance Contrast"
 EXIF_ORIENTATION = 0x0112  # EXIF 2.3, tag "Orientation"
-# the orientations that exchange width and height, and what shows the picture upright
-TURNS = {
+# PIL's ways to say no, found by damaging files of all formats at random
+UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, Image.DecompressionBombError)
+TIFF_BITS, TIFF_PLANES = 258, 284  # TIFF 6.0, tags "BitsPerSample" and "PlanarConfiguration"
+# EXIF's orientations: from the pixels as stored to the picture as shown
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
     5: lambda pixels: pixels.swapaxes(0, 1),
     6: lambda pixels: np.rot90(pixels, -1),
     7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
     8: lambda pixels: np.rot90(pixels),
 }
+BACK = {**TURNS, 6: TURNS[8], 8: TURNS[6]}  # the others undo themselves
+# the last letter of PIL's raw modes of 16 bits: big-endian, little-endian, or the machine's own
+OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 
 def decode_image(data: bytes, width: int, height: int, name: str) -> np.ndarray:
@@ -29,76 +44,106 @@ def decode_image(data: bytes, width: int, height: int, name: str) -> np.ndarray:
     dropped, the colours under it stay. A picture whose EXIF orientation turns it is turned if that, and only that,
     gives the JSON's size. Raises ValueError beginning with `name` for what is no picture or has another size.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            orientation = _turn_needed(picture, (width, height), name)
-            if _has_16_bits(picture, data):
-                pixels = _stretch(_decode_16_bits(picture, data), name)
-            else:
-                pixels = np.array(_to_rgb(picture))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL's ways to say no
-        raise ValueError(
-            f"{name}: its picture cannot be read ({error}); replace it, or set data.on_error=skip"
-        ) from error
-    return np.ascontiguousarray(TURNS[orientation](pixels)) if orientation else pixels
+    return to_rgb(decode_samples(data, width, height, name), name)
 
 
-def _turn_needed(picture: Image.Image, size: tuple[int, int], name: str) -> int | None:
-    """The EXIF orientation if the JSON's (width, height) mean the picture as it is shown, not as it is stored."""
-    if picture.size == size:
-        return None
-    orientation = picture.getexif().get(EXIF_ORIENTATION)
-    if picture.size[::-1] == size and orientation in TURNS:
-        return orientation
+def decode_shown(data: bytes, name: str) -> np.ndarray:
+    """The (H, W, 3) uint8 RGB picture as a viewer shows it, EXIF obeyed; raises as `decode_image`."""
+    return to_rgb(_decode(data, name)[1], name)
+
+
+def decode_samples(data: bytes, width: int, height: int, name: str) -> np.ndarray:
+    """The (height, width) grey or (height, width, 3) RGB samples at their full depth; raises as `decode_image`."""
+    stored, shown = _decode(data, name)
+    for samples in (stored, shown):
+        if samples.shape[:2] == (height, width):
+            return np.ascontiguousarray(samples)
     raise ValueError(
-        f"{name}: its picture is {picture.size[0]} x {picture.size[1]} (width x height), its JSON says "
-        f"{size[0]} x {size[1]}; correct the JSON and its masks, or set data.on_error=skip"
+        f"{name}: its picture is {stored.shape[1]} x {stored.shape[0]} (width x height), its JSON says "
+        f"{width} x {height}; correct the JSON and its masks, or set data.on_error=skip"
     )
 
 
-def _has_16_bits(picture: Image.Image, data: bytes) -> bool:
-    """True for more than 8 bits a sample; PIL opens 16-bit colour PNGs as 8-bit, so their header is asked."""
-    return picture.mode in ("I", "F") or picture.mode.startswith("I;") or (picture.format == "PNG" and data[24] == 16)
+def _decode(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The samples as the file stores them, and as its EXIF orientation shows them."""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
+            samples = _decode_deep(picture, data) if _is_deep(picture, data) else _decode_8_bits(picture)
+            turned = isinstance(picture, TiffImageFile)  # which PIL turns while it loads them
+    except UNREADABLE as error:
+        raise ValueError(
+            f"{name}: its picture cannot be read ({error}); replace it, or set data.on_error=skip"
+        ) from error
+    if turned:
+        return BACK.get(orientation, TURNS[1])(samples), samples
+    return samples, TURNS.get(orientation, TURNS[1])(samples)
 
 
-def _decode_16_bits(picture: Image.Image, data: bytes) -> np.ndarray:
+def _is_deep(picture: Image.Image, data: bytes) -> bool:
+    """True for more than 8 bits a sample; PIL opens 16-bit colours as 8-bit, so the file's header is asked."""
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+        return True
+    if isinstance(picture, TiffImageFile):
+        return picture.mode in ("RGB", "RGBA") and max(picture.tag_v2.get(TIFF_BITS, (8,))) == 16
+    return picture.format == "PNG" and data[24] == 16
+
+
+def _decode_8_bits(picture: Image.Image) -> np.ndarray:
+    """(H, W) of a grey picture, (H, W, 3) RGB of any other."""
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # straight to RGB, PIL would warn
+    return np.array(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
+
+
+def _decode_deep(picture: Image.Image, data: bytes) -> np.ndarray:
     """(H, W) or (H, W, 3) samples at their full depth."""
     if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
-        return np.asarray(picture)
-    # colour PNG, of whose big-endian samples PIL reads the first byte; called little-endian, it reads the second
+        return np.array(picture)
+    if isinstance(picture, TiffImageFile) and picture.tag_v2.get(TIFF_PLANES, 1) == 2:
+        raise ValueError("16-bit colours in planes of their own, which PIL misreads: save them interleaved")
+    # colours, of whose two bytes PIL reads the high one; with the order of bytes called the other way, the low one
     with Image.open(io.BytesIO(data)) as unread:
-        rawmode = unread.tile[0][3]
+        rawmode = _rawmode(unread.tile[0][3])
     if rawmode == "LA;16B":  # grey, alpha: four bytes a pixel, which PIL reads as if they were colours
         high_low = _read_as(data, "RGBA").astype(np.uint16)
         return high_low[..., 0] << 8 | high_low[..., 1]
-    high, low = (_read_as(data, rawmode.replace("16B", order)) for order in ("16B", "16L"))
+    high, low = _read_as(data, rawmode), _read_as(data, rawmode[:-1] + OTHER_ORDER[rawmode[-1]])
     return (high.astype(np.uint16) << 8 | low)[..., :3]
 
 
 def _read_as(data: bytes, rawmode: str) -> np.ndarray:
-    """(H, W, channels) uint8 of a PNG whose bytes are unpacked in PIL's `rawmode`."""
+    """(H, W, channels) uint8 of a picture whose bytes are unpacked in PIL's `rawmode`."""
     with Image.open(io.BytesIO(data)) as picture:
-        picture.tile = [(*picture.tile[0][:3], rawmode)]
+        picture.tile = [ImageFile._Tile(t[0], t[1], t[2], _with_rawmode(t[3], rawmode)) for t in picture.tile]
         return np.array(picture)
 
 
+def _rawmode(args: Any) -> str:
+    """How PIL unpacks a tile, of the tile's arguments: the text alone for PNG, the first of several for TIFF."""
+    return args if isinstance(args, str) else args[0]
+
+
+def _with_rawmode(args: Any, rawmode: str) -> Any:
+    return rawmode if isinstance(args, str) else (rawmode, *args[1:])
+
+
+def to_rgb(samples: np.ndarray, name: str) -> np.ndarray:
+    """(H, W, 3) uint8 of grey or RGB samples of any depth, more than 8 bits stretched between percentiles and logged."""
+    pixels = samples if samples.dtype == np.uint8 else _stretch(samples, name)
+    return np.ascontiguousarray(pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2))
+
+
 def _stretch(samples: np.ndarray, name: str) -> np.ndarray:
-    """(H, W, 3) uint8 with the percentiles of all samples at 0 and 255, so that colours keep their relations."""
+    """The samples as uint8 with the percentiles of them all at 0 and 255, so that colours keep their relations."""
     values = np.nan_to_num(samples.astype(np.float32))
     low, high = np.percentile(values, STRETCH_PERCENTILES)
     _say_stretched(name, float(low), float(high))
     stretched = np.clip((values - low) * (255 / max(high - low, 1e-12)), 0, 255)
-    grey_or_rgb = np.rint(stretched).astype(np.uint8)
-    return grey_or_rgb if grey_or_rgb.ndim == 3 else np.repeat(grey_or_rgb[:, :, None], 3, axis=2)
+    return np.rint(stretched).astype(np.uint8)
 
 
 @lru_cache(maxsize=4096)
 def _say_stretched(name: str, low: float, high: float) -> None:
     """Log once for each picture, not once for each time it is read."""
     logger.info("%s: more than 8 bits a sample, stretched from [%g, %g] to [0, 255]", name, low, high)
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # straight to RGB, PIL would warn
-    return picture.convert("RGB")

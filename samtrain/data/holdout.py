@@ -70,7 +70,7 @@ def hold_back(
     with fewer, the rest comes first, then the last of `fractions`.
     """
     sizes = Counter(groups)
-    order = sorted(sizes, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
+    order = sorted(sizes, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode(errors="surrogateescape")).digest())
     wanted = {split: share * sizes.total() for split, share in fractions.items() if share > 0}
     chosen: dict[str, str] = {}
     held: Counter[str] = Counter()

@@ -35,7 +35,7 @@ __all__ = ["PrepareConfig", "prepare"]
 log = logging.getLogger(__name__)
 
 MANIFEST = "prepare.json"
-PREPARE_VERSION = 1  # raise it when the same input gives other shards: sets on disk are keyed by it
+PREPARE_VERSION = 2  # raise it when the same input gives other shards: sets on disk are keyed by it
 CHUNK = 32  # pictures checked between two savings of the progress
 EXAMPLES = 20  # refusals of one reason that prepare.json names; the log has all
 
@@ -46,7 +46,7 @@ def prepare(root: str | Path, config: PrepareConfig) -> Path:
     The digest is that of the parameters and of names, sizes and times of the input files, so the same call again does
     nothing, and changed input gives another folder. Interrupted, it goes on where it was; the result is the same to the
     byte. What was refused, and why, stands in prepare.json and in the log. Raises ValueError if nothing is left, or, if
-    `strict`, for the first refusal.
+    `strict`, for the first refusal, or if a shard of a set prepared before is gone.
     """
     folder = Path(config.absolute().source)
     if folder in (out := Path(os.path.abspath(root)), *out.parents):
@@ -56,7 +56,20 @@ def prepare(root: str | Path, config: PrepareConfig) -> Path:
     if not entries:
         raise ValueError(f"data.root is {config.source!r}: it holds no pictures ({', '.join(sorted(PICTURES))})")
     target = Path(root) / f"{safe_key(folder.name)}_{_digest(config, entries)[:10]}"
-    return make_once(target, partial(_make, config=config, source=source, entries=entries), MANIFEST)
+    made = make_once(target, partial(_make, config=config, source=source, entries=entries), MANIFEST)
+    _check_shards(made)
+    return made
+
+
+def _check_shards(folder: Path) -> None:
+    """Raises ValueError if a shard that prepare.json names is gone: half copied, or cleared away."""
+    splits = json.loads((folder / MANIFEST).read_text())["splits"]
+    named = [folder / split / name for split, content in splits.items() for name in content["shards"]]
+    if gone := [path for path in named if not path.is_file()]:
+        raise ValueError(
+            f"{gone[0]} is gone ({len(gone)} of {len(named)} shards): bring it back, or delete {folder} and the same "
+            "command prepares it again"
+        )
 
 
 def _digest(config: PrepareConfig, entries: list[Entry]) -> str:
@@ -65,9 +78,9 @@ def _digest(config: PrepareConfig, entries: list[Entry]) -> str:
     files = {path for entry in entries for path in (entry.picture, *entry.evidence)}
     for path in sorted(files):
         stat = path.stat() if path.is_file() else None
-        state.update(f"{path}|{stat and stat.st_size}|{stat and stat.st_mtime_ns}\n".encode())
+        state.update(f"{path}|{stat and stat.st_size}|{stat and stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     for entry in entries:
-        state.update(f"{entry.name}\n".encode())
+        state.update(f"{entry.name}\n".encode(errors="surrogateescape"))
     if found := group_csv(config.group_by, Path(config.source)):
         state.update(digest(found[0]).encode())
     return state.hexdigest()
@@ -120,7 +133,7 @@ def _keys(entries: list[Entry]) -> list[str]:
     for entry in entries:
         key = safe_key(str(Path(entry.name.removeprefix(shared)).with_suffix("")).replace("/", "__"))
         if key in keys:
-            key = f"{key[:70]}_{hashlib.sha256(entry.name.encode()).hexdigest()[:12]}"
+            key = f"{key[:70]}_{hashlib.sha256(os.fsencode(entry.name)).hexdigest()[:12]}"
         keys[key] = None
     return list(keys)
 

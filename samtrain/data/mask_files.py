@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from samtrain.data.decode import UNREADABLE
 from samtrain.data.tar_index import IMAGE_EXTENSIONS
 
 PICTURES = frozenset(f".{extension}" for extension in (*IMAGE_EXTENSIONS, "gif", "jp2", "ppm", "pgm"))
@@ -118,7 +119,7 @@ def read_labels(path: Path) -> np.ndarray:
         else:
             with Image.open(path) as picture:
                 values = np.asarray(picture)
-    except (OSError, ValueError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise Refused("the mask file cannot be read", f"{path.name}: {error}") from error
     values = np.squeeze(values)
     if values.ndim == 3 and (values.shape[2] == 2 or (values[..., :1] == values[..., 1:3]).all()):

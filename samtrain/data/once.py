@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # no room on the disk, or none left of the user's share
 
 
 def make_once(target: Path, make: Callable[[Path], dict[str, Any]], manifest: str) -> Path:
@@ -39,8 +42,21 @@ def _only_one(path: Path) -> Iterator[None]:
 def write_whole(path: Path, text: str) -> None:
     """A text file that is there whole or not at all."""
     beside = path.with_name(f"{path.name}.new")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    with naming_full_disk(path):
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """The error of a full disk, which for an open file names none, says which file it was and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        cure = "make room on the disk and give the same command again, with run_dir= of this run: it goes on"
+        raise OSError(error.errno, f"{error.strerror} ({cure})", str(path)) from error

@@ -1,7 +1,8 @@
 """The order of training samples as a function of position: nothing to save, and workers change nothing.
 
 A *virtual epoch* shows each source as often as its weight says. Its shards are shuffled, sources evenly mixed; then the
-samples are shuffled within blocks of neighbouring shards, so that reads stay near each other (DESIGN.md, "Shards").
+samples are shuffled within blocks of neighbouring shards, so that reads stay near each other (DESIGN.md, "Shards"). A set of
+up to `block_shards` shards is one block: the same pictures in another number of shards come in the same order.
 """
 
 from __future__ import annotations
@@ -110,8 +111,10 @@ class EndlessBatchSampler(Sampler[list[tuple[int, int]]]):
             start, length = int(self._starts[shard]), int(self._starts[shard + 1] - self._starts[shard])
             some = np.arange(length) if count == length else rng.choice(length, count, replace=False)
             indexes.append(start + some)
-        order = rng.permutation(int(plan.counts[pieces].sum()))
-        return np.concatenate(indexes)[order], np.repeat(plan.repetitions[pieces], plan.counts[pieces])[order]
+        index, repetition = np.concatenate(indexes), np.repeat(plan.repetitions[pieces], plan.counts[pieces])
+        # from one order, whatever the shards' was, so that a set that fits into one block may be cut into any shards
+        order = np.lexsort((repetition, index))[rng.permutation(len(index))]
+        return index[order], repetition[order]
 
 
 def _repeat_shards(lengths: np.ndarray, weight: float, rng: np.random.Generator) -> tuple[np.ndarray, ...]:

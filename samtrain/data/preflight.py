@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from samtrain.data.datasets import SamDataset
-from samtrain.data.transforms import Sample
+from samtrain.data.transforms import Sample, mask_area
 
 SMALL_SIDE = 8  # input pixels: with patch 16 the decoder's grid gives such an object 2 x 2 cells
 LARGE_SHARE = 0.9  # of the picture; what the transforms drop (paper, appendix A)
@@ -32,7 +32,8 @@ def check_samples(dataset: SamDataset, n: int = 16) -> list[str]:
         try:
             looks.append(_look(dataset, index))
         except ValueError as error:
-            findings.append(f"unreadable: {error}")
+            name = dataset.name(index)
+            findings.append(f"unreadable: {'' if str(error).startswith(name) else f'{name}: '}{error}")
     if dataset.num_skipped:
         findings.append(f"{dataset.num_skipped} faults in the shards were skipped; the log names each")
     if looks:
@@ -43,8 +44,9 @@ def check_samples(dataset: SamDataset, n: int = 16) -> list[str]:
 def _look(dataset: SamDataset, index: int) -> _Look:
     record = dataset.record(index)
     pixels = record.annotation["image"]["width"] * record.annotation["image"]["height"]
-    areas = [annotation.get("area") or 0 for annotation in record.annotation["annotations"]]
-    return _Look(record.key, np.array(areas) / pixels, dataset.get(0, index))
+    sample = dataset.get(0, index)
+    areas = [mask_area(annotation) for annotation in record.annotation["annotations"]]
+    return _Look(record.key, np.array(areas) / pixels, sample)
 
 
 def _check_annotated(looks: list[_Look]) -> str:

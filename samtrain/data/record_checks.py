@@ -12,25 +12,14 @@ import numpy as np
 from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
-from samtrain.data.decode import decode_image
+from samtrain.data.decode import UNREADABLE, decode_samples, to_rgb
 from samtrain.data.formats import RawAnnotations
 from samtrain.data.mask_files import Refused
 from samtrain.ops.rle import RLE, rle_area, rle_to_box_xywh, to_compressed
 
 # PIL's name of a format that every reader of SA-1B's form knows -> extension; MPO: a phone's JPEG with a second behind
 KEPT_AS_THEY_ARE = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}
-ORIENTATION = 0x0112  # EXIF 2.3
-# from what a viewer shows to what is stored: the inverse of EXIF's orientations
-BACK = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-UNREADABLE = "the picture cannot be read"
+CANNOT_BE_READ = "the picture cannot be read"
 
 
 @dataclass(frozen=True)
@@ -45,17 +34,13 @@ class Checked:
 def check_record(picture: Path, raw: RawAnnotations) -> Checked:
     """The record with every mask in RLE of the picture's size, `bbox` and `area` computed anew; raises Refused.
 
-    The JSON's width and height decide how an EXIF-rotated picture lies; without them it lies as its EXIF says.
+    The JSON's width and height decide how an EXIF-rotated picture lies; without them it has the sides that its EXIF says.
     """
     if not picture.is_file():
         raise Refused("the picture is missing", str(picture))
     width, height = _json_size(raw.image) or shown_size(picture)
     data, _ = picture_bytes(picture, (width, height))
-    try:
-        decode_image(data, width, height, picture.name)
-    except ValueError as error:
-        reason = UNREADABLE if "cannot be read" in str(error) else "the picture is not of its JSON's size"
-        raise Refused(reason, str(error)) from error
+    _decoded(data, (width, height), picture)
     annotations, refused = _checked_objects(raw.objects, (height, width))
     if not annotations:
         reasons = ", ".join(sorted({each.reason for each in refused})) or "none came"
@@ -73,60 +58,57 @@ def _json_size(image: dict[str, Any]) -> tuple[int, int] | None:
     return width, height
 
 
-def _open(picture: Path) -> Image.Image:
-    try:
-        return Image.open(picture)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Refused(UNREADABLE, str(error)) from error
-
-
 def shown_size(picture: Path) -> tuple[int, int]:
     """(width, height) as a viewer shows the picture, EXIF obeyed."""
-    with _open(picture) as image:
-        return _shown(image, picture).size
+    try:
+        with Image.open(picture) as image:
+            image.load()  # PIL itself turns a TIFF here, and drops the tag
+            return ImageOps.exif_transpose(image).size
+    except UNREADABLE as error:
+        raise Refused(CANNOT_BE_READ, f"{picture.name}: {error}") from error
 
 
 def picture_bytes(picture: Path, size: tuple[int, int]) -> tuple[bytes, str]:
-    """The bytes to store and their extension: JPEG and PNG untouched, all else as PNG, 16 bits kept.
+    """The bytes to store and their extension: JPEG and PNG untouched, unless EXIF has to turn them; all else as PNG.
 
-    `size` is the (width, height) that it shall have. Raises Refused.
+    `size` is the (width, height) that it shall have: readers of SA-1B's form do not look at EXIF, so what has to be
+    turned is. Of grey, 16 bits are kept. Raises Refused.
     """
-    with _open(picture) as image:
-        if image.format in KEPT_AS_THEY_ARE:
-            return picture.read_bytes(), KEPT_AS_THEY_ARE[image.format]
-        if getattr(image, "n_frames", 1) > 1:
-            detail = f"{picture.name} has {image.n_frames} pages; save the one that counts"
-            raise Refused("the picture is a stack", detail)
-        # a PNG carries no EXIF: lay the pixels themselves as `decode_image` would, turned only if the size asks for it
-        orientation = image.getexif().get(ORIENTATION, 1)
-        pixels = _shown(image, picture)
-        stored_size = pixels.size[::-1] if orientation >= 5 else pixels.size  # 5 to 8 exchange width and height
-        if orientation in BACK and size == stored_size:
-            pixels = pixels.transpose(BACK[orientation])
-        stream = io.BytesIO()
-        _storable(pixels).save(stream, "png")
-        return stream.getvalue(), "png"
-
-
-def _shown(image: Image.Image, picture: Path) -> Image.Image:
-    """The pixels as a viewer shows them; PIL itself turns a TIFF while it loads it, and drops the tag."""
     try:
-        image.load()
-        return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise Refused(UNREADABLE, f"{picture.name}: {error}") from error
+        with Image.open(picture) as image:
+            kept, stored_size = KEPT_AS_THEY_ARE.get(image.format or ""), image.size
+            pages = 1 if kept else getattr(image, "n_frames", 1)
+        data = picture.read_bytes()
+    except UNREADABLE as error:
+        raise Refused(CANNOT_BE_READ, f"{picture.name}: {error}") from error
+    if kept and size == stored_size:
+        return data, kept
+    if not kept and pages > 1:
+        raise Refused("the picture is a stack", f"{picture.name} has {pages} pages; save the one that counts")
+    stream = io.BytesIO()
+    Image.fromarray(_storable(_decoded(data, size, picture), picture.name)).save(stream, "png")
+    return stream.getvalue(), "png"
 
 
-def _storable(image: Image.Image) -> Image.Image:
-    """A mode that PNG knows; more than 16 bits and fractions are scaled to 16."""
-    if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
-        return image
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        values = np.nan_to_num(np.asarray(image).astype(np.float64))
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            values = (values - values.min()) * (65535 / max(np.ptp(values), 1e-12))
-        return Image.fromarray(np.rint(values).astype(np.uint16))
-    return image.convert("RGB")
+def _decoded(data: bytes, size: tuple[int, int], picture: Path) -> np.ndarray:
+    """The samples at their full depth; raises Refused."""
+    try:
+        return decode_samples(data, *size, picture.name)
+    except ValueError as error:
+        reason = CANNOT_BE_READ if "cannot be read" in str(error) else "the picture is not of its JSON's size"
+        raise Refused(reason, str(error)) from error
+
+
+def _storable(samples: np.ndarray, name: str) -> np.ndarray:
+    """What a PNG by PIL can hold: 8 bits, or 16 of grey, to which more and fractions are scaled; colours are stretched."""
+    if samples.dtype == np.uint8:
+        return samples
+    if samples.ndim == 3:
+        return to_rgb(samples, name)
+    values = np.nan_to_num(samples.astype(np.float64))
+    if samples.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+        values = (values - values.min()) * (65535 / max(np.ptp(values), 1e-12))
+    return np.rint(values).astype(np.uint16)
 
 
 def _checked_objects(

@@ -99,19 +99,22 @@ class RemoteSamDataset(IterableDataset):
 
     def _samples(self, url: str, seeds: tuple[int, ...]) -> Iterator[Sample]:
         """The samples of one shard; one that breaks off gives what came before."""
-        pairs = _shuffled(stream_pairs(url), self.shuffle_records, np.random.default_rng(seeds))
+        for pair in _shuffled(self._pairs(url), self.shuffle_records, np.random.default_rng(seeds)):
+            sample = self._sample(pair, url, seeds)
+            if sample is not None:
+                yield sample
+
+    def _pairs(self, url: str) -> Iterator[Pair]:
+        """The records of one shard; a fault of the stream ends them, so that those still being shuffled come too."""
         try:
-            for pair in pairs:
-                sample = self._sample(pair, url, seeds)
-                if sample is not None:
-                    yield sample
+            yield from stream_pairs(url)
         except ValueError as error:
             self._leave_out(error)
 
     def _sample(self, pair: Pair, url: str, seeds: tuple[int, ...]) -> Sample | None:
         key, ext, image_bytes, json_bytes = pair
         name = f"{url}, record {key}"
-        rng = np.random.default_rng([*seeds, zlib.crc32(key.encode())])
+        rng = np.random.default_rng([*seeds, zlib.crc32(key.encode(errors="surrogateescape"))])
         try:
             record = Record(key, ext, image_bytes, parse_annotation(json_bytes, name), url)
             size = record.annotation["image"]

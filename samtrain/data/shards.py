@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 from braceexpand import braceexpand
 from webdataset.writer import TarWriter
 
+from samtrain.data.once import naming_full_disk
 from samtrain.data.tar_index import IMAGE_EXTENSIONS, ShardIndex, index_tar, sidecar_path
 
 __all__ = [
@@ -139,7 +141,7 @@ def safe_key(name: str) -> str:
     key = re.sub(r"[^\w/-]", "_", name).strip("/")
     if len(key.encode()) <= MAX_KEY_BYTES:
         return key
-    return f"{key.encode()[:60].decode(errors='ignore')}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return f"{key.encode()[:60].decode(errors='ignore')}_{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
 
 
 class ShardWriter:
@@ -165,12 +167,13 @@ class ShardWriter:
         """Append a record; its JSON's `file_name` becomes the name under which the picture is stored."""
         ext = ext.lower().lstrip(".")
         self._check(key, ext)
-        if self._tar is None:
-            self._file = open(f"{self._next_path()}.partial", "wb")  # noqa: SIM115, closed in _finish
-            self._tar = TarWriter(self._file, encoder=False, mtime=0)
         annotation = {**annotation, "image": {**annotation["image"], "file_name": f"{key}.{ext}"}}
         text = json.dumps(annotation, separators=(",", ":"), default=_to_plain)
-        self._tar.write({"__key__": key, ext: image_bytes, "json": text.encode()})
+        with naming_full_disk(self._next_path()):
+            if self._tar is None:
+                self._file = open(f"{self._next_path()}.partial", "wb")  # noqa: SIM115, closed in _finish
+                self._tar = TarWriter(self._file, encoder=False, mtime=0)
+            self._tar.write({"__key__": key, ext: image_bytes, "json": text.encode()})
         self._keys.add(key)
         self._count += 1
         if self._count == self.max_count:
@@ -185,18 +188,20 @@ class ShardWriter:
     def abandon(self) -> None:
         """Drop the shard that was begun; those already finished stay."""
         if self._tar is not None:
-            self._tar.close()
-            self._file.close()
-            os.unlink(f"{self._next_path()}.partial")
+            Path(f"{self._next_path()}.partial").unlink(missing_ok=True)
+            for file in (self._tar, self._file):
+                with suppress(OSError):  # what is still buffered does not fit on a full disk
+                    file.close()
             self._tar = None
 
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, kind, value, traceback) -> None:
-        if kind is None:
-            self.close()
-        else:
+        try:
+            if kind is None:
+                self.close()
+        finally:
             self.abandon()
 
     def _next_path(self) -> Path:
@@ -214,13 +219,14 @@ class ShardWriter:
         """End the archive, bring it to disk, give it its name, drop an index of an earlier file of that name."""
         path = self._next_path()
         assert self._tar is not None
-        self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        sidecar_path(str(path)).unlink(missing_ok=True)
-        os.replace(f"{path}.partial", path)
-        _sync_folder(self.directory)
+        with naming_full_disk(path):
+            self._tar.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            sidecar_path(str(path)).unlink(missing_ok=True)
+            os.replace(f"{path}.partial", path)
+            _sync_folder(self.directory)
         self.paths.append(path)
         self._tar, self._count = None, 0
 

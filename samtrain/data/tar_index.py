@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import tarfile
+import uuid
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class ShardIndex:
 
     def key(self, i: int) -> str:
         """The name of record i: its path inside the tar without `./` and extension."""
-        return self.keys[i].decode()
+        return self.keys[i].decode(errors="surrogateescape")
 
 
 def index_tar(path: str | Path, *, on_error: str = "raise", cache_dir: str | Path | None = None) -> ShardIndex:
@@ -77,17 +78,14 @@ def _cached_index(path: str, cache_dir: str | Path | None) -> ShardIndex:
     status = os.stat(path)
     stamp = hashlib.sha256(f"{INDEX_VERSION} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
     beside = sidecar_path(path)
-    away = _cache_folder(cache_dir) / f"{hashlib.sha256(os.path.abspath(path).encode()).hexdigest()}.npz"
+    away = _cache_folder(cache_dir) / f"{hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()}.npz"
     for sidecar in (beside, away):
         index = _load_index(path, sidecar, stamp)
         if index is not None:
             return index
     index = _scan_tar(path)
-    if os.access(beside.parent, os.W_OK):
-        _save_index(index, beside, stamp)
-    elif _make_writable(away.parent):
-        _save_index(index, away, stamp)
-    else:
+    saved = os.access(beside.parent, os.W_OK) and _save_index(index, beside, stamp)
+    if not saved and not (_make_writable(away.parent) and _save_index(index, away, stamp)):
         logger.warning("%s: neither its folder nor %s can be written, it is indexed each time", path, away.parent)
     return index
 
@@ -121,18 +119,27 @@ def _load_index(path: str, sidecar: Path, stamp: str) -> ShardIndex | None:
                 return None
             fields = {name: arrays[name] for name in ("keys", "extensions", "offsets", "sizes")}
             return ShardIndex(path=path, problems=tuple(arrays["problems"].tolist()), **fields)
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile):
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
         logger.warning("%s cannot be read as an index, building it anew", sidecar)
         return None
 
 
-def _save_index(index: ShardIndex, sidecar: Path, stamp: str) -> None:
-    """Write the arrays beside their place and move them there, so that a reader sees a whole index or none."""
+def _save_index(index: ShardIndex, sidecar: Path, stamp: str) -> bool:
+    """Write the arrays beside their place and move them there, so that a reader sees a whole index or none.
+
+    Says whether that went well: on a full disk training goes on without.
+    """
     arrays = {name: getattr(index, name) for name in ("keys", "extensions", "offsets", "sizes")}
-    temporary = sidecar.with_name(f"{sidecar.name}.{os.getpid()}.partial")
-    with open(temporary, "wb") as file:
-        np.savez(file, stamp=np.array(stamp), problems=np.array(index.problems, dtype=np.str_), **arrays)
-    os.replace(temporary, sidecar)
+    temporary = sidecar.with_name(f"{sidecar.name}.{uuid.uuid4().hex}.partial")  # machines may share folder and pid
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, stamp=np.array(stamp), problems=np.array(index.problems, dtype=np.str_), **arrays)
+        os.replace(temporary, sidecar)
+    except OSError as error:
+        logger.warning("%s cannot be written (%s)", sidecar, error)
+        temporary.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def _scan_tar(path: str) -> ShardIndex:
@@ -145,6 +152,8 @@ def _scan_tar(path: str) -> ShardIndex:
         if ext == "json":
             jsons[key] = (offset, size)
         elif ext:
+            if key in images and images[key][2] != ext:
+                problems.append(f"record {key} has two pictures, .{images[key][2]} and .{ext}")
             images[key] = (offset, size, ext)
     problems += [f"record {key} has no picture" for key in jsons if key not in images]
     problems += [f"record {key} has no JSON" for key in images if key not in jsons]
@@ -153,7 +162,7 @@ def _scan_tar(path: str) -> ShardIndex:
     keys = sorted((key for key in images if key in jsons), key=lambda key: images[key][0])
     return ShardIndex(
         path=path,
-        keys=np.array([key.encode() for key in keys], dtype=np.bytes_),
+        keys=np.array([key.encode(errors="surrogateescape") for key in keys], dtype=np.bytes_),
         extensions=np.array([images[key][2].encode() for key in keys], dtype=np.bytes_),
         offsets=np.array([(images[key][0], jsons[key][0]) for key in keys], dtype=np.int64).reshape(-1, 2),
         sizes=np.array([(images[key][1], jsons[key][1]) for key in keys], dtype=np.int64).reshape(-1, 2),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ class WindowTransform(ABC):
     ) -> Sample:
         size = image.shape[:2]
         # decide where to look and which objects to decode, by boxes and areas alone
-        areas_N = np.array([_area(a) for a in annotations], dtype=np.float64)
+        areas_N = np.array([mask_area(a) for a in annotations], dtype=np.float64)
         kept = np.flatnonzero(areas_N <= self.max_mask_area * size[0] * size[1])
         boxes_N4 = np.array([_box_xyxy(annotations[i]) for i in kept.tolist()], dtype=np.float64).reshape(-1, 4)
         window = self.window(size, boxes_N4, rng)
@@ -178,7 +179,7 @@ def resized_size(size: tuple[int, int], longest: float) -> tuple[int, int]:
     return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
 
 
-def _area(annotation: Annotation) -> float:
+def mask_area(annotation: Annotation) -> float:
     """Pixels of the mask, by the JSON or else by the RLE; raises ValueError for a mask without pixels."""
     area = annotation.get("area")
     if isinstance(area, (int, float)) and area > 0:
@@ -195,7 +196,9 @@ def _count_pixels(rle: RLE) -> int:
 
 def _box_xyxy(annotation: Annotation) -> tuple[float, float, float, float]:
     """A box that surely holds the mask: SA-1B's own boxes count from pixel to pixel and are one short."""
-    box = annotation.get("bbox") or _of_annotation(rle_to_box_xywh, annotation)
+    box = annotation.get("bbox")
+    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) and isfinite(v) for v in box)):
+        box = _of_annotation(rle_to_box_xywh, annotation)
     return box[0], box[1], box[0] + box[2] + 1, box[1] + box[3] + 1
 
 

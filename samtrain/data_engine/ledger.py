@@ -33,6 +33,7 @@ class LedgerLine:
                                 `probe_good` is the share of them that reached the target within the limit
     metrics_before, _after:     of the promoted model before, and of the one trained here
     shards:                     [{path, sha256, images, masks}] of this round
+    wall:                       seconds of each piece by the wall clock, in the process that brought it to its end
     """
 
     round: int

@@ -1,10 +1,8 @@
 """How long a person takes for what the simulated annotator does.
 
-A line says where its number comes from, or that it is an assumption. Two papers fix the scale: a click on an object
-takes 0.9 to 2.4 s, a yes or no to what a machine drew 1.6 s. The sum reproduces what SAM's annotators took, without
-having been fitted to it: 14 s a mask (SAM, section 4) is five clicks here, 34 s thirteen. With the brush alone, no
-model at all, 309 objects of 25 synthetic scenes took 39 s on average to an IoU of 0.9; COCO's polygons took 79 s
-(Lin et al. 2014).
+A line says where its number comes from, or that it is ours: an assumption. In sum the 14 s that SAM's annotators took
+for a mask at the end of the first stage are five clicks here, the 34 s of its beginning thirteen (SAM, section 4; the
+paper does not say how many clicks they were).
 """
 
 from __future__ import annotations
@@ -16,14 +14,12 @@ from dataclasses import dataclass, fields
 class TimeModel:
     """Seconds of each act; all are settings of `conf/annotator/`."""
 
-    find_object: float = 1.5  # 2.4 s to look for an object and click it, less the click (Bearman et al. 2016, median)
-    click: float = 0.9  # each further click on an object already seen (Bearman et al. 2016, median)
-    judge: float = 1.6  # is this mask good? A yes or no to a drawn box (Papadopoulos et al. 2016); masks: an assumption
-    take_brush: float = 1.3  # point at a tool and press, 1.1 + 0.2 s (Card, Moran & Newell 1983, keystroke-level model)
-    stroke: float = 0.9  # put the brush down at the right place: an assumption, as a click
-    stroke_width: float = (
-        0.1  # each brush width of way: the steering law's form (Accot & Zhai 1997), its rate an assumption
-    )
+    find_object: float = 1.5  # 2.4 s for the first click on an object of a class (Bearman et al. 2016), less the click
+    click: float = 0.9  # that on each further object of the class (Bearman et al. 2016); on the same object: ours
+    judge: float = 1.6  # is this mask good? Ours
+    take_brush: float = 1.3  # point at a tool, 1.1 s, and press, 0.2 s (keystroke-level model, Card, Moran & Newell 1983)
+    stroke: float = 0.9  # to draw one segment, without its length (keystroke-level model)
+    stroke_width: float = 0.1  # each brush width of way: ours; the keystroke-level model says 0.16 s a centimetre
 
     def __post_init__(self) -> None:
         for field in fields(self):

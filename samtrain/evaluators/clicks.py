@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,9 +14,11 @@ from samtrain.data.decode import decode_image
 from samtrain.data.shards import Record
 from samtrain.interact import Decoder, Interaction, interact
 from samtrain.ops.masks import mask_iou
-from samtrain.ops.rle import decode_rle, rle_area
+from samtrain.ops.rle import decode_rle, rle_area, to_compressed
 from samtrain.predictor import SamPredictor
 from samtrain.prompts import CentreSampler, seeded_generator
+
+log = logging.getLogger(__name__)
 
 REPORTED = (1, 2, 3, 5, 9)  # clicks at which the paper reports
 MAX_PIXELS = 1 << 24  # objects times pixels answered at once: 64 MB of float32 logits
@@ -31,20 +34,28 @@ def evaluate_clicks(
     max_masks: int | None = None,
     seed: int = 0,
     chunk: int = 32,
+    on_error: str = "raise",
 ) -> tuple[dict[str, float], list[Row]]:
     """Mean IoU over the objects of all pictures after 1, 2, 3, 5, 9 clicks (as far as `num_points` goes) and for a box.
 
     Each picture is encoded once; at most `max_masks` of its objects are drawn, by seed and key. `miou_1` takes the
     mask of highest predicted IoU, `oracle_miou_1` the best of the three. The rows are one an object: key, object,
-    area and IoUs. Raises ValueError where a picture or an RLE does not fit its record, or where no record holds an
-    object.
+    area and IoUs. Raises ValueError that names the record where a picture or an RLE does not fit it (with
+    on_error="skip" it is logged and left out), and where no record holds an object.
     """
     rows: list[Row] = []
     for record in records:
-        chosen = _choose(record, max_masks, seed)
+        try:
+            chosen = _choose(record, max_masks, seed)
+            image = _image(record)
+        except ValueError as error:
+            if on_error == "raise":
+                raise
+            log.warning("left out: %s", error)
+            continue
         if not chosen:
             continue
-        predictor.set_image(_image(record))
+        predictor.set_image(image)
         rows += _rows_of_picture(predictor, record, chosen, num_points, chunk)
     if not rows:
         raise ValueError("no record to evaluate holds an object; check the test split of data.root")
@@ -104,12 +115,19 @@ def _iou(logits_NHW: Tensor, masks_NHW: Tensor) -> Tensor:
 
 def _choose(record: Record, max_masks: int | None, seed: int) -> list[int]:
     """Indices of objects that have pixels, ascending; at most `max_masks`, drawn by the seed and the record's key."""
-    objects = record.annotation["annotations"]
-    indices = [i for i, o in enumerate(objects) if rle_area(o["segmentation"]) > 0]
+    indices = [i for i, each in enumerate(record.annotation["annotations"]) if _has_pixels(record, each)]
     if max_masks is None or len(indices) <= max_masks:
         return indices
     draw = torch.randperm(len(indices), generator=seeded_generator("cpu", seed, *record.key.encode()))
     return sorted(indices[i] for i in draw[:max_masks].tolist())
+
+
+def _has_pixels(record: Record, annotation: dict[str, Any]) -> bool:
+    try:
+        return rle_area(to_compressed(annotation["segmentation"], _size(record))) > 0
+    except (ValueError, TypeError) as error:
+        cure = "correct it, or set data.on_error=skip"
+        raise ValueError(f"{record.name}: annotation {annotation.get('id')}: {error}; {cure}") from error
 
 
 def _size(record: Record) -> tuple[int, int]:

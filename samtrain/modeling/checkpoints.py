@@ -53,7 +53,17 @@ def read_weights(path: str | Path) -> Weights:
         state = {key.removeprefix(LIT_PREFIX): v for key, v in state.items() if key.startswith(LIT_PREFIX)}
     if not state:
         raise ValueError(f"{path} holds no tensors (checkpoint): give a file with a SAM's state_dict")
-    return Weights(path, to_our_layout(state), SamConfig.from_dict(config) if config else None)
+    return Weights(path, to_our_layout(state), _sam_config(path, config) if config else None)
+
+
+def _sam_config(path: Path, values: Any) -> SamConfig:
+    try:
+        return SamConfig.from_dict(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} carries a {CONFIG_KEY} that is not one of this version's (checkpoint): {error}. "
+            "Update samtrain, or export the weights with the version that wrote them: task=export export.path=FILE.pth"
+        ) from error
 
 
 def _read_safetensors(path: Path) -> tuple[StateDict, dict | None]:
@@ -78,27 +88,27 @@ def _read_torch(path: Path) -> tuple[StateDict, dict | None]:
     return {key: value for key, value in content.items() if isinstance(value, Tensor)}, config
 
 
-def load_without_code(path: str | Path) -> Any:
+def load_without_code(path: str | Path, key: str = "checkpoint") -> Any:
     """What `torch.save` wrote, on the CPU, as long as it is tensors and plain Python values.
 
-    Raises ValueError for anything else, before anything of it has run.
+    Raises ValueError that names the config's `key` for anything else, before anything of it has run.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
-            f"{path} was refused and nothing in it was executed (checkpoint): "
+            f"{path} was refused and nothing in it was executed ({key}): "
             + (f"it names {name[1]}, code that would run on loading. " if name else "it is no plain file of tensors. ")
             + "Weights need tensors only: save model.state_dict() alone, or safetensors, where its source is trusted"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(_unreadable(path, error)) from error
+        raise ValueError(_unreadable(path, error, key)) from error
 
 
-def _unreadable(path: str | Path, error: Exception) -> str:
+def _unreadable(path: str | Path, error: Exception, key: str = "checkpoint") -> str:
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    return f"{path} cannot be read as weights (checkpoint): cut short, or no such file? Fetch it again. ({reason})"
+    return f"{path} cannot be read as weights ({key}): cut short, or no such file? Fetch it again. ({reason})"
 
 
 def save_official(sam: Sam, path: str | Path) -> Path:

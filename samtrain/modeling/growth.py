@@ -38,11 +38,7 @@ def grow(parent: Sam, config: SamConfig, *, seed: int = 0, key: str = "model") -
     The parent's blocks keep their order, windowed ones stay windowed, global ones global. An equal config gives a copy.
     Raises ValueError where more than the depth differs, or where the parent's blocks do not fit into the child's.
     """
-    if differences := _differences(parent.config, config, [n for n in config.to_dict() if n not in _MAY_GROW]):
-        raise ValueError(
-            f"{key}: {parent.config.model} cannot grow into {config.model}, which changes {differences}. Growth is by "
-            "depth alone: take a model of equal width, heads, patch and decoder, or give its encoder MAE weights (mae)"
-        )
+    check_depth_growth(parent.config, config, key=key)
     places = _places(parent.config, config, key)
     child = _seeded(config, seed)
     state = {
@@ -56,6 +52,16 @@ def grow(parent: Sam, config: SamConfig, *, seed: int = 0, key: str = "model") -
     for place in set(range(config.encoder_depth)) - set(places):
         _make_identity(child.image_encoder.blocks[place])
     return child.to(parent.device).eval()
+
+
+def check_depth_growth(parent: SamConfig, child: SamConfig, *, key: str = "model") -> None:
+    """Raises ValueError where `grow` would, from the sizes alone."""
+    if differences := _differences(parent, child, [n for n in child.to_dict() if n not in _MAY_GROW]):
+        raise ValueError(
+            f"{key}: {parent.model} cannot grow into {child.model}, which changes {differences}. Growth is by "
+            "depth alone: take a model of equal width, heads, patch and decoder, or give its encoder MAE weights (mae)"
+        )
+    _places(parent, child, key)
 
 
 def carry_over(parent: Sam, child: Sam, *, key: str = "model") -> None:

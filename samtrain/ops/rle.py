@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,7 @@ def to_compressed(rle: RLE, size: tuple[int, int] | None = None) -> RLE:
         raise ValueError(f"RLE has size {(height, width)}, the picture {tuple(size)} (H, W)")
     counts = rle["counts"]
     if isinstance(counts, list):
-        if not all(isinstance(run, Integral) and run >= 0 for run in counts):
+        if not all(isinstance(run, (int, np.integer)) and run >= 0 for run in counts):
             raise ValueError(f"RLE runs are whole numbers of 0 and more, got {str(counts)[:80]}")
         total = sum(counts)
     elif isinstance(counts, (str, bytes)):
@@ -60,7 +59,8 @@ def to_compressed(rle: RLE, size: tuple[int, int] | None = None) -> RLE:
 
 
 def _sides(size: Any) -> tuple[int, int]:
-    if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(isinstance(s, Integral) and s >= 0 for s in size):
+    whole = isinstance(size, (list, tuple)) and all(isinstance(side, (int, np.integer)) and side >= 0 for side in size)
+    if not whole or len(size) != 2:
         raise ValueError(f"an RLE's size is [height, width] in pixels, got {str(size)[:80]}")
     return int(size[0]), int(size[1])
 

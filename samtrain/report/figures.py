@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 380, 236  # of the drawing, in its own units; it scales with the page
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 17, 46  # margins: tick labels, axis names, words of marks
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 17, 46  # margins: tick labels, axis names, words of marks
 COLOURS = 5  # series colours that the page knows, --s1 to --s5
 
 Point = tuple[float, float]
@@ -78,7 +78,7 @@ def stacked_bars(
                 f'width="{width:.1f}" height="{max(bottom - top, 0):.1f}"><title>{words}</title></rect>'
             )
             base += value
-    legend = [Series(name, [[(0, 0)]], i % COLOURS + 1) for i, name in enumerate(names)]
+    legend = [Series(name, [[(0, 0), (1, 0)]], i % COLOURS + 1) for i, name in enumerate(names)]
     return _figure(title, legend, _axes(frame, x, y) + "".join(body), f"{title}: {y.name} by {x.name}", note)
 
 
@@ -200,6 +200,6 @@ def _figure(title: str, legend: Sequence[Series], body: str, description: str, n
 
 def _key(series: Series) -> str:
     """How the legend shows it: a line, a dashed line, or a dot where no two points are joined."""
-    if series.dots and all(len(piece) < 2 for piece in series.pieces):
+    if all(len(piece) < 2 for piece in series.pieces):
         return "dot"
     return "dashed" if series.dashed else "line"

@@ -13,6 +13,8 @@ from samtrain.report.run_files import Panel, RunFiles, read_run
 from samtrain.report.tables import duration, key_numbers, ledger_table, metrics_table, other_metrics, paper_table
 
 MAX_PANELS = 4  # sheets are some hundred KB each, and the page carries them inside
+KEY = """<p class="note">Pictures of the validation, a row an object: first the object itself, then the prediction after each
+click with its IoU. White line: the ground truth. Filled: the model's mask. Green clicks: on the object, red: off it.</p>"""
 STYLE = Path(__file__).with_name("style.css")
 
 
@@ -99,7 +101,7 @@ def _panels(panels: Sequence[Panel]) -> str:
     )
     hidden = len(panels) - len(chosen)
     note = f'<p class="note">{hidden} more sheets lie in the run\'s panels folders.</p>' if hidden else ""
-    return sheets + note
+    return KEY + sheets + note if sheets else ""
 
 
 def _spread(panels: Sequence[Panel], count: int) -> list[Panel]:

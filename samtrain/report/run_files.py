@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,9 +77,12 @@ def _training_folders(run_dir: Path) -> list[tuple[str, Path]]:
 
 
 def _rows(path: Path) -> list[Row]:
-    """Numbers of a CSV, empty cells left out."""
+    """Numbers of a CSV; empty cells are left out, and what is no number: a loss may have become infinite."""
     with_header = csv.DictReader(_text(path).splitlines())
-    return [{key: float(value) for key, value in row.items() if key and value} for row in with_header]
+    return [
+        {key: float(value) for key, value in row.items() if key and value and math.isfinite(float(value))}
+        for row in with_header
+    ]
 
 
 def _panels(label: str, folder: Path) -> list[Panel]:

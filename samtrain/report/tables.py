@@ -78,7 +78,7 @@ def ledger_table(run: RunFiles) -> str:
     if not run.ledger:
         return ""
     head = ["round", "trained", "pictures", "masks", "masks / picture", "s / mask", "s / mask, probe", "clicks / mask"]
-    head += ["strokes / mask", "IoU with truth", "left early", "before → after", "", "time"]
+    head += ["strokes / mask", "IoU with truth", "left early", "before → after", "", "computer's time"]
     metric = str(run.ledger[0]["promote_metric"])
     rows = []
     for line in run.ledger:
@@ -120,7 +120,7 @@ def paper_table(run: RunFiles) -> str:
         ["masks", PAPER["masks"], f"{last['masks_total']:,}"],
         ["pictures", PAPER["images"], f"{_sum(rounds, 'images'):,}"],
         ["retrainings", PAPER["retrainings"], str(len(rounds))],
-        ["encoder", PAPER["encoder"], escape(f"{first['model']} → {last['model']}")],
+        ["encoder", PAPER["encoder"], escape(f"{run.ledger[0]['encoder']} → {last['encoder']}")],
     ]
     return table(["first stage of the data engine", "paper, people", "this run, simulated"], rows) + SIMULATION
 

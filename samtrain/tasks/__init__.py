@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 TASKS = {
     "fit": "train one model",
     "rounds": "the data engine: annotate, retrain, measure, promote, again and again",
+    "detector": "train and measure the object detector of the semi-automatic stage",
     "prepare": "make shards of pictures with masks",
     "preview": "a contact sheet of pictures, masks and simulated prompts",
     "evaluate": "the test metrics of a checkpoint",

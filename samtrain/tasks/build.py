@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from samtrain.data.transforms import LargeScaleJitter, NativeCrop, ResizeLongestSide, WindowTransform
 from samtrain.losses import SamLoss
 from samtrain.modeling.build import build_sam, load_sam, sam_config
-from samtrain.modeling.growth import next_model
+from samtrain.modeling.growth import check_depth_growth, next_model
 from samtrain.modeling.mae import load_mae
 from samtrain.modeling.sam import Sam, SamConfig
 from samtrain.optim import OptimConfig
@@ -31,7 +31,8 @@ def recipe_of(config: Config, model: str) -> Config:
     recipes = config["recipes"]
     if model not in recipes:
         raise ValueError(
-            f"{model!r} has no recipe: take one of {', '.join(recipes)} (model.name), or add conf/recipe/{model}.yaml"
+            f"{model!r} has no recipe: take one of {', '.join(recipes)} (model.name), or let it train as one of them does, "
+            f"+recipe@recipes.{model}=vit_b"
         )
     return recipes[model]
 
@@ -64,12 +65,24 @@ def make_sam(config: Config, *, model: str | None, init: str | Path | None, key:
     return next_model(parent, target, _mae(recipe, model) if settings["mae"] else None, seed=seed, key=key)
 
 
+def check_growth(config: Config, parent: SamConfig, child: SamConfig, *, key: str) -> None:
+    """Raises ValueError where `make_sam` would not make the child of the parent; nothing is built for it."""
+    recipe = recipe_of(config, child.model)
+    if parent.model == child.model:
+        return
+    if config["model"]["mae"]:
+        _mae(recipe, child.model)
+    else:
+        check_depth_growth(parent, child, key=key)
+
+
 def sam_config_of(config: Config) -> SamConfig:
     """The sizes of the model that `model` and `checkpoint` name, without training anything."""
     settings = config["model"]
-    if config["checkpoint"] is not None and settings["name"] is None:
-        return load_sam(config["checkpoint"], image_size=settings["image_size"]).config
-    return sam_config(settings["name"], image_size=settings["image_size"])
+    if config["checkpoint"] is None or (settings["name"] and settings["image_size"]):
+        return sam_config(settings["name"], image_size=settings["image_size"])
+    own = load_sam(config["checkpoint"], image_size=settings["image_size"]).config
+    return sam_config(settings["name"], image_size=own.image_size) if settings["name"] else own
 
 
 def learning_rate_of(config: Config, model: str, factor: float) -> float:

@@ -40,6 +40,7 @@ def test_metrics(config: Config, sam: Sam, pictures: PictureSet, *, native: bool
         num_points=config["evaluator"]["num_points"],
         max_masks=config["evaluator"]["max_masks"],
         seed=config["seed"],
+        on_error=config["data"]["on_error"],
     )
     found = {f"test/{name}": value for name, value in metrics.items()}
     log.info("%s: %s", sam.config.model, ", ".join(f"{name} {value:.3f}" for name, value in found.items()))

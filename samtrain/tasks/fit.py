@@ -14,6 +14,7 @@ from samtrain.loggers import make_loggers
 from samtrain.modeling.build import load_sam
 from samtrain.report import write_report
 from samtrain.tasks.build import Config, learning_rate_of, sam_config_of, transforms_of
+from samtrain.tasks.clock import earlier_seconds
 from samtrain.tasks.evaluate import difficulty_metrics, test_metrics
 from samtrain.tasks.preflight import look_at
 from samtrain.tasks.run_dir import Metrics, is_first_rank, write_metrics
@@ -36,9 +37,9 @@ def run(config: Config, run_dir: Path) -> Metrics:
     metrics: Metrics = {**result.metrics}
     metrics.update(test_metrics(config, load_sam(result.checkpoint), pictures, native=training.native))
     metrics.update(difficulty_metrics(config, pictures))
-    metrics.update(costs(begin))
+    metrics.update(costs(run_dir, begin))
     write_metrics(run_dir, metrics)
-    write_report(run_dir)
+    log.info("report: %s", write_report(run_dir))
     return metrics
 
 
@@ -78,8 +79,9 @@ def _first_images(config: Config, folder: Path, pictures: PictureSet, native: bo
     return Source(sorted(map(str, folder.glob("*.tar"))))
 
 
-def costs(begin: float) -> dict[str, float]:
-    """Wall time since `begin` (of this process: a run that was resumed has had more), and the most memory it held."""
+def costs(run_dir: Path, begin: float) -> dict[str, float]:
+    """Wall time since `begin` and of the processes before this one that the run took, and the most memory this one held."""
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB on Linux
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return {"time/seconds": time.perf_counter() - begin, "memory/peak_gb": peak * unit / 1e9}
+    seconds = earlier_seconds(run_dir) + time.perf_counter() - begin
+    return {"time/seconds": seconds, "memory/peak_gb": peak * unit / 1e9}

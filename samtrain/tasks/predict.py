@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
+from samtrain.data.decode import decode_shown
 from samtrain.data.once import write_whole
 from samtrain.modeling.build import load_sam
 from samtrain.ops.rle import encode_mask
 from samtrain.panels import draw_panel, tile_panels
-from samtrain.predictor import as_rgb
 from samtrain.tasks.build import Config, device_of, make_predictor
 from samtrain.types import PointLabel, Prompts
 
@@ -26,8 +26,7 @@ def run(config: Config, run_dir: Path) -> None:
     """Write `mask_<i>.png`, `masks.json` (RLE and predicted IoU, the best first) and a picture of them, `masks.png`."""
     settings = config["predict"]
     _check(config)
-    with Image.open(settings["image"]) as picture:
-        image = as_rgb(np.array(ImageOps.exif_transpose(picture).convert("RGB")))
+    image = decode_shown(Path(settings["image"]).read_bytes(), settings["image"])
     clicks = np.array(settings["points"], dtype=np.float64).reshape(-1, 3)
     box = settings["box"] and np.array(settings["box"], dtype=np.float64)
 

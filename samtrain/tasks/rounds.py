@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ from samtrain.data_engine.ledger import LedgerLine, read_ledger
 from samtrain.data_engine.pieces import do_once
 from samtrain.data_engine.rounds import DataEngine, FitRequest, FitResult, Probe, RoundConfig, promoted
 from samtrain.loggers import make_loggers
-from samtrain.modeling.build import load_sam
+from samtrain.modeling.build import load_sam, sam_config
 from samtrain.report import write_report
-from samtrain.tasks.build import Config, device_of, learning_rate_of, make_predictor, sam_config_of
+from samtrain.tasks.build import Config, check_growth, device_of, learning_rate_of, make_predictor, sam_config_of
 from samtrain.tasks.evaluate import difficulty_metrics, test_metrics
 from samtrain.tasks.fit import costs, first_training
 from samtrain.tasks.preflight import look_at
-from samtrain.tasks.run_dir import Metrics, write_metrics
+from samtrain.tasks.run_dir import Metrics, num_ranks, write_metrics
 from samtrain.tasks.sets import PictureSet, is_native, open_set
 from samtrain.tasks.training import Training, num_devices, train, validate
 from samtrain.tasks.worker import train_apart
@@ -38,10 +38,13 @@ def run(config: Config, run_dir: Path) -> Metrics:
     begin = time.perf_counter()
     if "rounds" not in config:
         raise ValueError("task=rounds has no rounds: take an experiment that has, +experiment=stage1")
+    check_processes(config)
+    check_growth_of_rounds(config)
     pictures = open_set(config["data"], config["data_dir"])
     if not pictures.val:
         raise ValueError("the rounds choose models by validation and no picture is held back for it: set data.val")
     work = Work(config, run_dir, pictures)
+    work.look_at_pool()
     initial = work.first_model()
     best = work.engine(initial).run()
     work.log_ledger_at_the_end()
@@ -52,9 +55,9 @@ def run(config: Config, run_dir: Path) -> Metrics:
     start = test_metrics(config, load_sam(initial), pictures, native=work.native)
     metrics.update({name.replace("test/", "test/start_"): value for name, value in start.items()})
     metrics.update(difficulty_metrics(config, pictures))
-    metrics.update(costs(begin))
+    metrics.update(costs(run_dir, begin))
     write_metrics(run_dir, metrics)
-    write_report(run_dir)
+    log.info("report: %s", write_report(run_dir))
     return metrics
 
 
@@ -64,6 +67,11 @@ class Work:
     def __init__(self, config: Config, run_dir: Path, pictures: PictureSet) -> None:
         self.config, self.run_dir, self.pictures = config, run_dir, pictures
         self.native = is_native(config["data"], pictures, sam_config_of(config))
+        annotator = {**config["annotator"], "seed": config["seed"]}
+        self.annotator = instantiate(annotator)
+        self.probe = Probe(
+            annotator=instantiate({**annotator, "leaves_picture": False}), images=config["engine"]["probe_images"]
+        )
         self.images_seen = 0  # by the first model's training
         self.measured: dict[Path, dict[str, float]] = {}  # val/* that a training has found for its best checkpoint
         # one run of W&B for all trainings; on several devices each is a process of its own that logs for itself
@@ -91,13 +99,12 @@ class Work:
 
     def engine(self, initial: Path) -> DataEngine:
         config, settings = self.config, self.config["engine"]
-        annotator = {**config["annotator"], "seed": config["seed"]}
         return DataEngine(
             run_dir=self.run_dir,
             rounds=self._rounds(),
             pool=self.pictures.pool_tars(),
-            annotator=instantiate(annotator),
-            probe=Probe(annotator=instantiate({**annotator, "leaves_picture": False}), images=settings["probe_images"]),
+            annotator=self.annotator,
+            probe=self.probe,
             load_predictor=self._load_predictor,
             fit=self._fit,
             measure=self._measure,
@@ -131,8 +138,13 @@ class Work:
             return public
         return {**public, "splits": {split: public["splits"][split] for split in ("public", "val")}}
 
+    def look_at_pool(self) -> None:
+        """What is wrong with the pictures of the rounds, before the time for a first model is spent."""
+        pool = replace(self.pictures, public=[])
+        if pool.pool:
+            look_at(self.config, pool, image_size=sam_config_of(self.config).image_size, native=self.native)
+
     def _rounds(self) -> list[RoundConfig]:
-        rounds = sorted(self.config["rounds"].items(), key=lambda item: int(item[0]))
         return [
             RoundConfig(
                 model=each["model"],
@@ -140,7 +152,7 @@ class Work:
                 steps=each["steps"],
                 learning_rate=learning_rate_of(self.config, each["model"], each["learning_rate_factor"]),
             )
-            for _, each in rounds
+            for _, each in rounds_of(self.config)
         ]
 
     def _load_predictor(self, checkpoint: Path) -> Any:
@@ -159,7 +171,7 @@ class Work:
             native=self.native,
             large_scale_jitter=self.config["engine"]["large_scale_jitter"],
             images_seen=request.images_seen or self.images_seen,
-            key=f"rounds.{request.round}.model",
+            key=f"rounds.{rounds_of(self.config)[request.round - 1][0]}.model",
         )
         result = self.train(training)
         self.measured[result.checkpoint] = result.metrics
@@ -167,12 +179,13 @@ class Work:
 
     def _measure(self, checkpoint: Path) -> dict[str, float]:
         """As its training has found on the same pictures; after a kill in between it is measured again."""
-        if checkpoint in self.measured:
-            return self.measured[checkpoint]
+        if known := self.measured.get(checkpoint):
+            return known
         return validate(self.config, checkpoint, self.pictures.val, native=self.native)
 
     def _on_line(self, line: LedgerLine) -> None:
         join_metrics(self.run_dir)
+        write_report(self.run_dir)
         if not self.apart:
             self._log_line(line)
 
@@ -183,6 +196,51 @@ class Work:
         values = {f"ledger/{key}": float(value) for key, value in numbers.items()} | {"images_seen": float(seen)}
         for logger in self.shared:
             logger.log_metrics(values, step=line.round)
+
+
+def rounds_of(config: Config) -> list[tuple[str, dict[str, Any]]]:
+    """The rounds by their names in the order of these; ValueError for a name or a number that none can have."""
+    rounds = config["rounds"]
+    if wrong := [name for name in rounds if not str(name).isdigit()]:
+        raise ValueError(f"rounds.{wrong[0]}: rounds are named by numbers, which give their order")
+    for name, each in rounds.items():
+        for key in ("images", "steps"):
+            if not isinstance(each[key], int) or each[key] < 1:
+                raise ValueError(f"rounds.{name}.{key} is {each[key]}: take 1 or more, or leave the round out, ~rounds.{name}")
+    return sorted(rounds.items(), key=lambda item: int(item[0]))
+
+
+def check_growth_of_rounds(config: Config) -> None:
+    """Raises ValueError, before any time is spent, for a round whose model cannot come of one that it may find in use."""
+    first = sam_config_of(config)
+    if config["checkpoint"] is not None:
+        first = load_sam(config["checkpoint"]).config
+        if first.image_size != (wanted := config["model"]["image_size"] or first.image_size):
+            raise ValueError(
+                f"checkpoint is a model of {first.image_size} pixels and model.image_size is {wanted}: rounds are compared "
+                f"at one size, set model.image_size={first.image_size}"
+            )
+    in_use = [first]
+    for name, each in rounds_of(config):
+        child = sam_config(each["model"], image_size=first.image_size)
+        for parent in in_use:
+            check_growth(config, parent, child, key=f"rounds.{name}.model")
+        in_use.append(child)
+
+
+def check_processes(config: Config) -> None:
+    """The rounds are one process, which starts others for its trainings; ValueError where that cannot be."""
+    if (ranks := num_ranks()) > 1:
+        raise ValueError(
+            f"task=rounds was launched {ranks} times side by side: launch it once, it starts its trainings itself; on "
+            "several nodes by trainer.launcher, e.g. trainer.launcher=srun"
+        )
+    nodes, launcher = config["trainer"]["num_nodes"], config["trainer"]["launcher"]
+    if nodes > 1 and launcher is None:
+        raise ValueError(
+            f"trainer.num_nodes is {nodes} and trainer.launcher null: say what starts a training on all nodes, e.g. "
+            "trainer.launcher=srun, or set trainer.num_nodes=1"
+        )
 
 
 def join_metrics(run_dir: Path) -> None:

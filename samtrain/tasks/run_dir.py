@@ -15,9 +15,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from samtrain.data.once import write_whole
+from samtrain.tasks.clock import keep_time
 
 log = logging.getLogger(__name__)
 
@@ -40,21 +42,21 @@ def open_run(run_dir: Path, config: dict[str, Any], overrides: list[str]) -> Ite
     if not is_first_rank():
         yield run_dir
         return
-    with open(run_dir / ".lock", "w") as lock:
-        _hold(lock, run_dir)
+    with held(run_dir):
         stored = run_dir / ".hydra" / "config.yaml"
-        if stored.is_file():
+        if goes_on := stored.is_file():
             _check_same(config, yaml.safe_load(stored.read_text()), run_dir)
             log.info("going on in %s", run_dir)
-        else:
-            stored.parent.mkdir(exist_ok=True)
+        environment = _environment()
+        stored.parent.mkdir(exist_ok=True)
+        write_whole(stored.with_name("environment.json"), json.dumps(environment, indent=1) + "\n")
+        if not goes_on:  # last, for it is what says that a run has begun here
             write_whole(stored.with_name("overrides.yaml"), yaml.safe_dump(overrides))
             write_whole(stored, yaml.safe_dump(config, sort_keys=False))
-        environment = _environment()
-        write_whole(stored.with_name("environment.json"), json.dumps(environment, indent=1) + "\n")
         log.info("%s in %s", environment["command"], run_dir)
         log.info("%s", ", ".join(f"{key} {value}" for key, value in environment.items() if key != "command"))
-        yield run_dir
+        with keep_time(run_dir):
+            yield run_dir
 
 
 def write_metrics(run_dir: Path, metrics: Metrics) -> None:
@@ -68,19 +70,30 @@ def is_first_rank() -> bool:
     return all(int(os.environ.get(name, 0)) == 0 for name in names)
 
 
+def num_ranks() -> int:
+    """How many processes torchrun or srun has launched beside each other, this one included."""
+    return max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Keep other processes out of a directory; ValueError where one is in it.
+
+    A POSIX lock: it ends with its process, however that ends, and workers that outlive it have not inherited it.
+    """
+    with open(directory / ".lock", "w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"another process is working in {directory}: wait for it, or take another run_dir") from error
+        yield
+
+
 def _check_ranks(overrides: list[str]) -> None:
     """Each rank names its own directory by its own clock, so several ranks have to be told one."""
-    ranks = max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+    ranks = num_ranks()
     if ranks > 1 and not any(o.startswith(("run_dir=", "hydra.run.dir=", "hydra.sweep.dir=")) for o in overrides):
         raise ValueError(f"{ranks} ranks were launched and would each make a run directory: give them one, run_dir=...")
-
-
-def _hold(lock: Any, run_dir: Path) -> None:
-    """A POSIX lock: it ends with its process, however that ends, and workers that outlive it have not inherited it."""
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise ValueError(f"another process is working in {run_dir}: wait for it, or take another run_dir") from error
 
 
 def _check_same(config: dict[str, Any], stored: dict[str, Any], run_dir: Path) -> None:
@@ -121,9 +134,16 @@ def _environment() -> dict[str, Any]:
         "uncommitted": bool(_git("status", "--porcelain")),
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
+        "gpu": _gpus(),
         "host": platform.node(),
         **{name: metadata.version(name) for name in PACKAGES},
     }
+
+
+def _gpus() -> str | None:
+    """"8 x NVIDIA H100", or None without one."""
+    count = torch.cuda.device_count()
+    return f"{count} x {torch.cuda.get_device_name(0)}" if count else None
 
 
 def _git(*arguments: str) -> str | None:

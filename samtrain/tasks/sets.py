@@ -14,7 +14,7 @@ import numpy as np
 from samtrain.data.datasets import Source
 from samtrain.data.importers import prepare
 from samtrain.data.prepare_config import PrepareConfig
-from samtrain.data.shards import Record, expand_urls, index_tar, read_record
+from samtrain.data.shards import Record, expand_urls, index_tar, is_remote, read_record
 from samtrain.data.synthetic import make_synthetic
 from samtrain.modeling.sam import SamConfig
 
@@ -79,17 +79,32 @@ def _open_shards(data: dict[str, Any]) -> PictureSet:
     return PictureSet(
         public=[],
         pool=[Source.of(source) for source in data["train"].values()],
-        val=expand_urls(data["val"]),
-        test=expand_urls(data["test"]) if data["test"] else [],
+        val=_local(data["val"], "data.val"),
+        test=_local(data["test"], "data.test") if data["test"] else [],
     )
 
 
+def _local(urls: Any, key: str) -> list[str]:
+    """Shards that are read again and again, in their order; raises ValueError for those that would be streamed."""
+    tars = expand_urls(urls)
+    if remote := [tar for tar in tars if is_remote(tar)]:
+        raise ValueError(f"{key} holds {remote[0]}: only data.train is streamed; download it and give its path")
+    return tars
+
+
 def records(tars: list[str], on_error: str = "raise") -> Iterator[Record]:
-    """All records of local shards, in their order."""
+    """All records of local shards, in their order; with on_error="skip" without those whose JSON cannot be read."""
     for tar in tars:
         index = index_tar(tar, on_error=on_error)
         for i in range(len(index)):
-            yield read_record(index, i)
+            try:
+                record = read_record(index, i)
+            except ValueError as error:
+                if on_error == "raise":
+                    raise
+                log.warning("left out: %s", error)
+                continue
+            yield record
 
 
 def is_native(data: dict[str, Any], pictures: PictureSet, sam: SamConfig) -> bool:
@@ -103,7 +118,7 @@ def is_native(data: dict[str, Any], pictures: PictureSet, sam: SamConfig) -> boo
         raise ValueError(f"data.frame is {frame!r}: take one of {', '.join(FRAMES)}")
     if frame != "auto":
         return frame == "native"
-    sides, cells = _sizes(pictures.pool_tars() or pictures.val, sam)
+    sides, cells = _sizes([tar for tar in pictures.pool_tars() if not is_remote(tar)] or pictures.val, sam)
     native = bool(np.median(sides) > sam.image_size and np.median(cells) < MIN_CELLS)
     log.info(
         "data.frame=auto: pictures of %g pixels, objects of %.1f decoder cells when resized to %d: %s",
@@ -119,5 +134,6 @@ def _sizes(tars: list[str], sam: SamConfig) -> tuple[list[int], list[float]]:
     for record, _ in zip(records(tars, on_error="skip"), range(PICTURES_LOOKED_AT), strict=False):
         image, objects = record.annotation["image"], record.annotation["annotations"]
         sides.append(max(image["width"], image["height"]))
-        cells += [o["area"] ** 0.5 * sam.mask_size / sides[-1] for o in objects if o.get("area")]
+        areas = [each.get("area") for each in objects]
+        cells += [a**0.5 * sam.mask_size / sides[-1] for a in areas if isinstance(a, (int, float)) and a > 0]
     return sides, cells or [float(sam.mask_size)]

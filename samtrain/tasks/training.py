@@ -22,12 +22,14 @@ from samtrain.callbacks import (
     MaskPanels,
     ProgressDisplay,
     Throughput,
+    batches_seen,
 )
 from samtrain.data.datamodule import SamDataModule
 from samtrain.data.datasets import Source
 from samtrain.data_engine.rounds import FitResult
 from samtrain.lit_sam import LitSam
 from samtrain.modeling.build import load_sam
+from samtrain.modeling.checkpoints import replaced_whole
 from samtrain.modeling.sam import Sam
 from samtrain.tasks.build import (
     Config,
@@ -93,7 +95,7 @@ def train(config: Config, training: Training, loggers: list[Logger]) -> FitResul
         image_size=size,
         native=training.native,
         jitter=training.large_scale_jitter,
-        start_step=_batches_seen(resume),
+        start_step=batches_seen(resume),
     )
     callbacks = make_callbacks(config, training)
     trainer = make_trainer(config, training.directory, callbacks, loggers, steps, model, validates=bool(training.val))
@@ -105,7 +107,8 @@ def train(config: Config, training: Training, loggers: list[Logger]) -> FitResul
     # without pictures to choose by, the last is the best
     best = next((c for c in callbacks if isinstance(c, BestCheckpoint)), None)
     if trainer.is_global_zero and not training.best.is_file():
-        shutil.copyfile(training.last, training.best)
+        with replaced_whole(training.best) as whole:
+            shutil.copyfile(training.last, whole)
     return FitResult(
         checkpoint=training.best,
         last=training.last,
@@ -184,14 +187,6 @@ def _data(
         on_error=data["on_error"],
         allow_pipe=data.get("allow_pipe", False),
     )
-
-
-def _batches_seen(last: Path | None) -> int:
-    """How many batches a rank had taken when the checkpoint was written."""
-    if last is None:
-        return 0
-    loops = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["loops"]
-    return int(loops["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"])
 
 
 def make_callbacks(config: Config, training: Training) -> list[Callback]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from samtrain.data.datasets import Source
 from samtrain.data.once import write_whole
 from samtrain.data_engine.rounds import FitResult
 from samtrain.loggers import make_loggers
-from samtrain.tasks.run_dir import is_first_rank
+from samtrain.tasks.run_dir import held, is_first_rank
 from samtrain.tasks.training import Training, train
 
 REQUEST, RESULT = "training.json", "trained.json"
@@ -26,13 +28,18 @@ REQUEST, RESULT = "training.json", "trained.json"
 def train_apart(run_dir: Path, training: Training, launcher: str | None) -> FitResult:
     """Run `<launcher> python -m samtrain.tasks.worker <run_dir> <directory>` and read what it leaves.
 
-    Without a launcher Lightning starts the other processes of this machine itself.
+    Without a launcher Lightning starts the other processes of this machine itself. ValueError where the training fails.
     """
     training.directory.mkdir(parents=True, exist_ok=True)
     (training.directory / RESULT).unlink(missing_ok=True)
     write_whole(training.directory / REQUEST, json.dumps(asdict(training), default=str, indent=1))
     command = [sys.executable, "-m", "samtrain.tasks.worker", str(run_dir), str(training.directory)]
-    subprocess.run([*shlex.split(launcher or ""), *command], check=True)
+    ended = subprocess.run([*shlex.split(launcher or ""), *command], check=False)
+    if ended.returncode:
+        raise ValueError(
+            f"the training in {training.directory} ended with exit status {ended.returncode}; what it said stands above. "
+            "Once that is mended the same command goes on from its last checkpoint"
+        )
     result = json.loads((training.directory / RESULT).read_text())
     return FitResult(**{**result, "checkpoint": Path(result["checkpoint"]), "last": Path(result["last"])})
 
@@ -50,10 +57,17 @@ def main(run_dir: str, directory: str) -> None:
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s][%(name)s][%(levelname)s] - %(message)s")
     config = yaml.safe_load((Path(run_dir) / ".hydra" / "config.yaml").read_text())
     training = read_training(Path(directory))
-    result = train(config, training, make_loggers(training.directory, config["logger"]))
-    if is_first_rank():
-        write_whole(Path(directory) / RESULT, json.dumps(asdict(result), default=str))
+    # one that outlived the rounds' process still trains here
+    with held(training.directory) if is_first_rank() else nullcontext():
+        result = train(config, training, make_loggers(training.directory, config["logger"]))
+        if is_first_rank():
+            write_whole(training.directory / RESULT, json.dumps(asdict(result), default=str))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except ValueError as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        sys.exit(str(error))

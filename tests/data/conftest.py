@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,20 @@ def encode_png(image: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "png")
     return stream.getvalue()
+
+
+def encode_16_bit_tiff(samples: np.ndarray, order: str, planes: int = 1) -> bytes:
+    """(H, W, 3) uint16 as TIFF, which PIL cannot write for colours; `order` is "<" or ">"."""
+    height, width, channels = samples.shape
+    entries = {
+        256: (4, 1, width), 257: (4, 1, height), 258: (3, channels, 8), 259: (4, 1, 1), 262: (4, 1, 2),
+        273: (4, 1, 8 + 2 * channels), 277: (4, 1, channels), 278: (4, 1, height), 279: (4, 1, samples.nbytes),
+        284: (4, 1, planes),
+    }  # fmt: skip
+    data = struct.pack(f"{order}{channels}H", *[16] * channels) + samples.astype(f"{order}u2").tobytes()
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, 8 + len(data))
+    body = b"".join(struct.pack(f"{order}HHII", tag, *entry) for tag, entry in entries.items())
+    return head + data + struct.pack(f"{order}H", len(entries)) + body + bytes(4)
 
 
 def annotate(masks: list[np.ndarray], size: tuple[int, int]) -> dict:
@@ -43,7 +58,9 @@ def rectangle(size: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarr
 @pytest.fixture
 def making():
     """The functions above, for tests: `making.annotate(...)`."""
-    return SimpleNamespace(encode_png=encode_png, annotate=annotate, rectangle=rectangle)
+    return SimpleNamespace(
+        encode_png=encode_png, encode_16_bit_tiff=encode_16_bit_tiff, annotate=annotate, rectangle=rectangle
+    )
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samtrain.data.decode import decode_image
+from samtrain.data.decode import decode_image, decode_samples, decode_shown
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -99,28 +99,46 @@ def test_16_bit_colour_keeps_its_low_bits(channels, largest):
     assert np.abs(image.astype(int) - expected).max() <= 1, "the percentiles of repeated samples are not quite the same"
 
 
-def test_16_bit_colours_keep_their_relations():
-    samples = np.random.default_rng(2).integers(1000, 9000, (6, 9, 3))
+@pytest.mark.parametrize("kind", ["png", "<", ">"])
+def test_16_bit_colours_keep_their_relations(making, kind):
+    samples = np.random.default_rng(2).integers(1000, 9000, (6, 9, 3)).astype(np.uint16)
     samples[..., 1] = 1000
-    image = decode(encode_16_bit_png(samples.astype(np.uint16))).astype(float)
+    data = encode_16_bit_png(samples) if kind == "png" else making.encode_16_bit_tiff(samples, kind)
+    assert (decode_samples(data, 9, 6, "here") == samples).all()
+    image = decode(data).astype(float)
     assert (image[..., 1] == 0).all()
-    assert np.abs(image - np.clip((samples - 1000) * 255 / 8000, 0, 255)).max() < 5
+    assert np.abs(image - np.clip((samples - 1000.0) * 255 / 8000, 0, 255)).max() < 5
+
+
+def test_16_bit_colours_in_planes_are_refused_not_misread(making):
+    samples = np.random.default_rng(2).integers(0, 65536, (6, 9, 3)).astype(np.uint16)
+    with pytest.raises(ValueError, match="here: its picture cannot be read .*save them interleaved"):
+        decode(making.encode_16_bit_tiff(samples, "<", planes=2))
 
 
 def test_constant_16_bit_picture():
     assert (decode(encode(Image.fromarray(np.full((6, 9), 900, dtype=np.uint16)))) == 0).all()
 
 
-@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_exif_turns_if_that_gives_the_size_of_the_json(orientation):
-    picture = Image.fromarray(RGB)
-    exif = Image.Exif()
+METHODS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM"}
+METHODS |= {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+
+
+def encode_turned(kind: str, orientation: int) -> tuple[bytes, np.ndarray]:
+    """A picture with this EXIF orientation, and as it is shown."""
+    picture, exif = Image.fromarray(RGB), Image.Exif()
     exif[0x0112] = orientation
-    data = encode(picture, exif=exif)
+    return encode(picture, kind, exif=exif), np.asarray(picture.transpose(Image.Transpose[METHODS[orientation]]))
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_exif_turns_if_that_gives_the_size_of_the_json(kind, orientation):
+    """A TIFF is turned by PIL itself, whatever the JSON says."""
+    data, shown = encode_turned(kind, orientation)
     assert (decode(data) == RGB).all(), "the JSON describes the picture as stored"
-    methods = {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
-    expected = np.asarray(picture.transpose(Image.Transpose[methods[orientation]]))
-    assert (decode(data, (9, 6)) == expected).all(), "the JSON describes the picture as shown"
+    assert (decode(data, (9, 6)) == shown).all(), "the JSON describes the picture as shown"
+    assert (decode_shown(data, "here") == shown).all()
 
 
 def test_exif_turns_16_bit_pictures_too():
@@ -131,10 +149,12 @@ def test_exif_turns_16_bit_pictures_too():
     assert (decode(data, (9, 6)) == np.rot90(decode(data), -1)).all()
 
 
-def test_exif_that_does_not_turn_is_left_alone():
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    assert (decode(encode(Image.fromarray(RGB), exif=exif)) == RGB).all()
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_exif_that_does_not_change_the_size_is_left_alone(kind, orientation):
+    data, shown = encode_turned(kind, orientation)
+    assert (decode(data) == RGB).all()
+    assert (decode_shown(data, "here") == shown).all()
 
 
 def test_other_size_is_refused():
@@ -146,7 +166,8 @@ def test_other_size_is_refused():
 def test_broken_pictures_name_the_record(kind):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     data = encode(noise, kind)
-    for broken in (b"", b"no picture", data[: len(data) // 2]):
+    header = data.replace(b"\0\0\0\rIHDR", b"\0\0\0\x01IHDR")  # of PNG; PIL says ValueError
+    for broken in (b"", b"no picture", data[: len(data) // 2], *([header] if header != data else [])):
         with pytest.raises(ValueError, match="here: its picture cannot be read"):
             decode(broken, (64, 64))
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import signal
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import webdataset
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from samtrain.data import importers
 from samtrain.data.decode import decode_image
 from samtrain.data.importers import PrepareConfig, prepare
-from samtrain.data.shards import Record, digest, index_tar, read_record
+from samtrain.data.shards import Record, digest, index_tar, read_record, safe_key
 from samtrain.ops.rle import decode_rle, encode_mask
 
 H, W = 24, 32
@@ -193,6 +197,17 @@ def test_16_bit_tiff_keeps_its_values(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(record.image_bytes))), values)
 
 
+def test_16_bit_colours_are_stretched_before_they_are_stored(tmp_path: Path, making: Any) -> None:
+    """PIL reads only the high bytes of such a TIFF, which in a dark picture are all 0, and writes no such PNG."""
+    values = np.random.default_rng(0).integers(0, 250, (H, W, 3)).astype(np.uint16)
+    write_pair(tmp_path / "set", "p")
+    (tmp_path / "set" / "p.png").unlink()
+    (tmp_path / "set" / "p.tif").write_bytes(making.encode_16_bit_tiff(values, "<"))
+    (record,) = records_of(prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set")))).values()
+    image = decode_image(record.image_bytes, W, H, "p").astype(float)
+    assert record.ext == "png" and np.abs(image - values * 255 / 249).max() < 4
+
+
 @pytest.mark.parametrize("ext", ["jpg", "tif"])
 @pytest.mark.parametrize("given", ["shown", "stored", "none"])
 @pytest.mark.parametrize(("orientation", "turns"), [(6, -1), (8, 1)])
@@ -211,6 +226,8 @@ def test_exif_rotation_follows_the_json(tmp_path: Path, ext: str, given: str, or
     image = decode_image(record.image_bytes, size[1], size[0], "p").astype(int)
     want = picture(1) if given == "stored" else np.rot90(picture(1), turns)
     assert np.abs(image - want).max() <= (4 if ext == "jpg" else 0)
+    plain = np.asarray(Image.open(io.BytesIO(record.image_bytes))).astype(int)
+    assert np.array_equal(plain, image)  # readers that do not look at EXIF see the same
     assert record.annotation["annotations"][0]["segmentation"]["size"] == list(size)
 
 
@@ -289,6 +306,17 @@ def test_an_unsound_mask_is_refused_and_the_others_stay(tmp_path: Path, reason: 
     folder = prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set")))
     assert_holds_masks(records_of(folder)["p"], masks())
     assert {key: content["count"] for key, content in report_of(folder)["refused"]["masks"].items()} == {reason: 1}
+
+
+@pytest.mark.parametrize("content", [b"P5\n\xfb5 5\n255\n", b"II*\0\x08\0\0\0\0\0\0\0\0\0"])
+def test_a_picture_that_trips_the_reader_is_refused(tmp_path: Path, content: bytes) -> None:
+    """PIL raises ValueError and TypeError for these, and neither may end the run."""
+    write_pair(tmp_path / "set", "good")
+    write_pair(tmp_path / "set", "bad")
+    (tmp_path / "set" / "bad.png").unlink()
+    (tmp_path / "set" / "bad.tif").write_bytes(content)
+    refused = report_of(prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set"))))["refused"]["pictures"]
+    assert {reason: each["count"] for reason, each in refused.items()} == {"the picture cannot be read": 1}
 
 
 def test_label_maps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -384,6 +412,22 @@ def test_the_same_call_does_nothing_and_other_input_makes_another(
     assert prepare(tmp_path / "out", config) != folder
 
 
+def test_a_set_that_lost_a_shard_is_not_taken_for_whole(tmp_path: Path) -> None:
+    config = many(tmp_path)
+    folder = prepare(tmp_path / "out", config)
+    (folder / "test" / "test_000000.tar").unlink()
+    with pytest.raises(ValueError, match=r"test_000000.tar is gone \(1 of \d+ shards\): bring it back, or delete"):
+        prepare(tmp_path / "out", config)
+
+
+def test_names_in_no_encoding_are_read(tmp_path: Path) -> None:
+    """As an archive from another system leaves them: bytes that are no UTF-8."""
+    for name in (b"\xe9t\xe9", b"\xe8t\xe8"):
+        write_pair(tmp_path / "set", os.fsdecode(name))
+    records = records_of(prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set"))))
+    assert len(records) == 2 and all(key == safe_key(key) for key in records)
+
+
 def killed_after(calls: int, function: str, root: Path, config: PrepareConfig) -> int:
     """Runs prepare in a child that kills itself -9 at the n-th call of a step; returns the signal it died of."""
     child = os.fork()
@@ -414,6 +458,59 @@ def test_a_kill_at_any_step_changes_no_byte(tmp_path: Path) -> None:
     folder = prepare(tmp_path / "out", config)
     assert folder.name == whole.name and bytes_of(folder) == bytes_of(whole)
     assert not list((tmp_path / "out").glob("*.partial")) and not list(folder.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("room", [0, 1, 2, 4, 9])
+def test_a_full_disk_is_told_and_the_next_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """Whichever file does not fit: verdicts, shards, the manifest."""
+    config, left, fsync = many(tmp_path), [room], os.fsync
+    whole = prepare(tmp_path / "whole", config)
+
+    def until_full(descriptor: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left.*make room.*it goes on"):
+        patch.setattr(os, "fsync", until_full)
+        prepare(tmp_path / "out", config)
+    assert not list((tmp_path / "out").glob("*/prepare.json"))
+    assert not list((tmp_path / "out").rglob("*.tar.partial"))
+    assert bytes_of(prepare(tmp_path / "out", config)) == bytes_of(whole)
+
+
+# ---- other readers
+
+
+def test_metas_reader_and_webdataset_read_what_is_written(tmp_path: Path) -> None:
+    """The steps of SAM 2's SA-1B loader: files <name>.jpg and <name>.json of one folder, areas, RLE into pycocotools."""
+    for number in range(3):
+        write_pair(tmp_path / "set", f"p.{number}", ext="jpg")
+    folder = prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set"), **ALL_IN_POOL))
+    (path,) = folder.glob("pool/*.tar")
+    with tarfile.open(path) as tar:
+        tar.extractall(tmp_path / "extracted", filter="data")
+    names = [name.split(".")[0] for name in os.listdir(tmp_path / "extracted") if name.endswith(".jpg")]
+    assert len(names) == 3
+    for name in names:
+        content = json.loads((tmp_path / "extracted" / f"{name}.json").read_text())
+        with Image.open(tmp_path / "extracted" / f"{name}.jpg") as image:
+            pixels = image.size[0] * image.size[1]
+            about = {"width": image.size[0], "height": image.size[1], "file_name": f"{name}.jpg"}
+        assert content["image"].items() >= about.items() and isinstance(content["image"]["image_id"], int)
+        kept = [each for each in content["annotations"] if each["area"] > 0 and each["area"] / pixels < 0.9]
+        found = [coco_mask.decode(each["segmentation"]).astype(bool) for each in kept]
+        assert np.array_equal(found, masks())
+        for each in kept:
+            assert isinstance(each["id"], int) and isinstance(each["area"], int)
+            assert len(each["bbox"]) == 4 and each["segmentation"]["size"] == [H, W]
+
+    samples = list(webdataset.WebDataset(str(path), shardshuffle=False).decode("rgb8"))
+    assert sorted(sample["__key__"] for sample in samples) == sorted(names)
+    assert all(sample["jpg"].shape == (H, W, 3) and len(sample["json"]["annotations"]) == 3 for sample in samples)
 
 
 # ---- real pictures

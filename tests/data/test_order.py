@@ -31,6 +31,13 @@ def test_iteration_is_the_function_of_position_and_start_step_skips():
     assert list(islice(sampler(seed=4), 12)) != batches
 
 
+def test_the_number_of_shards_changes_nothing():
+    whole = sampler(shard_lengths=[[21]], weights=[2.0])
+    for lengths in ([7, 5, 0, 9], [1] * 12 + [9], [20, 1]):
+        order = sampler(shard_lengths=[lengths], weights=[2.0], block_shards=26)
+        assert [order.batch(step) for step in range(30)] == [whole.batch(step) for step in range(30)]
+
+
 def test_ranks_share_the_global_batch():
     whole = sampler(batch_size=8)
     for step in (0, 3, 77):

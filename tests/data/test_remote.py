@@ -4,6 +4,7 @@ import functools
 import http.server
 import json
 import shutil
+import tarfile
 import threading
 from itertools import islice
 
@@ -108,6 +109,20 @@ def test_half_records_are_noticed(tmp_path, write_tar):
     path = write_tar(tmp_path / "a.tar", [("a.png", b"a")])
     with pytest.raises(ValueError, match="1 half records, the first, a, has no JSON"):
         list(stream_pairs(str(path)))
+
+
+@pytest.mark.parametrize(("fault", "whole"), [("cut in the last", 5), ("half record", 6)])
+def test_a_shard_that_breaks_off_gives_what_came_before(tmp_path, write_set, write_tar, fault, whole, caplog):
+    """Records that wait in the shuffle buffer when the stream ends are not lost with it."""
+    (path,) = write_set(tmp_path, n=6)
+    if fault == "cut in the last":
+        path.write_bytes(path.read_bytes()[:-10240])
+    else:
+        with tarfile.open(path, "a") as tar:
+            tar.add(write_tar(tmp_path / "b.tar", []), "lonely.png")
+    remote = dataset([f"pipe:cat {path}"], allow_pipe=True, on_error="skip")
+    assert sorted(keys(remote, whole)) == [f"set_{i}" for i in range(whole)]
+    assert keys(remote, whole + 1) and remote.num_skipped and "left out: " in caplog.text
 
 
 def test_broken_records_are_named_or_left_out(tmp_path, write_tar, making, caplog):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import tarfile
@@ -66,6 +68,13 @@ def test_long_names_and_folders(tmp_path, write_tar):
     assert keys(path) == [name]
 
 
+def test_names_in_no_encoding(tmp_path, write_tar):
+    name = os.fsdecode(b"\xe9t\xe9")
+    path = write_tar(tmp_path / "a.tar", [(f"{name}.png", b"1"), (f"{name}.json", JSON)])
+    assert keys(path) == keys(path) == [name]
+    assert read_record(index_tar(path), 0).image_bytes == b"1" and safe_key(name) == "_t_"
+
+
 def test_sidecar_is_used_until_the_tar_changes(tmp_path, write_tar, monkeypatch):
     path = write_tar(tmp_path / "a.tar", [("a.png", b"1"), ("a.json", JSON)])
     assert keys(path) == ["a"]
@@ -78,6 +87,29 @@ def test_sidecar_is_used_until_the_tar_changes(tmp_path, write_tar, monkeypatch)
     (tmp_path / "a.tar.index.npz").write_bytes(b"no index")
     assert keys(path) == ["b"]
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
+
+
+def test_a_sidecar_cut_anywhere_is_built_anew(tmp_path, write_tar):
+    path = write_tar(tmp_path / "a.tar", [("a.png", b"1"), ("a.json", JSON)])
+    index_tar(path)
+    sidecar = tmp_path / "a.tar.index.npz"
+    whole = sidecar.read_bytes()
+    for length in (0, 1, 30, 200, len(whole) // 2, len(whole) - 1):
+        sidecar.write_bytes(whole[:length])
+        assert keys(path) == ["a"]
+
+
+def test_a_full_disk_costs_the_index_not_the_run(tmp_path, write_tar, monkeypatch, caplog):
+    path = write_tar(tmp_path / "a.tar", [("a.png", b"1"), ("a.json", JSON)])
+
+    def full(file, **arrays) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "savez", full)
+    assert keys(path, cache_dir=tmp_path / "cache") == ["a"]
+    assert "No space left" in caplog.text and "it is indexed each time" in caplog.text
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["a.tar"]
 
 
 def test_sidecar_of_a_read_only_folder_lies_in_the_cache(tmp_path, write_tar, monkeypatch):
@@ -122,6 +154,12 @@ def test_half_records(tmp_path, write_tar):
     index = index_tar(path, on_error="skip")
     assert [index.key(i) for i in range(len(index))] == ["c"]
     assert len(index.problems) == 2
+
+
+def test_two_pictures_of_one_name(tmp_path, write_tar):
+    path = write_tar(tmp_path / "a.tar", [("a.png", b"1"), ("a.jpg", b"2"), ("a.json", JSON)])
+    with pytest.raises(ValueError, match="record a has two pictures, .png and .jpg"):
+        index_tar(path)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +224,33 @@ def test_writer_leaves_whole_shards_only(tmp_path):
     with ShardWriter(tmp_path, "x", start_index=1) as writer:
         writer.write("sa_2", b"1", "png", ANNOTATION)
     assert [path.name for path in writer.paths] == ["x_000001.tar"]
+
+
+@pytest.mark.parametrize("room", [0, 6000, 10239])
+@pytest.mark.parametrize("max_count", [1, 2])
+def test_a_full_disk_leaves_whole_shards_and_room(tmp_path, monkeypatch, room, max_count):
+    """Whether it fills in a picture or in the end mark; what is still buffered cannot be written either."""
+
+    class Full(io.FileIO):
+        left = room
+
+        def write(self, data) -> int:
+            if self.left < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.left -= len(data)
+            return super().write(data)
+
+    with ShardWriter(tmp_path, "x") as writer:
+        writer.write("sa_0", b"1", "png", ANNOTATION)
+    monkeypatch.setattr("builtins.open", lambda path, mode: io.BufferedWriter(Full(path, mode)))
+    complaint = "No space left on device .make room .* goes on.: '.*x_000001.tar'"
+    with pytest.raises(OSError, match=complaint), ShardWriter(tmp_path, "x", max_count=max_count, start_index=1) as writer:
+        writer.write("sa_1", b"1" * (20000 if room == 6000 else 10), "png", ANNOTATION)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["x_000000.tar"]
+    with ShardWriter(tmp_path, "x", start_index=1) as writer:
+        writer.write("sa_1", b"1", "png", ANNOTATION)
+    assert keys(tmp_path / "x_000001.tar") == ["sa_1"]
 
 
 def test_rewritten_shard_forgets_its_index(tmp_path):

@@ -200,7 +200,8 @@ def test_boxes_and_areas_may_be_missing_or_one_short(making):
     annotations = making.annotate([making.rectangle(size, (5, 6, 6, 9))], size)["annotations"]
     short = [{**a, "bbox": [5, 6, 0, 2]} for a in annotations]
     bare = [{"segmentation": a["segmentation"]} for a in annotations]
-    for given in (annotations, short, bare):
+    odd = [{**a, "bbox": box} for a in annotations for box in ([], [5, 6, 1], ["5", 6, 1, 3], [float("nan")] * 4, "5 6 1 3")]
+    for given in (annotations, short, bare, *([each] for each in odd)):
         assert ResizeLongestSide(image_size=30)(picture(size), given, 4, rng()).masks.sum() == 3
 
 

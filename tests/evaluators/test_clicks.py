@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,6 +76,28 @@ def test_objects_without_pixels_are_passed_over() -> None:
     assert [row["object"] for row in rows] == [1]
     with pytest.raises(ValueError, match="no record to evaluate holds an object"):
         evaluate_clicks(PretendPredictor(eroded(1)), [])
+
+
+BROKEN = {
+    "RLE has size": {"segmentation": encode_mask(np.ones((3, 3), dtype=bool))},
+    "an RLE is a mapping": {"segmentation": [[1, 2, 3, 4, 5, 6]]},
+}
+
+
+@pytest.mark.parametrize("complaint", [*BROKEN, "its picture cannot be read"])
+def test_a_broken_record_is_named_or_left_out(complaint: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The evaluation comes after hours of training: it says which record it was, and may go on without."""
+    good, bad = records(2)
+    if complaint in BROKEN:
+        objects = [good.annotation["annotations"][0], BROKEN[complaint] | {"id": 7}]
+        bad = replace(bad, annotation={**bad.annotation, "annotations": objects})
+    else:
+        bad = replace(bad, image_bytes=b"no picture")
+    with pytest.raises(ValueError, match=f"made.tar, record scene_1: .*{complaint}.*on_error=skip"):
+        evaluate_clicks(PretendPredictor(eroded(1)), [good, bad])
+    _, rows = evaluate_clicks(PretendPredictor(eroded(1)), [bad, good], on_error="skip")
+    assert {row["key"] for row in rows} == {"scene_0"}
+    assert "left out: made.tar, record scene_1" in caplog.text
 
 
 def test_it_runs_through_the_real_predictor() -> None:

@@ -178,6 +178,13 @@ def test_weights_of_something_else(tmp_path):
     assert "there is no file" in _refusal(tmp_path / "absent.pth")
 
 
+def test_a_config_of_another_version_names_the_file(official, tmp_path):
+    for config in ({**TINY.to_dict(), "registers": 4}, {"model": "vit_tiny"}, "vit_tiny"):
+        torch.save({"state_dict": official, "sam_config": config}, tmp_path / "later.ckpt")
+        with pytest.raises(ValueError, match=r"later\.ckpt carries a sam_config that is not .*task=export"):
+            load_sam(tmp_path / "later.ckpt")
+
+
 class _Malicious:
     def __init__(self, command: str) -> None:
         self.command = command

@@ -14,7 +14,8 @@ from samtrain.types import Prompts
 
 pytestmark = pytest.mark.parity
 
-SMALL = replace(SAM_CONFIGS["vit_tiny"], image_size=96, patch_size=8)  # windows of 8 in a grid of 12: they are padded
+# windows of 8 in a grid of 12: they are padded
+SMALL = replace(SAM_CONFIGS["vit_tiny"], image_size=96, patch_size=8, window_size=8)
 
 
 def _assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:

@@ -62,7 +62,9 @@ def test_hollow_points_are_rings_and_one_series_needs_no_legend() -> None:
     series = Series("a", [[(0, 1)], [(1, 2)]], dots=True, hollow=frozenset({1}))
     figure = line_chart("t", X, Y, [series])
     assert figure.count(" ring") == 1 and 'class="legend"' not in figure
-    assert 'class="key k1 dot"' in line_chart("t", X, Y, [series, Series("b", [[(0, 1), (1, 1)]])])
+    figure = line_chart("t", X, Y, [series, Series("b", [[(0, 1), (1, 1)]]), Series("c", [[(0, 2)], [(1, 2)]], colour=2)])
+    for key in ("k1 dot", "k1 line", "k2 dot"):  # as they are drawn: pieces of one point are no line
+        assert f'class="key {key}"' in figure
 
 
 def test_bars_are_stacked() -> None:

@@ -74,6 +74,7 @@ def test_a_finished_run_of_the_engine(demo: Path) -> None:
         "vit_tiny → vit_small",
         "modelled",
         "round 6, step 80",
+        "White line: the ground truth",
         "memory/peak_gb",
     ):
         assert words in text, words
@@ -109,6 +110,22 @@ def test_a_single_training_without_rounds(demo: Path, tmp_path: Path) -> None:
 def test_a_metrics_file_without_pictures_seen(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,train/loss,val/miou_1\n1,2.0,\n2,1.5,0.3\n")
     assert "steps" in check(write_report(tmp_path).read_text())
+
+
+def test_a_loss_that_became_infinite_leaves_a_gap(tmp_path: Path) -> None:
+    rows = "1,4,2.0,0.3\n2,8,inf,\n3,12,nan,nan\n4,16,1.5,0.4\n"
+    (tmp_path / "metrics.csv").write_text("step,images_seen,train/loss,val/miou_1\n" + rows)
+    page = write_report(tmp_path).read_text()
+    assert "Training loss" in check(page) and "nan" not in page.split("</style>")[1]
+
+
+def test_a_model_that_was_never_promoted_is_not_named_as_the_result(tmp_path: Path) -> None:
+    run_dir = write_demo(tmp_path / "run", rounds=3)
+    lines = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
+    lines[3]["model"] = "vit_small"
+    (run_dir / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = check(write_report(run_dir).read_text())
+    assert "vit_tiny → vit_tiny" in text and "vit_tiny → vit_small" not in text
 
 
 def test_an_empty_directory_and_none_at_all(tmp_path: Path) -> None:

@@ -60,6 +60,27 @@ def test_shards_keep_their_weights(tmp_path: Path) -> None:
     assert pictures.test == []
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_only_training_pictures_are_streamed(tmp_path: Path, split: str) -> None:
+    """Told at once, not after the training."""
+    urls = write_shard(tmp_path, side=64, object_side=8)
+    with pytest.raises(ValueError, match=f"data.{split} holds https://host/a.tar: only data.train is streamed"):
+        open_set(shards(urls, **{split: "https://host/a.tar"}), "unused")
+    remote = shards(urls, train={"a": {"urls": "https://host/a.tar"}})
+    assert is_native(remote, open_set(remote, "unused"), SMALL) is False, "what is not on a disk is not looked at"
+
+
+def test_records_that_cannot_be_read_are_left_out_where_that_is_wanted(tmp_path: Path, caplog: Any) -> None:
+    (tar,) = Path(write_shard(tmp_path, side=64, object_side=8)).glob("*.tar")
+    tar.write_bytes(tar.read_bytes().replace(b'{"image":{"image_id":1', b'?"image":{"image_id":1'))
+    with pytest.raises(ValueError, match="record picture_1: its JSON is no JSON"):
+        list(records([str(tar)]))
+    assert [record.key for record in records([str(tar)], "skip")] == ["picture_0", "picture_2"]
+    assert "left out: " in caplog.text
+    data = shards(str(tmp_path))
+    assert is_native(data, open_set(data, "unused"), SMALL) is False
+
+
 def test_unknown_kind_and_frame_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="data.kind is 'foldr'.*synthetic, folder, shards"):
         open_set({"kind": "foldr"}, str(tmp_path))

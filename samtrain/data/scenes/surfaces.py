@@ -1,9 +1,9 @@
 """What the synthetic objects are covered with and lit by: two-tone textures, shadows, the camera's blur and noise.
 
-The ground is dull, an object has a warm hue, its parts have cold ones and their parts are warm again: hue is what an object has in
-common. In brightness a surface has two tones farther apart than neighbouring surfaces are, so that a flood fill either stays in
-one tone or leaks. (Surfaces that borrowed a tone from what surrounds them, and hues without order, were tried first: a small model
-had learnt little of them after ten minutes, see experiments/LOG.md.)
+The ground is dull, an object has a warm hue, its parts have cold ones and their parts are warm again: hue is what an object has
+in common. In brightness a surface has two tones farther apart than neighbouring surfaces are, so that a flood fill either stays
+in one tone or leaks. (Surfaces that borrowed a tone from what surrounds them, and hues without order, were tried first: a small
+model had learnt little of them after ten minutes, see experiments/LOG.md.)
 """
 
 from __future__ import annotations

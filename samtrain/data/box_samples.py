@@ -1,0 +1,88 @@
+"""Pictures with the boxes of their objects, for a detector: masks stay RLE, none is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samtrain.ops.rle import rle_area, rle_to_box_xywh
+
+
+@dataclass
+class BoxSample:
+    """One picture in its own pixels with its N objects; N may be 0.
+
+    image: (3, H, W) uint8 RGB. boxes: (N, 4) float32 xyxy, each side at least 1; the right and lower edges lie behind
+    the last pixel. areas: (N,) float32, pixels of the masks.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    areas: Tensor
+    key: str = ""
+
+
+@dataclass
+class BoxBatch:
+    """B pictures of any sizes: as `BoxSample`, a list entry each."""
+
+    images: list[Tensor]
+    boxes: list[Tensor]
+    areas: list[Tensor]
+    keys: list[str]
+
+    @classmethod
+    def of(cls, samples: Sequence[BoxSample]) -> BoxBatch:
+        """What a loader collates by."""
+        return cls([s.image for s in samples], [s.boxes for s in samples], [s.areas for s in samples], [s.key for s in samples])
+
+
+def annotated_boxes(
+    annotations: Sequence[dict[str, Any]], size: tuple[int, int], *, max_mask_area: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 4) float32 xyxy boxes and (N,) float32 mask areas of a picture of `size` (H, W), in the order of the annotations.
+
+    Left out are masks without pixels and those over `max_mask_area` of the picture. Raises ValueError that begins with the
+    annotation's id for an RLE that is broken or of another size.
+    """
+    boxes, areas = [], []
+    for annotation in annotations:
+        rle = annotation["segmentation"]
+        try:
+            area = rle_area(rle)
+            if tuple(rle["size"]) != tuple(size):
+                raise ValueError(f"RLE has size {tuple(rle['size'])}, the picture {tuple(size)} (H, W)")
+        except (ValueError, TypeError) as error:
+            cure = "correct it, leave it out of the JSON, or set data.on_error=skip"
+            raise ValueError(f"annotation {annotation.get('id')}: {error}; {cure}") from error
+        if 0 < area <= max_mask_area * size[0] * size[1]:
+            x, y, width, height = rle_to_box_xywh(rle)
+            boxes.append((x, y, x + width, y + height))
+            areas.append(area)
+    return np.array(boxes, dtype=np.float32).reshape(-1, 4), np.array(areas, dtype=np.float32)
+
+
+class BoxTransform:
+    """What `SamDataset` calls to get a `BoxSample`: the picture as it is, in training mirrored left to right now and then.
+
+    All objects are kept, whatever `max_masks` says: one that is left out would be taught to be background. Masks over
+    `max_mask_area` of the picture are dropped (paper, appendix A: 90 %).
+    """
+
+    def __init__(self, *, max_mask_area: float = 0.9, flip_probability: float = 0.0) -> None:
+        self.max_mask_area, self.flip_probability = max_mask_area, flip_probability
+
+    def __call__(
+        self, image: np.ndarray, annotations: Sequence[dict[str, Any]], max_masks: int, rng: np.random.Generator
+    ) -> BoxSample:
+        boxes_N4, areas_N = annotated_boxes(annotations, image.shape[:2], max_mask_area=self.max_mask_area)
+        if self.flip_probability > 0 and rng.random() < self.flip_probability:
+            image = image[:, ::-1]
+            boxes_N4[:, 0::2] = image.shape[1] - boxes_N4[:, 2::-2]
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return BoxSample(pixels, torch.from_numpy(boxes_N4), torch.from_numpy(areas_N))

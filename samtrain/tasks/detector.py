@@ -1,0 +1,87 @@
+"""`task=detector`: train an object detector on the boxes of all masks, and measure what it finds."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import fields
+from pathlib import Path
+
+from samtrain.detector import Detector, DetectorRecipe, Running, load_detector, train_detector
+from samtrain.evaluators.boxes import evaluate_boxes
+from samtrain.loggers import make_loggers
+from samtrain.report import write_report
+from samtrain.tasks.build import Config, device_of
+from samtrain.tasks.fit import costs
+from samtrain.tasks.run_dir import Metrics, write_metrics
+from samtrain.tasks.sets import PictureSet, open_set, records
+from samtrain.tasks.training import validation_interval
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, run_dir: Path) -> Metrics:
+    """Train on `config.data`, go on if `run_dir` holds a part of it; returns what metrics.json holds."""
+    begin = time.perf_counter()
+    settings = config["detector"]
+    pictures = open_set(config["data"], config["data_dir"])
+    path = train_detector(
+        pictures.train,
+        settings["init"] and Path(settings["init"]),
+        run_dir,
+        recipe=recipe_of(config),
+        seed=config["seed"],
+        model=model_of(config),
+        val=pictures.val,
+        size_limits=tuple(settings["size_limits"]),
+        loggers=make_loggers(run_dir, config["logger"]),
+        running=running_of(config),
+    )
+    metrics: Metrics = {**test_metrics(config, load_detector(path), pictures)}
+    metrics.update(costs(run_dir, begin))
+    write_metrics(run_dir, metrics)
+    write_report(run_dir)
+    return metrics
+
+
+def recipe_of(config: Config) -> DetectorRecipe:
+    """How `config.detector` is trained."""
+    return DetectorRecipe(**{field.name: config["detector"][field.name] for field in fields(DetectorRecipe)})
+
+
+def model_of(config: Config) -> Config:
+    """What `build_detector` takes, of `config.detector`."""
+    return {key: config["detector"][key] for key in ("name", "image_size", "backbone_weights")}
+
+
+def running_of(config: Config) -> Running:
+    """On what, and how often it says something; one device, whatever trainer.devices says."""
+    settings, callbacks, loader = config["detector"], config["callbacks"], config["loader"]
+    return Running(
+        accelerator=config["trainer"]["accelerator"],
+        precision=config["trainer"]["precision"],
+        num_workers=loader["num_workers"],
+        cache_images=loader["cache_images"],
+        on_error=config["data"]["on_error"],
+        val_every_steps=validation_interval(settings["steps"], settings["val_every_steps"]),
+        checkpoint_every_steps=callbacks["checkpoint_every_steps"],
+        log_every_steps=callbacks["log_every_steps"],
+        progress=callbacks["progress"],
+    )
+
+
+def test_metrics(config: Config, detector: Detector, pictures: PictureSet) -> dict[str, float]:
+    """`test/box_ap`, ... on whole pictures; nothing where no picture was held back for the test."""
+    if not pictures.test:
+        log.warning("no pictures are held back for the test: no test/box_* (data.test)")
+        return {}
+    settings = config["detector"]
+    metrics = evaluate_boxes(
+        detector.to(device_of(config)).detect,
+        records(pictures.test, config["data"]["on_error"]),
+        max_mask_area=settings["max_mask_area"],
+        size_limits=tuple(settings["size_limits"]),
+    )
+    found = {f"test/{name}": value for name, value in metrics.items()}
+    log.info("detector: %s", ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    return found
