@@ -179,7 +179,13 @@ OWN = {
     "pretrain": {"pretrain.model": "model.name", "image_size": "model.image_size", "mae": "model.mae"},
     "stage1": {"probe_images": "engine.probe_images", "large_scale_jitter": "engine.large_scale_jitter"},
     "finetune": {},
-    "overfit": {"overfit.model": "model.name", "image_size": "model.image_size", "mae": "model.mae"},
+    "overfit": {
+        "overfit.model": "model.name",
+        "overfit.num_points": "prompts.num_points",
+        "overfit.flip_probability": "loader.flip_probability",
+        "image_size": "model.image_size",
+        "mae": "model.mae",
+    },
     "sa1b": {"sa1b.model": "model.name", "image_size": "model.image_size", "mae": "model.mae"},
     "detector": {
         f"detector.{name}": f"detector.{name}"
@@ -210,7 +216,8 @@ def test_the_numbers_of_the_scale_win(experiment: str, scale: str) -> None:
         }
     if experiment == "stage1":
         pairs |= ROUNDS
-    for source, place in pairs.items():
+    wins = {place: source for source, place in pairs.items()}  # an experiment's own number before the common one
+    for place, source in wins.items():
         assert at(config, place) == at(config["scale"], source), place
 
 
