@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import shutil
 import socket
 import warnings
 from dataclasses import replace
@@ -92,6 +93,18 @@ def test_compiling_the_encoder_keeps_the_keys() -> None:
     lit = tiny_lit(compile_encoder=True)
     assert lit.sam.image_encoder._compiled_call_impl is not None
     assert lit.state_dict().keys() == tiny_lit().state_dict().keys()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_encoder_trains_the_same(tmp_path: Path) -> None:
+    rows = []
+    for setting in (False, True):
+        lit = tiny_lit(sam=tiny_sam(config=CALM), compile_encoder=setting)
+        train(tmp_path / str(setting), lit, [blobs(0)], 1)
+        rows.append({name: float(text) for name, text in rows_of(tmp_path / str(setting))[0].items()})
+    assert rows[0]["train/loss"] == pytest.approx(rows[1]["train/loss"], rel=1e-3)
+    assert rows[0]["train/grad_norm"] == pytest.approx(rows[1]["train/grad_norm"], rel=1e-2)
 
 
 def test_activation_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
