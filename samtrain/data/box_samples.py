@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samtrain.ops.rle import rle_area, rle_to_box_xywh
+from samtrain.ops.rle import rle_area, rle_to_box_xywh, to_compressed
 
 
 @dataclass
@@ -52,14 +52,12 @@ def annotated_boxes(
     """
     boxes, areas = [], []
     for annotation in annotations:
-        rle = annotation["segmentation"]
         try:
-            area = rle_area(rle)
-            if tuple(rle["size"]) != tuple(size):
-                raise ValueError(f"RLE has size {tuple(rle['size'])}, the picture {tuple(size)} (H, W)")
-        except (ValueError, TypeError) as error:
+            rle = to_compressed(annotation["segmentation"], size)
+        except ValueError as error:
             cure = "correct it, leave it out of the JSON, or set data.on_error=skip"
             raise ValueError(f"annotation {annotation.get('id')}: {error}; {cure}") from error
+        area = rle_area(rle)
         if 0 < area <= max_mask_area * size[0] * size[1]:
             x, y, width, height = rle_to_box_xywh(rle)
             boxes.append((x, y, x + width, y + height))
