@@ -36,11 +36,11 @@ def scene(seed: int, size: tuple[int, int] = (64, 80), num: int = 5) -> tuple[np
     return image, masks
 
 
-def write_pool(folder: Path, count: int, num: int = 5) -> list[str]:
-    """Two tars of scenes in SA-1B's form."""
+def write_pool(folder: Path, count: int, num: int = 5, first: int = 0) -> list[str]:
+    """Two tars of `count` scenes in SA-1B's form."""
     for half in range(2):
         with ShardWriter(folder, f"pool{half}") as writer:
-            for n in range(half, count, 2):
+            for n in range(first + half, first + count, 2):
                 writer.write(f"scene_{n:03d}", *record_of(n, num))
     return sorted(str(path) for path in folder.glob("*.tar"))
 

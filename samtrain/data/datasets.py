@@ -15,7 +15,7 @@ from samtrain.data.decode import decode_image
 from samtrain.data.order import EndlessBatchSampler
 from samtrain.data.remote import RemoteSamDataset
 from samtrain.data.shards import Record, expand_urls, index_tar, is_remote, read_record
-from samtrain.data.tar_index import check_on_error
+from samtrain.data.tar_index import check_on_error, last_records
 from samtrain.data.transforms import Sample
 from samtrain.types import Batch
 
@@ -29,10 +29,14 @@ MAX_SUBSTITUTIONS = 100  # tries before a set is called broken; SAM 2's dataset 
 
 @dataclass(frozen=True)
 class Source:
-    """Shards (anything `expand_urls` takes) and how often a virtual epoch shows them."""
+    """Shards (anything `expand_urls` takes) and how often a virtual epoch shows them.
+
+    last_counts: a picture may stand in several of the shards, as when masks are added to it; only its last record is shown
+    """
 
     urls: str | Sequence[str]
     weight: float = 1.0
+    last_counts: bool = False
 
     @classmethod
     def of(cls, value: Source | Mapping[str, Any] | str) -> Source:
@@ -69,9 +73,10 @@ class SamDataset(Dataset):
         check_on_error(on_error)
         self.sources = [Source.of(source) for source in sources]
         urls = [_local(expand_urls(source.urls)) for source in self.sources]
-        self.shards = [index_tar(path, on_error=on_error) for paths in urls for path in paths]
-        lengths = iter(len(shard) for shard in self.shards)
-        self.shard_lengths = [[next(lengths) for _ in paths] for paths in urls]
+        shards = [[index_tar(path, on_error=on_error) for path in paths] for paths in urls]
+        shards = [last_records(own) if source.last_counts else own for source, own in zip(self.sources, shards, strict=True)]
+        self.shards = [shard for own in shards for shard in own]
+        self.shard_lengths = [[len(shard) for shard in own] for own in shards]
         self.weights = [source.weight for source in self.sources]
         self.transform, self.max_masks, self.seed, self.on_error = transform, max_masks, seed, on_error
         self._ends = np.cumsum([len(shard) for shard in self.shards], dtype=np.int64)

@@ -19,14 +19,15 @@ from PIL import Image
 from rich.progress import track
 
 from samtrain.data.once import make_once
-from samtrain.data.scenes import SCENES_VERSION, Scene, generate_scene
+from samtrain.data.scenes import CROWD, CROWD_RADIUS, SCENES_VERSION, Scene, generate_scene
 from samtrain.data.shards import ShardWriter
 from samtrain.ops.rle import encode_mask, rle_to_box_xywh
 
 __all__ = ["SPLITS", "Scene", "generate_scene", "make_synthetic"]
 log = logging.getLogger(__name__)
 
-SPLITS = ("public", "pool", "val", "test")  # a split's place here seeds its scenes, so that none repeats in another
+# a split's place here seeds its scenes, so that none repeats in another; "crowded" has more and smaller objects
+SPLITS = ("public", "pool", "val", "test", "crowded")
 MIN_SIDE = 32  # pixels; smaller scenes cannot hold objects of more than a handful of pixels
 MANIFEST = "synthetic.json"
 
@@ -62,9 +63,7 @@ def _checked(splits: Mapping[str, int], size: tuple[int, int], seed: int, max_co
         raise ValueError(f"synthetic splits are {dict(splits)}, want numbers of scenes of 0 and more; see data.splits")
     sides = [int(side) for side in size]
     if len(sides) != 2 or min(sides) < MIN_SIDE:
-        raise ValueError(
-            f"synthetic size is {list(size)}, want (H, W) of at least {MIN_SIDE} pixels each; see data.size"
-        )
+        raise ValueError(f"synthetic size is {list(size)}, want (H, W) of at least {MIN_SIDE} pixels each; see data.size")
     if seed < 0:
         raise ValueError(f"synthetic seed is {seed}, want 0 or more; see data.seed")
     return {"version": SCENES_VERSION, "splits": counts, "size": sides, "seed": int(seed), "max_count": int(max_count)}
@@ -103,11 +102,10 @@ def _painted(jobs: list[Job], num_workers: int) -> Iterator[tuple[str, bytes, st
 def paint_record(job: Job) -> tuple[str, bytes, str, dict[str, Any]]:
     """Key, PNG bytes, extension and annotation of one scene."""
     seed, split, number, size = job
-    scene = generate_scene((seed, split, number), size)
+    crowd: dict[str, Any] = {"num_wholes": CROWD, "radius": CROWD_RADIUS} if SPLITS[split] == "crowded" else {}
+    scene = generate_scene((seed, split, number), size, **crowd)
     stream = io.BytesIO()
-    Image.fromarray(scene.image).save(
-        stream, "png", compress_level=1
-    )  # noise hardly packs: level 6 takes 3 times as long
+    Image.fromarray(scene.image).save(stream, "png", compress_level=1)  # noise hardly packs: level 6 takes 3 times as long
     image_id = number * len(SPLITS) + split + 1
     key = f"{SPLITS[split]}_{seed}_{number:06d}"
     return key, stream.getvalue(), "png", scene_annotation(scene, image_id, key)

@@ -12,7 +12,8 @@ import os
 import tarfile
 import uuid
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,19 @@ def index_tar(path: str | Path, *, on_error: str = "raise", cache_dir: str | Pat
             raise ValueError(f"{message}. What to do: {cure}")
         logger.warning("%s: using %d whole records", message, len(index))
     return index
+
+
+def last_records(shards: Sequence[ShardIndex]) -> list[ShardIndex]:
+    """The same shards, of each key only the record that comes last in them."""
+    seen: set[bytes] = set()
+    kept: list[ShardIndex] = []
+    for shard in reversed(shards):
+        keys = shard.keys.tolist()
+        new = np.array([key not in seen for key in keys], dtype=bool)
+        arrays = {name: getattr(shard, name)[new] for name in ("keys", "extensions", "offsets", "sizes")}
+        kept.append(replace(shard, **arrays))
+        seen.update(keys)
+    return kept[::-1]
 
 
 def check_on_error(on_error: str) -> None:

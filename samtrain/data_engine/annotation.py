@@ -1,10 +1,11 @@
-"""Many pictures annotated with one model, resumable after each, and the shards that come of them."""
+"""Many pictures filled in and annotated with one model, resumable after each, and the shards that come of them."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from samtrain.data.shards import ShardWriter, digest
 from samtrain.data_engine.annotators import Annotator, Picture
 from samtrain.data_engine.pieces import Done, do_once
 from samtrain.data_engine.pool import Pool, PoolItem
-from samtrain.data_engine.records import Drawing, to_drawing
+from samtrain.data_engine.prefill import Prefiller
+from samtrain.data_engine.records import Drawing, Origin, PictureWork, to_drawing
 
 log = logging.getLogger(__name__)
 
@@ -22,27 +24,41 @@ PICTURES_A_SHARD = 1000
 SAY_EVERY = 30.0  # seconds between two lines of the log
 
 
-class Annotating:
-    """Pictures of the pool, drawn by an annotator with the help of one model; a file each in `folder`."""
+@dataclass(frozen=True, kw_only=True)
+class Helpers:
+    """Who works on pictures: an annotator, the model that helps, and what fills in masks first, if anything does.
 
-    def __init__(
-        self,
-        *,
-        folder: Path,
-        pool: Pool,
-        items: Sequence[PoolItem],
-        annotator: Annotator,
-        load: Callable[[], Any],
-        model_digest: str,
-        number: int,
-    ) -> None:
-        """`load` gives the predictor and is called only if a picture is left to do; `number` is the round's."""
-        self.folder, self.pool, self.items, self.annotator = folder, pool, items, annotator
-        self.load, self.model_digest, self.number = load, model_digest, number
+    Both loaders are called only if a picture is left to do.
+    """
+
+    annotator: Annotator
+    origin: Origin
+    load_predictor: Callable[[], Any]
+    load_prefiller: Callable[[], Prefiller] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotating:
+    """Pictures of the pool, filled in and drawn; a file each in `folder`.
+
+    number:  the round's
+    earlier: the masks that pictures have from earlier rounds, by key
+    """
+
+    folder: Path
+    pool: Pool
+    items: Sequence[PoolItem]
+    helpers: Helpers
+    number: int
+    earlier: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @cached_property
     def predictor(self) -> Any:
-        return self.load()
+        return self.helpers.load_predictor()
+
+    @cached_property
+    def prefiller(self) -> Prefiller | None:
+        return self.helpers.load_prefiller() if self.helpers.load_prefiller else None
 
     def drawings(self) -> Done:
         """The list of drawings in the order of the items; masks stay run-length encoded."""
@@ -64,13 +80,20 @@ class Annotating:
             )
 
     def _draw(self, position: int, item: PoolItem) -> Drawing:
+        """Encode once, fill in, let the annotator add what is missing."""
         record = self.pool.read(item)
-        size = record.annotation["image"]
+        size, objects = record.annotation["image"], record.annotation["annotations"]
         image = decode_image(record.image_bytes, size["width"], size["height"], record.name)
-        result = self.annotator.annotate(Picture(record.key, image, record.annotation["annotations"]), self.predictor)
+        earlier = self.earlier.get(record.key, [])
+        locked = [each["segmentation"] for each in earlier]
+        self.predictor.set_image(image)
+        automatic = self.prefiller.fill_in(image, self.predictor, locked) if self.prefiller else []
+        locked += [mask.segmentation for mask in automatic]
+        drawn = self.helpers.annotator.annotate(Picture(record.key, image, objects, locked), self.predictor)
+        work = PictureWork(record.key, drawn, automatic, earlier, [each["segmentation"] for each in objects])
         # unique over all rounds, and in 64 bits: a billion pictures a round, ten thousand masks a picture
         first_id = (self.number * 10**9 + position) * 10**4
-        return to_drawing(record.key, result, first_id=first_id, model_digest=self.model_digest)
+        return to_drawing(work, first_id=first_id, origin=self.helpers.origin)
 
 
 def write_shards(

@@ -16,7 +16,7 @@ from samtrain.data_engine.prominence import prominence
 from samtrain.data_engine.time_model import TimeModel
 from samtrain.interact import Decoder, Interaction, interact
 from samtrain.ops.masks import mask_iou, stability_score
-from samtrain.ops.rle import decode_rle, rle_area
+from samtrain.ops.rle import RLE, decode_rle, rle_area, rle_iou
 from samtrain.predictor import SamPredictor
 from samtrain.prompts import CentreSampler
 from samtrain.types import PointLabel
@@ -28,11 +28,17 @@ MARGIN = 8  # pixels round an object within which the brush works; it never pain
 
 @dataclass(frozen=True)
 class Picture:
-    """What is annotated: (H, W, 3) uint8 RGB, and the record's annotations, which only a simulation may read."""
+    """What is annotated.
+
+    image:   (H, W, 3) uint8 RGB
+    objects: the record's annotations, the ground truth, which only a simulation may read
+    locked:  masks that are there already and are shown, but not changed
+    """
 
     key: str
     image: np.ndarray
     objects: list[dict[str, Any]] = field(default_factory=list)
+    locked: list[RLE] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -63,23 +69,28 @@ class AnnotatedMask:
 
 @dataclass(frozen=True)
 class PictureAnnotation:
-    """The masks of a picture in the order of their making, those thrown away, and why the annotator went on."""
+    """The masks of a picture in the order of their making, those thrown away, and why the annotator went on.
+
+    masks_in_time: how many of `masks` there were when a mask first took longer than the limit, or all; the rest was only
+                   drawn because the annotator does not leave pictures
+    """
 
     masks: list[AnnotatedMask]
     discarded: list[AnnotatedMask]
     reason: str
+    masks_in_time: int
 
 
 class Annotator(Protocol):
     """Whoever annotates: a simulation here, people behind the browser tool later."""
 
     def annotate(self, picture: Picture, predictor: SamPredictor) -> PictureAnnotation:
-        """The masks of one picture, made with the help of a predictor."""
+        """The masks of what has none yet in one picture, made with the help of a predictor that has it set."""
         ...
 
 
 class SimulatedAnnotator:
-    """Draws the objects it is told of, the most prominent first, by clicks and then by brush, until all are good.
+    """Draws the objects that have no mask yet, the most prominent first, by clicks and then by brush, until all are good.
 
     It clicks the middle of the largest error (appendix D's protocol) and keeps its best mask. After `max_clicks` it
     takes the brush. Once a mask has taken more than `time_limit` seconds it is kept as it is, or discarded below
@@ -95,35 +106,39 @@ class SimulatedAnnotator:
         time_limit: float = 30.0,  # seconds (section 4)
         min_iou: float = 0.5,  # below this a mask shows something else; COCO's lowest threshold
         leaves_picture: bool = True,  # False: all objects, for a probe that compares models on the same ones
+        has_mask_iou: float = 0.5,  # an object has a mask if a locked one agrees so well; else it would be drawn twice
         time_model: TimeModel | None = None,
         brush: Brush | None = None,
         seed: int = 0,
         chunk: int = 4,  # objects simulated at once at first, then twice as many: few are drawn with a bad model
     ) -> None:
         _check(target_iou, min_iou, max_clicks, time_limit)
+        if not 0 < has_mask_iou <= 1:
+            raise ValueError(f"annotator.has_mask_iou is {has_mask_iou}: take more than 0, up to 1")
         self.target_iou, self.min_iou = target_iou, min_iou
         self.max_clicks, self.time_limit, self.leaves_picture = max_clicks, time_limit, leaves_picture
         self.time_model, self.brush = time_model or TimeModel(), brush or Brush()
-        self.seed, self.chunk = seed, chunk
+        self.has_mask_iou, self.seed, self.chunk = has_mask_iou, seed, chunk
 
     @torch.no_grad()
     def annotate(self, picture: Picture, predictor: SamPredictor) -> PictureAnnotation:
         """Raises ValueError where an object's RLE has another size than the picture."""
         kept: list[AnnotatedMask] = []
         discarded: list[AnnotatedMask] = []
+        in_time: int | None = None
         for drawn in self._draw_in_order(picture, predictor):
             assert drawn.iou is not None
             (kept if drawn.iou >= self.min_iou else discarded).append(drawn)
-            if self.leaves_picture and drawn.seconds > self.time_limit:
-                return PictureAnnotation(kept, discarded, TIME)
-        return PictureAnnotation(kept, discarded, DONE)
+            if drawn.seconds > self.time_limit and in_time is None:
+                in_time = len(kept)
+                if self.leaves_picture:
+                    return PictureAnnotation(kept, discarded, TIME, in_time)
+        return PictureAnnotation(kept, discarded, DONE, len(kept) if in_time is None else in_time)
 
     def _draw_in_order(self, picture: Picture, predictor: SamPredictor) -> Iterator[AnnotatedMask]:
-        """All objects, the most prominent first; a chunk of them is simulated when its first is asked for."""
+        """All objects without a mask, the most prominent first; a chunk is simulated when its first is asked for."""
         size = picture.image.shape[:2]
-        order, chunk = _by_prominence(picture), self.chunk
-        if order:
-            predictor.set_image(picture.image)
+        order, chunk = self._without_mask(picture, _by_prominence(picture)), self.chunk
         while order:
             count = max(1, min(chunk, MAX_PIXELS // (size[0] * size[1])))
             indices, order, chunk = order[:count], order[count:], 2 * chunk
@@ -132,6 +147,10 @@ class SimulatedAnnotator:
             for i, target, draft in zip(indices, targets, drafts, strict=True):
                 rng = np.random.default_rng([self.seed, zlib.crc32(picture.key.encode()), i])
                 yield replace(self._refine(draft, target, rng), object_index=i)
+
+    def _without_mask(self, picture: Picture, objects: list[int]) -> list[int]:
+        ious_NP = rle_iou([picture.objects[i]["segmentation"] for i in objects], picture.locked)
+        return [i for i, ious in zip(objects, ious_NP, strict=True) if not (ious >= self.has_mask_iou).any()]
 
     def _click(self, decoder: Decoder, targets_NHW: Tensor) -> list[AnnotatedMask]:
         """The best mask of each object after as many clicks as it needed, all objects in one batch."""

@@ -8,29 +8,46 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from samtrain.modeling.checkpoints import replaced_whole
 
 NAME = "ledger.jsonl"
+PROBE = (
+    "probe_masks", "probe_seconds_per_mask", "probe_clicks_per_mask", "probe_mask_iou", "probe_good",
+    "probe_coverage_alone", "probe_coverage",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerLine:
     """A round. Round 0 is the first model: nothing annotated, nothing trained, but measured and probed.
 
+    stage:                      "assisted_manual" or "semi_automatic"
+
     model, checkpoint, digest:  what this round trained: the name of its size, the file (relative where it lies in the
                                 run's directory), the sha256 of its weights
     parent:                     digest of the promoted model before: it helped to annotate, and training began from it
     encoder:                    size of the promoted model after this round
-    images, masks:              pictures annotated in this round, masks kept; `masks_total` over all rounds so far
-    seconds_per_mask:           all modelled seconds (discarded masks too) by the masks kept
-    mask_iou:                   mean IoU of the masks kept with the ground truth
+    detector, detector_digest:  the object detector that filled in, and the sha256 of its file; None where nothing did
+    images, masks:              pictures annotated in this round, masks added; `masks_total` over all rounds so far
+    masks_automatic:            those of them that were filled in
+    masks_per_image:            all masks of these pictures, automatic ones and those of earlier rounds included
+    assisted_per_image:         masks drawn in this round
+    seconds_per_mask:           all modelled seconds (discarded masks too) by the masks drawn: automatic ones take none
+    mask_iou:                   mean IoU of the masks drawn with the ground truth
+    automatic_precision:        share of the automatic masks whose IoU with some object is above 0.75
+    coverage:                   share of the objects of these pictures that some mask shows with an IoU above 0.75:
+                                {all, small, medium, large}
     pictures_left:              pictures that were left because a mask took longer than the limit
-    probe_*:                    the same on the fixed probe objects, with the model that is promoted after the round;
-                                `probe_good` is the share of them that reached the target within the limit
+    probe_*:                    the same on the fixed probe objects, with the model that is promoted after the round and
+                                nothing filled in; `probe_good` is the share of them that reached the target within the
+                                limit, `probe_coverage_alone` what an annotator covers who leaves pictures,
+                                `probe_coverage` what is covered when the detector of the round has filled in before
+    probe_before:               in the first round of a stage, whose probe has pictures of its own: `probe_*` of the model
+                                that the stage began with
     metrics_before, _after:     of the promoted model before, and of the one trained here
     shards:                     [{path, sha256, images, masks}] of this round
     wall:                       seconds of each piece by the wall clock, in the process that brought it to its end
@@ -45,24 +62,33 @@ class LedgerLine:
     digest: str
     images: int
     masks: int
+    masks_automatic: int
     masks_total: int
     discarded: int
     pictures_left: int
     masks_per_image: float | None
+    assisted_per_image: float | None
     seconds_per_mask: float | None
     clicks_per_mask: float | None
     strokes_per_mask: float | None
     mask_iou: float | None
+    automatic_precision: float | None
+    coverage: dict[str, float | None]
     probe_masks: int
     probe_seconds_per_mask: float | None
     probe_clicks_per_mask: float | None
     probe_mask_iou: float | None
     probe_good: float | None
+    probe_coverage_alone: dict[str, float | None]
+    probe_coverage: dict[str, float | None]
     images_seen: int
     promote_metric: str
     metrics_before: dict[str, float | None]
     metrics_after: dict[str, float | None]
     promoted: bool
+    detector: str | None = None
+    detector_digest: str | None = None
+    probe_before: dict[str, Any] = field(default_factory=dict)
     shards: list[dict[str, Any]] = field(default_factory=list)
     wall: dict[str, float] = field(default_factory=dict)
 
@@ -75,7 +101,7 @@ class LedgerLine:
 
     def probe(self) -> dict[str, Any]:
         """The probe's numbers, for a later round that keeps this model."""
-        return {name: value for name, value in self.to_dict().items() if name.startswith("probe_")}
+        return {name: value for name, value in self.to_dict().items() if name in PROBE}
 
     def in_words(self) -> str:
         """For the log."""
@@ -83,8 +109,9 @@ class LedgerLine:
         after = _number(self.metrics_after[name])
         if self.round == 0:
             return f"round 0: the first model has {name} {after}"
+        filled = f" ({self.masks_automatic} automatic)" if self.detector else ""
         return (
-            f"round {self.round}: {self.masks} masks in {self.images} pictures, "
+            f"round {self.round}: {self.masks} masks{filled} in {self.images} pictures, "
             f"{_number(self.seconds_per_mask, 1)} s a mask, {name} {_number(self.metrics_before[name])} -> {after}, "
             f"{'promoted' if self.promoted else 'not better: the old model stays'}"
         )
@@ -115,6 +142,37 @@ def append_line(run_dir: Path, line: LedgerLine) -> None:
         temporary.write_text("\n".join(texts) + "\n")
 
 
+def take_over(run_dir: Path, earlier_run: Path) -> None:
+    """Begin the ledger of `run_dir` with the lines of an earlier run, whose files stay where they are.
+
+    Nothing is done where a ledger is. Raises ValueError for a run without rounds, and for files that are gone.
+    """
+    if (run_dir / NAME).is_file():
+        return
+    lines = read_ledger(earlier_run)
+    if len(lines) < 2:
+        raise ValueError(f"{earlier_run} has no finished round (stage1_run): give the run directory of +experiment=stage1")
+    root = earlier_run.resolve()
+    moved = [
+        replace(
+            line,
+            checkpoint=str(root / line.checkpoint),
+            shards=[shard | {"path": str(root / shard["path"])} for shard in line.shards],
+        )
+        for line in lines
+    ]
+    needed = [shard["path"] for line in moved for shard in line.shards] + [promoted(moved).checkpoint]
+    if gone := [path for path in needed if not Path(path).is_file()]:
+        raise ValueError(f"{gone[0]} is gone, which the ledger of {earlier_run} names (stage1_run): bring the run's files back")
+    with replaced_whole(run_dir / NAME) as temporary:
+        temporary.write_text("".join(json.dumps(line.to_dict(), allow_nan=False) + "\n" for line in moved))
+
+
+def promoted(ledger: list[LedgerLine]) -> LedgerLine:
+    """The line of the model that is in use."""
+    return next(line for line in reversed(ledger) if line.promoted)
+
+
 def finite(metrics: dict[str, float]) -> dict[str, float | None]:
     """Plain floats for JSON; None for what is no number (a model that fell apart)."""
     return {name: float(value) if math.isfinite(value) else None for name, value in sorted(metrics.items())}
@@ -133,9 +191,7 @@ def _parse(text: str, name: str) -> LedgerLine:
             f"{name} is no line of this version's ledger: missing {sorted(set(known) - keys)}, "
             f"unknown {sorted(keys - set(known))}; read it with the version that wrote it"
         )
-    wrong = [
-        f"{key} is {values[key]!r}, not {kind}" for key, kind in known.items() if not _fits(values[key], str(kind))
-    ]
+    wrong = [f"{key} is {values[key]!r}, not {kind}" for key, kind in known.items() if not _fits(values[key], str(kind))]
     if wrong:
         raise ValueError(f"{name}: {'; '.join(wrong)}; restore the file")
     return LedgerLine(**values)

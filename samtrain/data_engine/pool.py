@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,9 +36,7 @@ class Pool:
 
     def __init__(self, tars: Sequence[str]) -> None:
         if remote := [tar for tar in tars if is_remote(tar)]:
-            raise ValueError(
-                f"the pool lies at {remote[0]}: annotating reads pictures by number, copy the tars to a disk"
-            )
+            raise ValueError(f"the pool lies at {remote[0]}: annotating reads pictures by number, copy the tars to a disk")
         self.indices: list[ShardIndex] = [index_tar(tar) for tar in tars]
         keys = np.concatenate([index.keys for index in self.indices]) if self.indices else np.array([])
         names, counts = np.unique(keys, return_counts=True)
@@ -58,15 +56,21 @@ class Pool:
         """Raises ValueError as `read_record` does."""
         return read_record(self.indices[item.tar], item.index)
 
-    def select(self, images_by_round: Sequence[int], probe_images: int, seed: int) -> Selection:
-        """The pictures in an order drawn by `seed`: first the probe's, then round after round."""
-        probe, counts = share_out(len(self), images_by_round, probe_images)
+    def select(
+        self, images_by_round: Sequence[int], probe_images: int, seed: int, annotated: Collection[str] = frozenset()
+    ) -> Selection:
+        """The pictures in an order drawn by `seed`: first the probe's, then round after round.
+
+        Pictures that are `annotated` (keys) come last and are never the probe's: where a stage before has taken all but
+        its own probe, that is the probe again.
+        """
         items = [PoolItem(tar, i) for tar, index in enumerate(self.indices) for i in range(len(index))]
-        order = np.random.default_rng(seed).permutation(len(items))
+        drawn = [items[i] for i in np.random.default_rng(seed).permutation(len(items))]
+        fresh = [item for item in drawn if self.key(item) not in annotated]
+        probe, counts = share_out(len(items), images_by_round, min(probe_images, len(fresh)))
+        order = fresh + [item for item in drawn if self.key(item) in annotated]
         ends = np.cumsum([probe, *counts])
-        parts = [
-            [items[i] for i in order[end - count : end]] for end, count in zip(ends, [probe, *counts], strict=True)
-        ]
+        parts = [order[end - count : end] for end, count in zip(ends, [probe, *counts], strict=True)]
         return Selection(parts[0], parts[1:])
 
 
@@ -87,7 +91,5 @@ def share_out(size: int, images_by_round: Sequence[int], probe_images: int) -> t
             f"the pool holds {size} pictures, too few for {len(counts)} rounds that ask for {asked}: "
             "prepare more pictures (data.root), or fewer rounds"
         )
-    log.warning(
-        "the pool holds %d pictures, the rounds ask for %d: they get %s, the probe %d", size, asked, counts, probe
-    )
+    log.warning("the pool holds %d pictures, the rounds ask for %d: they get %s, the probe %d", size, asked, counts, probe)
     return probe, counts

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-CENTRE_SIGMA = (
-    0.5  # of the half diagonal; fixations crowd in the middle of a picture (Judd et al. 2009), the width is assumed
-)
+CENTRE_SIGMA = 0.5  # of the half diagonal; fixations crowd in the middle of a picture (Judd et al. 2009), the width is assumed
 RING = 3  # pixels round an object's box whose colour it is compared with (assumption)
 
 

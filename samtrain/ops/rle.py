@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,13 @@ def rle_area(rle: RLE) -> int:
 def rle_to_box_xywh(rle: RLE) -> list[float]:
     """The tight (x, y, width, height) box of the mask, without decoding it."""
     return [float(value) for value in coco_mask.toBbox(to_compressed(rle))]
+
+
+def rle_iou(a: Sequence[RLE], b: Sequence[RLE]) -> np.ndarray:
+    """(N, P) float64 IoU of all pairs of masks of one size, without decoding them."""
+    if not len(a) or not len(b):
+        return np.zeros((len(a), len(b)))
+    return np.asarray(coco_mask.iou([to_compressed(r) for r in a], [to_compressed(r) for r in b], [0] * len(b)))
 
 
 def to_compressed(rle: RLE, size: tuple[int, int] | None = None) -> RLE:

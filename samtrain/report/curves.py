@@ -16,7 +16,7 @@ VALIDATION = (
     ("val/miou_5", "5 clicks"),
     ("val/box_miou", "box"),
 )
-PHASES = ("annotate", "shards", "fit", "measure", "probe")  # of the ledger's `wall`
+PHASES = ("detector", "annotate", "fit", "measure", "probe")  # of the ledger's `wall`
 
 
 def training_charts(run: RunFiles) -> list[str]:
@@ -50,28 +50,45 @@ def round_charts(run: RunFiles) -> list[str]:
     labels = _round_labels(lines)
     x, rounds = Axis("round", labels), lines[1:]
     metric = str(lines[0]["promote_metric"])
+    marks = _stage_marks(lines)
 
     def over(key: str, chosen: Sequence[dict[str, Any]]) -> list[list[Point]]:
         return [[(float(line["round"]), line[key]) for line in chosen if line.get(key) is not None]]
 
+    has_stage_2 = any(line.get("detector") for line in lines)
+    drawn = [Series("drawn by the annotator", over("assisted_per_image", rounds), 3, dots=True)] if has_stage_2 else []
     minutes = {float(line["round"]): [line["wall"].get(phase, 0.0) / 60 for phase in PHASES] for line in lines}
     charts = [
-        _quality_chart(lines, metric, x),
+        _quality_chart(lines, metric, x, marks),
         line_chart(
             "Time a mask",
             x,
             Axis("modelled seconds a mask", zero=True),
             [
-                Series("annotated in the round", over("seconds_per_mask", rounds), 1, dots=True),
-                Series("probe: always the same objects", over("probe_seconds_per_mask", lines), 2, dots=True),
+                Series("drawn in the round", over("seconds_per_mask", rounds), 1, dots=True),
+                Series("probe: the same objects in a stage", probe_pieces(lines, "seconds_per_mask"), 2, dots=True),
             ],
+            marks,
+            note="Automatic masks take no time and are not counted." if has_stage_2 else "",
         ),
         line_chart(
             "Masks a picture",
             x,
             Axis("masks a picture", zero=True),
-            [Series("annotated in the round", over("masks_per_image", rounds), 1, dots=True)],
+            [Series("all" if has_stage_2 else "annotated in the round", over("masks_per_image", rounds), 1, dots=True), *drawn],
+            marks,
             note="An annotator leaves a picture once a mask takes too long.",
+        ),
+        line_chart(
+            "Objects that have a mask, by size",
+            x,
+            Axis("share with IoU above 0.75"),
+            [
+                Series(name, probe_pieces(lines, f"coverage.{name}"), i + 1, dots=True, dashed=name == "all")
+                for i, name in enumerate(("all", "small", "medium", "large"))
+            ],
+            marks,
+            note="On the probe's pictures, the same in a stage; those of stage 2 are its own." if has_stage_2 else "",
         ),
         line_chart(
             "Work a mask",
@@ -80,24 +97,57 @@ def round_charts(run: RunFiles) -> list[str]:
             [
                 Series("clicks", over("clicks_per_mask", rounds), 1, dots=True),
                 Series("brush strokes", over("strokes_per_mask", rounds), 3, dots=True),
-                Series("clicks, probe", over("probe_clicks_per_mask", lines), 2, dots=True, dashed=True),
+                Series("clicks, probe", probe_pieces(lines, "clicks_per_mask"), 2, dots=True, dashed=True),
             ],
+            marks,
         ),
         line_chart(
             "Drawn masks against the ground truth",
             x,
             Axis("mean IoU"),
             [
-                Series("annotated in the round", over("mask_iou", rounds), 1, dots=True),
-                Series("probe", over("probe_mask_iou", lines), 2, dots=True),
+                Series("drawn in the round", over("mask_iou", rounds), 1, dots=True),
+                Series("probe", probe_pieces(lines, "mask_iou"), 2, dots=True),
+                Series("automatic: share above IoU 0.75", over("automatic_precision", rounds), 3, dots=True, dashed=True),
             ],
+            marks,
         ),
         stacked_bars("Where the computer's time went", x, Axis("minutes", zero=True), PHASES, minutes),
     ]
     return [chart for chart in charts if chart]
 
 
-def _quality_chart(lines: Sequence[dict[str, Any]], metric: str, x: Axis) -> str:
+def probe_pieces(lines: Sequence[dict[str, Any]], key: str) -> list[list[Point]]:
+    """`probe_<key>` by round, a piece a stage, which begins with what the model before it does on its probe.
+
+    A dot in the key goes down a level: "coverage.small".
+    """
+    pieces: list[list[Point]] = []
+    stage = None
+    for line in lines:
+        if line["stage"] != stage:
+            stage = line["stage"]
+            opening = _at(line.get("probe_before") or {}, f"probe_{key}")
+            pieces.append([(float(line["round"]) - 1, opening)] if opening is not None else [])
+        if (value := _at(line, f"probe_{key}")) is not None:
+            pieces[-1].append((float(line["round"]), value))
+    return pieces
+
+
+def _at(values: dict[str, Any], key: str) -> Any:
+    """A value by a dotted key, None where there is none."""
+    for name in key.split("."):
+        values = values.get(name) if isinstance(values, dict) else None  # type: ignore[assignment]
+    return values
+
+
+def _stage_marks(lines: Sequence[dict[str, Any]]) -> Marks:
+    """Where stages begin, if there are several."""
+    begins = [b for a, b in zip(lines, lines[1:], strict=False) if a["stage"] != b["stage"]]
+    return Marks([(line["round"] - 0.5, "stage 2" if line.get("detector") else str(line["stage"])) for line in begins])
+
+
+def _quality_chart(lines: Sequence[dict[str, Any]], metric: str, x: Axis, marks: Marks) -> str:
     """The metric that promotes: the model in use as a line, each new model as a dot, a ring if it was not better."""
     used = _promoted_values(lines, metric)
     new = [(float(line["round"]), line["metrics_after"].get(metric)) for line in lines]
@@ -111,7 +161,7 @@ def _quality_chart(lines: Sequence[dict[str, Any]], metric: str, x: Axis) -> str
         Series("new model", dots, 1, dots=True, hollow=hollow),
     ]
     note = "A ring: not better, the old model stayed." if hollow else "Each new model was better and was promoted."
-    return line_chart("Quality by round", x, Axis("mean IoU, validation"), series, note=note)
+    return line_chart("Quality by round", x, Axis("mean IoU, validation"), series, marks, note)
 
 
 def _promoted_values(lines: Sequence[dict[str, Any]], name: str) -> list[Point]:

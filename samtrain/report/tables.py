@@ -8,15 +8,26 @@ from typing import Any
 
 from samtrain.report.run_files import RunFiles
 
-# what the paper says of its first stage (Segment Anything, section 4)
+# what the paper says of its first two stages (Segment Anything, section 4)
 PAPER = {
-    "seconds": "34 → 14",
-    "masks_per_image": "20 → 44",
-    "masks": "4.3 million",
-    "images": "120,000",
-    "retrainings": "6",
-    "encoder": "ViT-B → ViT-H",
+    "assisted_manual": {
+        "seconds": "34 → 14",
+        "masks_per_image": "20 → 44",
+        "masks": "4.3 million",
+        "images": "120,000",
+        "retrainings": "6",
+        "encoder": "ViT-B → ViT-H",
+    },
+    "semi_automatic": {
+        "seconds": "up to 34",
+        "masks_per_image": "44 → 72",
+        "masks": "5.9 million, 10.2 in all",
+        "images": "180,000, 300,000 in all",
+        "retrainings": "5",
+        "encoder": "ViT-H",
+    },
 }
+STAGE_NAMES = {"assisted_manual": "first stage: assisted-manual", "semi_automatic": "second stage: semi-automatic"}
 METRICS = (
     ("miou_1", "1 click, the model's choice of three masks"),
     ("oracle_miou_1", "1 click, best of the three masks"),
@@ -42,8 +53,16 @@ def key_numbers(run: RunFiles) -> str:
     if rounds:
         promoted = sum(bool(line["promoted"]) for line in rounds)
         cards.append((f"{promoted} of {len(rounds)}", "rounds promoted", f"now {lines[-1]['encoder']}"))
-        cards.append((f"{lines[-1]['masks_total']:,}", "masks annotated", f"in {_sum(rounds, 'images'):,} pictures"))
-    probed = [line for line in lines if line["probe_seconds_per_mask"] is not None]
+        automatic = sum(line.get("masks_automatic", 0) for line in rounds)
+        filled = f", {automatic:,} automatic" if automatic else ""
+        cards.append((f"{lines[-1]['masks_total']:,}", "masks", f"in {_sum(rounds, 'images'):,} pictures{filled}"))
+    if "coverage/all" in metrics and "coverage/start_all" in metrics:
+        gain = f"{metrics['coverage/start_all']:.2f} → {metrics['coverage/all']:.2f}"
+        cards.append((gain, "objects that have a mask", "on the same pictures, before stage 2 and after"))
+    if metrics.get("automatic/precision") is not None:
+        cards.append((f"{metrics['automatic/precision']:.2f}", "precision of automatic masks", "IoU above 0.75 with an object"))
+    last_stage = [line for line in lines if line["stage"] == lines[-1]["stage"]]
+    probed = [line for line in last_stage if line["probe_seconds_per_mask"] is not None]
     if len(probed) > 1:
         first, last = (probed[i]["probe_seconds_per_mask"] for i in (0, -1))
         objects = f"modelled, the same {probed[-1]['probe_masks']} objects"
@@ -77,23 +96,28 @@ def ledger_table(run: RunFiles) -> str:
     """A line a round."""
     if not run.ledger:
         return ""
-    head = ["round", "trained", "pictures", "masks", "masks / picture", "s / mask", "s / mask, probe", "clicks / mask"]
-    head += ["strokes / mask", "IoU with truth", "left early", "before → after", "", "computer's time"]
+    filled = any(line.get("detector") for line in run.ledger)
+    head = ["round", "trained", "pictures", "masks", *(["automatic", "precision"] if filled else []), "masks / picture"]
+    head += ["s / mask", "s / mask, probe", "clicks / mask", "strokes / mask", "IoU with truth", "covered", "left early"]
+    head += ["before → after", "", "computer's time"]
     metric = str(run.ledger[0]["promote_metric"])
     rows = []
     for line in run.ledger:
         is_first = line["round"] == 0
         before, after = (_number(line[f"metrics_{when}"].get(metric), 3) for when in ("before", "after"))
         verdict = "first model" if is_first else "promoted" if line["promoted"] else "kept the old"
-        drawn = ["images", "masks", "masks_per_image", "seconds_per_mask"]
-        work = ["probe_seconds_per_mask", "clicks_per_mask", "strokes_per_mask"]
-        cells = ["" if is_first and name in drawn[:2] else _number(line[name], 1) for name in drawn + work]
+        counts = ["" if is_first else _number(line[name], 0) for name in ("images", "masks")]
+        by_machine = [line.get("masks_automatic") or None, line.get("automatic_precision")]
+        work = ["masks_per_image", "seconds_per_mask", "probe_seconds_per_mask", "clicks_per_mask", "strokes_per_mask"]
         rows.append(
             [
                 "start" if is_first else str(line["round"]),
                 escape(str(line["model"])),
-                *cells,
+                *counts,
+                *([_number(value, 2) for value in by_machine] if filled else []),
+                *(_number(line[name], 1) for name in work),
                 _number(line["mask_iou"], 3),
+                _number((line.get("coverage") or {}).get("all"), 3),
                 "" if is_first else _number(line["pictures_left"], 0),
                 after if is_first else f"{before} → {after}",
                 f'<span class="{"good" if line["promoted"] else "plain"}">{verdict}</span>',
@@ -102,33 +126,48 @@ def ledger_table(run: RunFiles) -> str:
         )
     return (
         table(head, rows, "ledger")
-        + f'<p class="note">before → after: {escape(metric)} of the model in use and of the new one.</p>'
+        + f'<p class="note">before → after: {escape(metric)} of the model in use and of the new one. covered: share of the '
+        "objects in the pictures of the round that some mask shows with an IoU above 0.75. s / mask: of drawn masks alone; the "
+        "probe has pictures of its own in each stage.</p>"
     )
 
 
 def paper_table(run: RunFiles) -> str:
-    """The paper's first stage beside this run, and what the comparison cannot show."""
-    rounds = run.ledger[1:]
-    if not rounds:
-        return ""
-    first, last = rounds[0], rounds[-1]
-    probe = f"{_number(run.ledger[0]['probe_seconds_per_mask'], 1)} → {_number(last['probe_seconds_per_mask'], 1)}"
+    """The paper's stages beside this run, and what the comparison cannot show."""
+    stages = {str(line["stage"]): None for line in run.ledger[1:]}
+    return "".join(_paper_stage(run, stage) for stage in stages if stage in PAPER) + (SIMULATION if stages else "")
+
+
+def _paper_stage(run: RunFiles, stage: str) -> str:
+    rounds = [line for line in run.ledger[1:] if line["stage"] == stage]
+    paper, first, last = PAPER[stage], rounds[0], rounds[-1]
+    before = run.ledger[first["round"] - 1]
+    start = first.get("probe_before") or before
+    probe = f"{_number(start['probe_seconds_per_mask'], 1)} → {_number(last['probe_seconds_per_mask'], 1)}"
+    masks, images = _sum(rounds, "masks"), _sum(rounds, "images")
+    in_all = f", {last['masks_total']:,} in all" if before["round"] else ""
+    images_in_all = f", {_sum(run.ledger[1 : last['round'] + 1], 'images'):,} in all" if before["round"] else ""
     rows = [
-        ["seconds a mask", PAPER["seconds"], _from_to(first, last, "seconds_per_mask")],
-        ["seconds a mask, the same objects each time", "", probe],
-        ["masks a picture", PAPER["masks_per_image"], _from_to(first, last, "masks_per_image")],
-        ["masks", PAPER["masks"], f"{last['masks_total']:,}"],
-        ["pictures", PAPER["images"], f"{_sum(rounds, 'images'):,}"],
-        ["retrainings", PAPER["retrainings"], str(len(rounds))],
-        ["encoder", PAPER["encoder"], escape(f"{run.ledger[0]['encoder']} → {last['encoder']}")],
+        ["seconds a mask, automatic ones not counted *", paper["seconds"], _from_to(first, last, "seconds_per_mask")],
+        ["seconds a mask, the same objects each time *", "", probe],
+        ["masks a picture, automatic ones included", paper["masks_per_image"], _from_to(first, last, "masks_per_image")],
+        ["masks", paper["masks"], f"{masks:,}{in_all}"],
+        ["pictures", paper["images"], f"{images:,}{images_in_all}"],
+        ["retrainings", paper["retrainings"], str(len(rounds))],
+        ["encoder", paper["encoder"], escape(f"{before['encoder']} → {last['encoder']}")],
     ]
-    return table(["first stage of the data engine", "paper, people", "this run, simulated"], rows) + SIMULATION
+    if any(line.get("detector") for line in rounds):
+        rows[3:3] = [["masks a picture, drawn", "", _from_to(first, last, "assisted_per_image")]]
+        covered = [start.get("probe_coverage", {}), last["probe_coverage"]]
+        words = {"all": "objects that have a mask, the same pictures", "small": "of them small ones"}
+        rows += [[text, "", " → ".join(_number(each.get(name), 2) for each in covered)] for name, text in words.items()]
+    return table([STAGE_NAMES[stage], "paper, people", "this run, simulated"], rows)
 
 
-SIMULATION = """<p class="note">The paper's seconds were measured with people, these are modelled: so many clicks,
-looks and brush strokes, each with a time from the literature or an assumption (<code>annotator.time_model</code> in
-the config). What they can show is whether a better model needs less work. What they cannot show: that people tire,
-learn, overlook objects, disagree about what an object is, or correct what they should have left. The simulated
+SIMULATION = """<p class="note">* What a simulation cannot show is people's speed. The paper's seconds were measured with
+people, these are modelled: so many clicks, looks and brush strokes, each with a time from the literature or an assumption
+(<code>annotator.time_model</code> in the config). They show whether a better model needs less work. They do not show that
+people tire, learn, overlook objects, disagree about what an object is, or correct what they should have left. The simulated
 annotator knows the objects of the ground truth and no others, so masks a picture end where the ground truth ends;
 people had no such end. It stops where its mask agrees well enough with the ground truth, so the IoU of what it drew
 says how it was set, not how good people would be.</p>"""

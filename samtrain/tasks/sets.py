@@ -51,16 +51,24 @@ def open_set(data: dict[str, Any], data_dir: str) -> PictureSet:
     if kind == "shards":
         return _open_shards(data)
     if kind == "synthetic":
-        painters = (os.cpu_count() or 1) if sum(data["splits"].values()) >= MANY_SCENES else 0
-        return _open_prepared(
-            make_synthetic(
-                data_dir, splits=data["splits"], size=tuple(data["size"]), seed=data["seed"], num_workers=painters
-            )
-        )
+        return _open_prepared(_paint(data, data_dir, [split for split in data["splits"] if split != "crowded"]))
     if kind == "folder":
         settings = {key: data[key] for key in data.keys() - {"kind", "root", "frame", "on_error"}}
         return _open_prepared(prepare(data_dir, PrepareConfig(source=data["root"], **settings)))
     raise ValueError(f"data.kind is {kind!r}: take one of {', '.join(KINDS)}")
+
+
+def pool_of_stage_2(data: dict[str, Any], data_dir: str, pictures: PictureSet) -> list[str]:
+    """The tars of what the semi-automatic rounds annotate: crowded scenes of a synthetic set, of any other its pool."""
+    if data["kind"] != "synthetic" or not data["splits"].get("crowded"):
+        return pictures.pool_tars()
+    return sorted(map(str, (_paint(data, data_dir, ["crowded"]) / "crowded").glob("*.tar")))
+
+
+def _paint(data: dict[str, Any], data_dir: str, names: list[str]) -> Path:
+    splits = {name: data["splits"][name] for name in names}
+    painters = (os.cpu_count() or 1) if sum(splits.values()) >= MANY_SCENES else 0
+    return make_synthetic(data_dir, splits=splits, size=tuple(data["size"]), seed=data["seed"], num_workers=painters)
 
 
 def _open_prepared(folder: Path) -> PictureSet:

@@ -26,7 +26,7 @@ from samtrain.callbacks import (
 )
 from samtrain.data.datamodule import SamDataModule
 from samtrain.data.datasets import Source
-from samtrain.data_engine.rounds import FitResult
+from samtrain.data_engine.stages import FitResult
 from samtrain.lit_sam import LitSam
 from samtrain.modeling.build import load_sam
 from samtrain.modeling.checkpoints import replaced_whole

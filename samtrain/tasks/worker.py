@@ -17,7 +17,7 @@ import yaml
 
 from samtrain.data.datasets import Source
 from samtrain.data.once import write_whole
-from samtrain.data_engine.rounds import FitResult
+from samtrain.data_engine.stages import FitResult
 from samtrain.loggers import make_loggers
 from samtrain.tasks.run_dir import held, is_first_rank
 from samtrain.tasks.training import Training, train

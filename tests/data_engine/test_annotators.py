@@ -11,7 +11,7 @@ from pretend_predictor import PretendPredictor, eroded, scene
 from samtrain.data_engine.annotators import DONE, TIME, Picture, PictureAnnotation, SimulatedAnnotator
 from samtrain.data_engine.prominence import prominence
 from samtrain.data_engine.time_model import TimeModel
-from samtrain.ops.rle import encode_mask
+from samtrain.ops.rle import decode_rle, encode_mask
 
 
 def picture(seed: int = 0, num: int = 5) -> Picture:
@@ -24,7 +24,9 @@ def nothing(whole: np.ndarray, clicks: int) -> np.ndarray:
 
 
 def annotate(answer, seed: int = 0, **settings) -> PictureAnnotation:
-    return SimulatedAnnotator(**settings).annotate(picture(seed), PretendPredictor(answer))
+    view, predictor = picture(seed), PretendPredictor(answer)
+    predictor.set_image(view.image)
+    return SimulatedAnnotator(**settings).annotate(view, predictor)
 
 
 def test_a_good_model_costs_one_click_an_object() -> None:
@@ -109,14 +111,37 @@ def test_equal_seeds_draw_equal_masks_whatever_the_chunks() -> None:
         assert all((a.mask == b.mask).all() for a, b in zip(runs[0].masks, run.masks, strict=True))
 
 
-def test_a_picture_is_encoded_once_and_a_picture_without_objects_never() -> None:
-    predictor = PretendPredictor(lambda whole, clicks: whole)
-    view = picture()
-    SimulatedAnnotator(chunk=2).annotate(view, predictor)
-    assert predictor.encoded == 1
+def test_pictures_without_objects_are_done_at_once() -> None:
+    predictor, view = PretendPredictor(lambda whole, clicks: whole), picture()
+    predictor.set_image(view.image)
     empty = encode_mask(np.zeros(view.image.shape[:2], dtype=bool))
-    result = SimulatedAnnotator().annotate(replace(view, objects=[{"segmentation": empty}]), predictor)
-    assert predictor.encoded == 1 and result.masks == [] and result.reason == DONE
+    for objects in ([], [{"segmentation": empty}]):
+        result = SimulatedAnnotator().annotate(replace(view, objects=objects), predictor)
+        assert (result.masks, result.discarded, result.reason, result.masks_in_time) == ([], [], DONE, 0)
+    assert predictor.decoded == 0
+
+
+def test_what_has_a_mask_is_left_alone() -> None:
+    """A locked mask of at least `has_mask_iou` with an object stands for it; the others are drawn as ever."""
+    view, predictor = picture(1), PretendPredictor(lambda whole, clicks: whole)
+    predictor.set_image(view.image)
+    masks = [decode_rle(each["segmentation"]) for each in view.objects]
+    half, less = masks[1].copy(), masks[2].copy()
+    half[np.flatnonzero(half.any(axis=1))[0] : np.flatnonzero(half.any(axis=1))[0] + 3] = False
+    less[: int(np.argwhere(less)[:, 0].mean()) + 1] = False
+    assert 0.5 <= half.sum() / masks[1].sum() < 1 and less.sum() / masks[2].sum() < 0.5
+    locked = [encode_mask(mask) for mask in (masks[0], half, less)]
+    drawn = SimulatedAnnotator().annotate(replace(view, locked=locked), predictor)
+    assert sorted(mask.object_index for mask in drawn.masks) == [2, 3, 4]
+    everything = [each["segmentation"] for each in view.objects]
+    nobody = SimulatedAnnotator().annotate(replace(view, locked=everything), predictor)
+    assert nobody.masks == [] and nobody.reason == DONE
+
+
+def test_one_who_does_not_leave_says_what_would_have_been_there() -> None:
+    left = annotate(nothing, time_limit=20.0)
+    stayed = annotate(nothing, time_limit=20.0, leaves_picture=False)
+    assert stayed.masks_in_time == len(left.masks) == left.masks_in_time < len(stayed.masks)
 
 
 def test_settings_that_cannot_be_are_refused_by_name() -> None:

@@ -7,68 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from pretend_engine import CountedAnnotator, Killed, World, reproducible, tools
 from pretend_predictor import PretendPredictor, eroded, record_of, write_pool
 
 from samtrain.data.shards import digest, index_tar, read_record
 from samtrain.data_engine import rounds as rounds_module
-from samtrain.data_engine.annotators import Picture, PictureAnnotation, SimulatedAnnotator
+from samtrain.data_engine.annotators import SimulatedAnnotator
 from samtrain.data_engine.ledger import read_ledger
-from samtrain.data_engine.rounds import DataEngine, FitRequest, FitResult, Probe, RoundConfig, identify
+from samtrain.data_engine.rounds import DataEngine, identify
+from samtrain.data_engine.stages import Probe, RoundConfig, Stage
 from samtrain.ops.rle import decode_rle
-
-
-class Killed(Exception):
-    """Stands for kill -9."""
-
-
-class World:
-    """Pretended training: a model is a number, its quality. Calls are counted, the one numbered `die_at` is killed."""
-
-    def __init__(self, qualities: list[float], die_at: int | None = None) -> None:
-        self.qualities, self.die_at, self.calls = qualities, die_at, []
-        self.requests: list[FitRequest] = []
-
-    def called(self, name: str) -> None:
-        self.calls.append(name)
-        if self.die_at is not None and len(self.calls) == self.die_at:
-            raise Killed(name)
-
-    def save(self, path: Path, quality: float) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"state_dict": {"sam.quality": torch.tensor([quality])}, "clock": str(path)}, path)
-        return path
-
-    def quality(self, path: Path) -> float:
-        return float(torch.load(path, weights_only=True)["state_dict"]["sam.quality"])
-
-    def load_predictor(self, path: Path) -> PretendPredictor:
-        quality = self.quality(path)
-        return PretendPredictor(eroded(round(6 - quality)))
-
-    def fit(self, request: FitRequest) -> FitResult:
-        self.requests.append(request)
-        best = request.directory / "best.ckpt"
-        if not best.is_file():  # else this process goes on where another was killed
-            self.called(f"fit {request.round} begins")
-            self.save(best, self.qualities[request.round - 1])
-        self.called(f"fit {request.round} ends")
-        return FitResult(checkpoint=best, last=best, metrics={}, images_seen=request.images_seen + 10, seconds=1.0)
-
-    def measure(self, path: Path) -> dict[str, float]:
-        self.called("measure")
-        return {"val/miou_1": self.quality(path) / 6, "val/miou_3": 0.5}
-
-
-class CountedAnnotator(SimulatedAnnotator):
-    def __init__(self, world: World, **settings) -> None:
-        super().__init__(**settings)
-        self.world, self.seen = world, []
-
-    def annotate(self, picture: Picture, predictor) -> PictureAnnotation:
-        self.world.called(f"annotate {picture.key}")
-        self.seen.append(picture.key)
-        return super().annotate(picture, predictor)
 
 
 @pytest.fixture(scope="module")
@@ -84,22 +32,9 @@ def engine(run_dir: Path, pool: list[str], world: World, **settings) -> DataEngi
     probe = Probe(annotator=CountedAnnotator(world, max_clicks=3, leaves_picture=False, seed=7), images=2)
     configs = [RoundConfig(model=model, images=2, steps=5) for model in ("vit_tiny", "vit_tiny", "vit_small")]
     first = world.save(run_dir / "pretrain" / "best.ckpt", 1.0)
-    known = {
-        "run_dir": run_dir,
-        "rounds": configs,
-        "pool": pool,
-        "annotator": annotator,
-        "load_predictor": world.load_predictor,
-        "fit": world.fit,
-        "measure": world.measure,
-        "probe": probe,
-        "initial": first,
-    }
-    return DataEngine(**(known | settings))
-
-
-def reproducible(run_dir: Path) -> list[dict]:
-    return [line.reproducible() for line in read_ledger(run_dir)]
+    known = {"name": "assisted_manual", "rounds": configs, "pool": pool, "annotator": annotator, "probe": probe}
+    stage = Stage(**(known | {key: settings.pop(key) for key in known.keys() & settings.keys()}))
+    return DataEngine(run_dir=run_dir, stages=[stage], tools=tools(world), initial=first, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,12 @@ from samtrain.data.scenes.parts import LAYOUTS, windows
 from samtrain.data.scenes.shapes import SHAPES
 from samtrain.data.scenes.surfaces import Surface, camera, draw_ground, draw_surface, light, paint
 
-SCENES_VERSION = 9  # raise it when a seed gives another scene than before: sets on disk are keyed by it
+SCENES_VERSION = 10  # raise it when a seed gives another scene than before: sets on disk are keyed by it
 NATIVE_SIDE = 128  # sizes below are in pixels of a scene of this side; other sizes scale them
 MIN_VISIBLE = 0.4  # of its area; an object hidden further is not annotated: a sliver looks like its neighbours' part
 MAX_SHARE = 0.65  # a part that covers more of what is visible of its whole would be its duplicate
-WHOLE_RADIUS = (30.0, 46.0)  # pixels
+WHOLES, WHOLE_RADIUS = (2, 3), (30.0, 46.0)  # how many, and pixels
+CROWD, CROWD_RADIUS = (4, 7), (18.0, 28.0)  # of a crowded scene: 7.5 objects in place of 4.4 (measured)
 HAS_PARTS = (0.9, 0.35, 0.0)  # chance by level: four or five of ten objects then lie in another (measured: 0.43 to 0.46)
 
 
@@ -44,13 +45,16 @@ def generate_scene(
     seed: int | Sequence[int],
     size: tuple[int, int] = (NATIVE_SIDE, NATIVE_SIDE),
     *,
-    num_wholes: tuple[int, int] = (2, 3),
+    num_wholes: tuple[int, int] = WHOLES,
+    radius: tuple[float, float] = WHOLE_RADIUS,
 ) -> Scene:
-    """One scene of `size` (H, W), a function of its arguments alone; `num_wholes` is the range of wholes painted."""
+    """One scene of `size` (H, W), a function of its arguments alone; `num_wholes` is the range of wholes painted, `radius`
+    that of their sizes, in pixels of a scene of NATIVE_SIDE.
+    """
     rng = np.random.default_rng(seed)
     canvas, ground = _background(rng, size)
-    for centre, radius in _places(canvas, int(rng.integers(num_wholes[0], num_wholes[1] + 1))):
-        whole = _whole(canvas, centre, radius, ground)
+    for centre, radius_px in _places(canvas, int(rng.integers(num_wholes[0], num_wholes[1] + 1)), radius):
+        whole = _whole(canvas, centre, radius_px, ground)
         index = put(canvas, whole, parent=-1)
         _parts(canvas, whole, index)
     canvas.image *= light(rng, canvas.x, canvas.y)[..., None].astype(np.float32)
@@ -65,10 +69,10 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Canvas
     return Canvas(rng, image, x, y, unit), ground
 
 
-def _places(canvas: Canvas, count: int) -> list[tuple[tuple[float, float], float]]:
+def _places(canvas: Canvas, count: int, radius: tuple[float, float]) -> list[tuple[tuple[float, float], float]]:
     """Centres (x, y) and radii: the freest of six places for most wholes, any place for the rest: occlusion."""
     rng, (height, width) = canvas.rng, canvas.x.shape
-    smallest, largest = np.log(WHOLE_RADIUS)
+    smallest, largest = np.log(radius)
     radii = np.sort(np.exp(rng.uniform(smallest, largest, count)) * canvas.unit)[::-1]  # large ones behind
     centres = np.zeros((count, 2))
     for i in range(count):
@@ -76,7 +80,7 @@ def _places(canvas: Canvas, count: int) -> list[tuple[tuple[float, float], float
         candidates = rng.uniform(0.08, 0.92, (tries, 2)) * (width, height)
         gaps = np.linalg.norm(candidates[:, None] - centres[None, :i], axis=2) - radii[:i] - radii[i]
         centres[i] = candidates[gaps.min(axis=1).argmax()] if i else candidates[0]
-    return [((float(x), float(y)), float(radius)) for (x, y), radius in zip(centres, radii, strict=True)]
+    return [((float(x), float(y)), float(each)) for (x, y), each in zip(centres, radii, strict=True)]
 
 
 def _whole(canvas: Canvas, centre: tuple[float, float], radius: float, ground: Surface) -> Patch:

@@ -1,0 +1,24 @@
+"""What earlier rounds have collected: a picture's masks are those of the last shard that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from samtrain.data.shards import index_tar, read_record
+
+
+def collected_keys(shards: Sequence[Path]) -> set[str]:
+    """Names of all pictures that have a mask."""
+    indices = [index_tar(shard) for shard in shards]
+    return {index.key(i) for index in indices for i in range(len(index))}
+
+
+def collected_masks(shards: Sequence[Path], keys: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+    """The annotations of these pictures, those without a mask left out."""
+    last: dict[str, tuple] = {}
+    for shard in shards:
+        index = index_tar(shard)
+        last |= {key: (index, i) for i in range(len(index)) if (key := index.key(i)) in keys}
+    return {key: read_record(*place).annotation["annotations"] for key, place in last.items()}

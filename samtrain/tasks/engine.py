@@ -1,0 +1,231 @@
+"""What the data engine, which knows neither Hydra nor Lightning, is given to work with."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from pytorch_lightning.loggers import Logger
+
+from samtrain.data.datasets import Source
+from samtrain.data.once import write_whole
+from samtrain.data_engine.ledger import LedgerLine, read_ledger
+from samtrain.data_engine.pieces import do_once
+from samtrain.data_engine.rounds import DataEngine
+from samtrain.data_engine.stages import DetectorRequest, FitRequest, FitResult, Probe, RoundConfig, Stage, Tools
+from samtrain.detector import Detector, load_detector, train_detector
+from samtrain.loggers import make_loggers
+from samtrain.modeling.build import load_sam
+from samtrain.report import write_report
+from samtrain.tasks.build import Config, device_of, learning_rate_of, make_predictor, sam_config_of
+from samtrain.tasks.detector import model_of, recipe_of, running_of
+from samtrain.tasks.detector import test_metrics as box_test_metrics
+from samtrain.tasks.fit import first_training
+from samtrain.tasks.preflight import look_at
+from samtrain.tasks.schedule import SEMI_AUTOMATIC, first_round, rounds_of
+from samtrain.tasks.sets import PictureSet, is_native, open_set, pool_of_stage_2
+from samtrain.tasks.training import Training, num_devices, train, validate
+from samtrain.tasks.worker import train_apart
+
+log = logging.getLogger(__name__)
+
+
+class Work:
+    """Trains, measures and loads for the engine, and opens what it annotates."""
+
+    def __init__(self, config: Config, run_dir: Path, pictures: PictureSet) -> None:
+        self.config, self.run_dir, self.pictures = config, run_dir, pictures
+        self.native = is_native(config["data"], pictures, sam_config_of(config))
+        self.images_seen = 0  # by the first model's training
+        self.measured: dict[Path, dict[str, float]] = {}  # val/* that a training has found for its best checkpoint
+        # one run of W&B for all trainings; on several devices each is a process of its own that logs for itself
+        self.apart = num_devices(config) > 1
+        self.shared: list[Logger] = [] if self.apart else make_loggers(run_dir, config["logger"])[1:]
+
+    def first_model(self) -> Path:
+        """`config.checkpoint`, or a model pretrained on public data in `<run_dir>/pretrain`."""
+        if self.config["checkpoint"] is not None:
+            return Path(self.config["checkpoint"])
+        config = {**self.config, "data": self._public()}
+        public = open_set(config["data"], config["data_dir"])
+        training = first_training(config, self.run_dir / "pretrain", public)
+
+        def pretrain() -> dict[str, Any]:
+            look_at(config, public, image_size=sam_config_of(config).image_size, native=training.native)
+            result = self.train(training)
+            return {"images_seen": result.images_seen, "metrics": result.metrics}
+
+        done = do_once(training.directory / "fit.json", pretrain)
+        self.images_seen = done.result["images_seen"]
+        if config["data"] == self.config["data"]:
+            self.measured[training.best] = done.result["metrics"]
+        return training.best
+
+    def engine(self, initial: Path) -> DataEngine:
+        settings = self.config["engine"]
+        return DataEngine(
+            run_dir=self.run_dir,
+            stages=self._stages(),
+            tools=Tools(
+                load_predictor=self._load_predictor,
+                fit=self._fit,
+                measure=self._measure,
+                fit_detector=self._fit_detector,
+                load_detector=self._load_detector,
+            ),
+            initial=initial,
+            first_round=first_round(self.config),
+            seed=self.config["seed"],
+            promote_metric=settings["promote_metric"],
+            size_limits=tuple(settings["size_limits"]),
+            on_line=self._on_line,
+        )
+
+    def test_detector(self, ledger: list[LedgerLine]) -> dict[str, float]:
+        """`test/box_ap`, ... of the last detector, if there is one."""
+        name = ledger[-1].detector
+        return box_test_metrics(self.config, load_detector(self.run_dir / name), self.pictures) if name else {}
+
+    def train(self, training: Training) -> FitResult:
+        """In this process on one device, else in processes of their own."""
+        if self.apart:
+            return train_apart(self.run_dir, training, self.config["trainer"]["launcher"])
+        csv = make_loggers(training.directory, {})
+        return train(self.config, training, [*csv, *self.shared])
+
+    def log_ledger_at_the_end(self) -> None:
+        """Where trainings logged for themselves, the ledger comes after the last of them."""
+        if self.apart:
+            self.shared = make_loggers(self.run_dir, self.config["logger"])[1:]
+            for line in read_ledger(self.run_dir):
+                self._log_line(line)
+        for logger in self.shared:
+            logger.finalize("success")
+
+    def _public(self) -> dict[str, Any]:
+        """What a first model is trained on; of scenes that are only for this, no pool and no test are painted."""
+        public = self.config["public"]
+        if public["kind"] != "synthetic" or public == self.config["data"]:
+            return public
+        return {**public, "splits": {split: public["splits"][split] for split in ("public", "val")}}
+
+    def look_at_pool(self) -> None:
+        """What is wrong with the pictures of the rounds, before the time for a first model is spent."""
+        pool = replace(self.pictures, public=[])
+        if pool.pool:
+            look_at(self.config, pool, image_size=sam_config_of(self.config).image_size, native=self.native)
+
+    def _stages(self) -> list[Stage]:
+        config = self.config
+        annotator = {**config["annotator"], "seed": config["seed"]}
+        probe = Probe(annotator=instantiate({**annotator, "leaves_picture": False}), images=config["engine"]["probe_images"])
+        rounds: dict[str, list[RoundConfig]] = {}
+        for _, each in rounds_of(config):
+            rounds.setdefault(each["stage"], []).append(self._round(each))
+        return [
+            Stage(
+                name=name,
+                rounds=own,
+                pool=self._pool(name),
+                annotator=instantiate(annotator),
+                probe=probe,
+                prefill=instantiate(config["prefill"]) if name == SEMI_AUTOMATIC else None,
+            )
+            for name, own in rounds.items()
+        ]
+
+    def _round(self, each: dict[str, Any]) -> RoundConfig:
+        return RoundConfig(
+            model=each["model"],
+            images=each["images"],
+            steps=each["steps"],
+            learning_rate=learning_rate_of(self.config, each["model"], each["learning_rate_factor"]),
+            detector_steps=each.get("detector_steps", 0),
+        )
+
+    def _pool(self, stage: str) -> list[str]:
+        if stage == SEMI_AUTOMATIC:
+            return pool_of_stage_2(self.config["data"], self.config["data_dir"], self.pictures)
+        return self.pictures.pool_tars()
+
+    def _load_predictor(self, checkpoint: Path) -> Any:
+        return make_predictor(load_sam(checkpoint).to(device_of(self.config)), native=self.native)
+
+    def _fit(self, request: FitRequest) -> FitResult:
+        assert request.learning_rate is not None, "_rounds gives each round its rate"
+        training = Training(
+            directory=request.directory,
+            model=request.model,
+            init=request.init,
+            train=[Source(request.shards, last_counts=True)],
+            val=self.pictures.val,
+            steps=request.steps,
+            learning_rate=request.learning_rate,
+            native=self.native,
+            large_scale_jitter=self.config["engine"]["large_scale_jitter"],
+            images_seen=request.images_seen or self.images_seen,
+            key=f"rounds.{rounds_of(self.config)[request.round - first_round(self.config)][0]}.model",
+        )
+        result = self.train(training)
+        self.measured[result.checkpoint] = result.metrics
+        return result
+
+    def _fit_detector(self, request: DetectorRequest) -> Path:
+        """In this process, on one device; the last validation is all there is to choose by, so it is the last weights'."""
+        recipe = replace(recipe_of(self.config), steps=request.steps)
+        return train_detector(
+            [Source(request.shards, last_counts=True)],
+            request.init,
+            request.directory,
+            recipe=recipe,
+            seed=self.config["seed"],
+            model=model_of(self.config),
+            val=self.pictures.val,
+            size_limits=tuple(self.config["engine"]["size_limits"]),
+            running=replace(running_of(self.config), val_every_steps=request.steps),
+        )
+
+    def _load_detector(self, path: Path) -> Detector:
+        return load_detector(path).to(device_of(self.config))
+
+    def _measure(self, checkpoint: Path) -> dict[str, float]:
+        """As its training has found on the same pictures; after a kill in between it is measured again."""
+        if known := self.measured.get(checkpoint):
+            return known
+        return validate(self.config, checkpoint, self.pictures.val, native=self.native)
+
+    def _on_line(self, line: LedgerLine) -> None:
+        join_metrics(self.run_dir)
+        write_report(self.run_dir)
+        if not self.apart:
+            self._log_line(line)
+
+    def _log_line(self, line: LedgerLine) -> None:
+        """The numbers of a ledger line beside the curves."""
+        numbers = {key: value for key, value in asdict(line).items() if isinstance(value, (int, float))}
+        seen = numbers.pop("images_seen") or self.images_seen
+        values = {f"ledger/{key}": float(value) for key, value in numbers.items()} | {"images_seen": float(seen)}
+        for logger in self.shared:
+            logger.log_metrics(values, step=line.round)
+
+
+def join_metrics(run_dir: Path) -> None:
+    """The `metrics.csv` of all trainings in one, with the round that each row belongs to; 0 is the first model's."""
+    files = {int(path.parts[-3]): path for path in run_dir.glob("rounds/*/fit/metrics.csv")}
+    if (run_dir / "pretrain" / "metrics.csv").is_file():
+        files[0] = run_dir / "pretrain" / "metrics.csv"
+    rows: list[dict[str, str]] = []
+    for number, path in sorted(files.items()):
+        with open(path, newline="") as file:
+            rows += [{"round": str(number), **row} for row in csv.DictReader(file)]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(run_dir / "metrics.csv", text.getvalue())

@@ -1,0 +1,120 @@
+"""A data engine whose trainings are pretended: a model is a number, a detector knows the scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from pretend_predictor import PretendPredictor, eroded
+
+from samtrain.data.once import write_whole
+from samtrain.data_engine.annotators import Picture, PictureAnnotation, SimulatedAnnotator
+from samtrain.data_engine.ledger import read_ledger
+from samtrain.data_engine.stages import DetectorRequest, FitRequest, FitResult, Tools
+
+
+class PretendDetector:
+    """Finds the discs of a scene by their colours: "all" of them, "some" (all but the last), "nothing", or, as
+    "everything", a hundred boxes all over the picture.
+    """
+
+    def __init__(self, finds: str) -> None:
+        self.finds = finds
+
+    def detect(self, image: np.ndarray, *, score_thresh: float, max_detections: int) -> tuple[np.ndarray, np.ndarray]:
+        H, W = image.shape[:2]
+        if self.finds == "everything":
+            x, y = (each.ravel() for each in np.meshgrid(np.linspace(0, W - 9, 10), np.linspace(0, H - 9, 10)))
+            boxes = np.stack([x, y, x + 8, y + 8], axis=1)
+        else:
+            colours = np.unique(image.reshape(-1, 3), axis=0)
+            discs = [(image == colour).all(axis=2) for colour in colours if not (colour == 90).all()]
+            found = {"all": discs, "some": discs[:-1], "nothing": []}[self.finds]
+            boxes = np.array([box_of(disc) for disc in found], dtype=np.float32).reshape(-1, 4)
+        scores = np.linspace(1.0, 0.6, len(boxes), dtype=np.float32)
+        return boxes.astype(np.float32)[:max_detections], scores[:max_detections]
+
+
+def box_of(mask: np.ndarray) -> list[float]:
+    """xyxy with the right and lower edges behind the last pixel, as detectors give them."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
+
+
+class Killed(Exception):
+    """Stands for kill -9."""
+
+
+class World:
+    """Pretended training: a model is a number, its quality. Calls are counted, the one numbered `die_at` is killed."""
+
+    def __init__(self, qualities: list[float], die_at: int | None = None, finds: str = "some") -> None:
+        self.qualities, self.die_at, self.calls, self.finds = qualities, die_at, [], finds
+        self.requests: list[FitRequest] = []
+        self.detector_requests: list[DetectorRequest] = []
+
+    def called(self, name: str) -> None:
+        self.calls.append(name)
+        if self.die_at is not None and len(self.calls) == self.die_at:
+            raise Killed(name)
+
+    def save(self, path: Path, quality: float) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"state_dict": {"sam.quality": torch.tensor([quality])}, "clock": str(path)}, path)
+        return path
+
+    def quality(self, path: Path) -> float:
+        return float(torch.load(path, weights_only=True)["state_dict"]["sam.quality"])
+
+    def load_predictor(self, path: Path) -> PretendPredictor:
+        quality = self.quality(path)
+        return PretendPredictor(eroded(round(6 - quality)))
+
+    def fit(self, request: FitRequest) -> FitResult:
+        self.requests.append(request)
+        best = request.directory / "best.ckpt"
+        if not best.is_file():  # else this process goes on where another was killed
+            self.called(f"fit {request.round} begins")
+            self.save(best, self.qualities[request.round - 1])
+        self.called(f"fit {request.round} ends")
+        return FitResult(checkpoint=best, last=best, metrics={}, images_seen=request.images_seen + 10, seconds=1.0)
+
+    def fit_detector(self, request: DetectorRequest) -> Path:
+        self.detector_requests.append(request)
+        self.called("detector")
+        request.directory.mkdir(parents=True, exist_ok=True)
+        write_whole(request.directory / "detector.pth", f"{request.steps} steps on {len(request.shards)} shards")
+        return request.directory / "detector.pth"
+
+    def load_detector(self, path: Path) -> PretendDetector:
+        return PretendDetector(self.finds)
+
+    def measure(self, path: Path) -> dict[str, float]:
+        self.called("measure")
+        return {"val/miou_1": self.quality(path) / 6, "val/miou_3": 0.5}
+
+
+class CountedAnnotator(SimulatedAnnotator):
+    def __init__(self, world: World, **settings) -> None:
+        super().__init__(**settings)
+        self.world, self.seen = world, []
+
+    def annotate(self, picture: Picture, predictor) -> PictureAnnotation:
+        self.world.called(f"annotate {picture.key}")
+        self.seen.append(picture.key)
+        return super().annotate(picture, predictor)
+
+
+def tools(world: World) -> Tools:
+    return Tools(
+        load_predictor=world.load_predictor,
+        fit=world.fit,
+        measure=world.measure,
+        fit_detector=world.fit_detector,
+        load_detector=world.load_detector,
+    )
+
+
+def reproducible(run_dir: Path) -> list[dict]:
+    return [line.reproducible() for line in read_ledger(run_dir)]
