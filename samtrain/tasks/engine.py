@@ -27,7 +27,7 @@ from samtrain.tasks.detector import model_of, recipe_of, running_of
 from samtrain.tasks.detector import test_metrics as box_test_metrics
 from samtrain.tasks.fit import first_training
 from samtrain.tasks.preflight import look_at
-from samtrain.tasks.schedule import SEMI_AUTOMATIC, first_round, rounds_of
+from samtrain.tasks.schedule import SEMI_AUTOMATIC, STAGES, first_round, rounds_of
 from samtrain.tasks.sets import PictureSet, is_native, open_set, pool_of_stage_2
 from samtrain.tasks.training import Training, num_devices, train, validate
 from samtrain.tasks.worker import train_apart
@@ -123,7 +123,9 @@ class Work:
     def _stages(self) -> list[Stage]:
         config = self.config
         annotator = {**config["annotator"], "seed": config["seed"]}
-        probe = Probe(annotator=instantiate({**annotator, "leaves_picture": False}), images=config["engine"]["probe_images"])
+        patient = instantiate({**annotator, "leaves_picture": False})
+        probe_images = {name: config["engine"]["probe_images"] for name in STAGES}
+        probe_images[SEMI_AUTOMATIC] = config["engine"]["probe_images_stage_2"]
         rounds: dict[str, list[RoundConfig]] = {}
         for _, each in rounds_of(config):
             rounds.setdefault(each["stage"], []).append(self._round(each))
@@ -133,7 +135,7 @@ class Work:
                 rounds=own,
                 pool=self._pool(name),
                 annotator=instantiate(annotator),
-                probe=probe,
+                probe=Probe(annotator=patient, images=probe_images[name]),
                 prefill=instantiate(config["prefill"]) if name == SEMI_AUTOMATIC else None,
             )
             for name, own in rounds.items()

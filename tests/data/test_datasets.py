@@ -57,11 +57,33 @@ def test_sources_and_weights(tmp_path, write_set):
         SamDataset(["https://host/a.tar"], RESIZE)
 
 
+def test_the_last_record_of_a_picture_counts_where_asked(tmp_path, write_set):
+    """Two tars hold set_0 to set_2, the later one set_2 to set_4 with other numbers of objects."""
+    write_set(tmp_path / "a", n=3)
+    write_set(tmp_path / "b", n=5)
+    kept = ShardWriter(tmp_path / "c", "later")
+    for i in (4, 2, 3):
+        record = SamDataset([tmp_path / "b"], RESIZE).record(i)
+        kept.write(
+            record.key,
+            record.image_bytes,
+            record.ext,
+            record.annotation | {"annotations": record.annotation["annotations"][:1]},
+        )
+    kept.close()
+    urls = [str(tmp_path / "a"), str(tmp_path / "c")]
+    both = SamDataset([Source(urls)], RESIZE)
+    assert [both[i].key for i in range(6)] == ["set_0", "set_1", "set_2", "set_4", "set_2", "set_3"]
+    last = SamDataset([Source(urls, last_counts=True)], RESIZE)
+    assert (last.shard_lengths, [last[i].key for i in range(5)]) == ([[2, 3]], ["set_0", "set_1", "set_4", "set_2", "set_3"])
+    assert len(last.record(3).annotation["annotations"]) == 1
+    # only within one source
+    assert len(SamDataset([Source(urls[0], last_counts=True), Source(urls[1], last_counts=True)], RESIZE)) == 6
+
+
 def test_memory_holds_pictures_up_to_its_size(tmp_path, write_set, monkeypatch):
     write_set(tmp_path)
-    plain, held = SamDataset([tmp_path], RESIZE), SamDataset(
-        [tmp_path], RESIZE, cache_images=True, cache_bytes=3 * 40 * 60 * 3
-    )
+    plain, held = SamDataset([tmp_path], RESIZE), SamDataset([tmp_path], RESIZE, cache_images=True, cache_bytes=3 * 40 * 60 * 3)
     assert all(equal(plain.get(e, i), held.get(e, i)) for e in range(2) for i in range(6))
     reads = []
     monkeypatch.setattr(SamDataset, "record", lambda self, index: reads.append(index) or pytest.fail("read again"))

@@ -45,3 +45,18 @@ def test_names_have_to_be_unique(tmp_path: Path) -> None:
 def test_urls_are_refused() -> None:
     with pytest.raises(ValueError, match="copy the tars to a disk"):
         Pool(["https://example.org/a.tar"])
+
+
+def test_annotated_pictures_come_last_and_never_in_the_probe(tmp_path: Path) -> None:
+    pool = Pool(write_pool(tmp_path, 20, num=1))
+    first = pool.select([6], probe_images=4, seed=1)
+    used = {pool.key(item) for item in first.rounds[0]}
+    second = pool.select([5, 8], probe_images=4, seed=1, annotated=used)
+    assert second.probe == first.probe
+    order = [pool.key(item) for part in second.rounds for item in part]
+    assert not set(order[:10]) & used and set(order[10:]) <= used and len(set(order)) == 13
+    # all but the probe taken: the probe again, whatever the seed
+    rest = {pool.key(item) for item in pool.select([16], probe_images=4, seed=1).rounds[0]}
+    again = pool.select([16], probe_images=9, seed=5, annotated=rest)
+    assert {pool.key(item) for item in again.probe} == {pool.key(item) for item in first.probe}
+    assert {pool.key(item) for item in again.rounds[0]} == rest

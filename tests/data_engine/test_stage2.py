@@ -198,8 +198,8 @@ def test_a_pool_that_stage_1_used_up_is_gone_over_again(tmp_path: Path, pools: t
 
 @pytest.mark.parametrize("finds", ["nothing", "all", "everything"])
 def test_detectors_of_every_kind(tmp_path: Path, pools: tuple[list[str], list[str]], finds: str) -> None:
-    world = World(QUALITIES, finds=finds)
-    run_dir = run(tmp_path / "run", pools, world)
+    world, run_dir = World(QUALITIES, finds=finds), tmp_path / "run"
+    engine(run_dir, [stage_1(world, pools[0]), stage_2(world, pools[1])], world, quality=6.0).run()
     line, held = read_ledger(run_dir)[3], annotations(run_dir, 3)
     if finds == "nothing":
         assert line.masks_automatic == 0 and line.automatic_precision is None and line.assisted_per_image == OBJECTS

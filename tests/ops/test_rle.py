@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from samtrain.ops.rle import decode_rle, encode_mask, rle_area, rle_to_box_xywh
+from samtrain.ops.rle import decode_rle, encode_mask, rle_area, rle_iou, rle_to_box_xywh
 
 
 def _mask(shape: tuple[int, int], density: float, seed: int = 0) -> np.ndarray:
@@ -87,3 +87,12 @@ def test_no_random_text_breaks_it():
             assert decode_rle({"size": [9, 9], "counts": text}).shape == (9, 9)
         except ValueError as error:
             assert str(error)
+
+
+def test_iou_of_all_pairs_without_decoding() -> None:
+    masks = [_mask((31, 17), density, seed) for seed, density in enumerate((0.2, 0.5, 0.9, 0.0))]
+    a, b = masks[:2], masks[1:]
+    ious = rle_iou([encode_mask(mask) for mask in a], [encode_mask(mask) for mask in b])
+    expected = [[(m & n).sum() / (m | n).sum() for n in b] for m in a]
+    assert ious.shape == (2, 3) and np.allclose(ious, expected)
+    assert rle_iou([], [encode_mask(masks[0])]).shape == (0, 1) and rle_iou([encode_mask(masks[0])], []).shape == (1, 0)

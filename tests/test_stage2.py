@@ -1,0 +1,160 @@
+"""`+experiment=data_engine` and `+experiment=stage2` as a user runs them, as small as they go, and killed at random moments."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samtrain.data.shards import index_tar, read_record
+from samtrain.data_engine.rounds import identify
+
+ROOT = Path(__file__).resolve().parents[1]
+KILLS = 10
+SMALL = [
+    "data_dir=shards",
+    "scale.image_size=64",
+    "scale.synthetic={size:[64,64],public:4,pool:8,val:3,test:3,crowded:9}",
+    "scale.probe_images=1",
+    "scale.probe_images_stage_2=1",
+    "scale.batch_size=2",
+    "scale.images_per_step=2",
+    "scale.max_masks=3",
+    "scale.log_every_steps=1",
+    "scale.checkpoint_every_steps=1",
+    "scale.pretrain.steps=2",
+    "scale.detector.image_size=64",
+    "annotator.min_iou=0.01",
+    # models that know nothing: whatever a box brings may stay
+    "prefill.box_score_thresh=0",
+    "prefill.max_detections=3",
+    "prefill.pred_iou_thresh=0",
+    "prefill.stability_score_thresh=0",
+    "engine.promote_metric=val/box_miou",
+    "evaluator.num_points=3",
+]
+FIRST = [f"scale.rounds.{n}.{key}={value}" for n in (1, 6) for key, value in (("images", 2), ("steps", 2))]
+FIRST += [f"~rounds.{n}" for n in (2, 3, 4, 5)]
+SECOND = [f"scale.rounds.{n}.{k}={v}" for n in (7, 8) for k, v in (("images", 3), ("steps", 2), ("detector_steps", 2))]
+SECOND += [f"~rounds.{n}" for n in (9, 10, 11)]
+
+
+def begin(cwd: Path, *overrides: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-m", "samtrain", *SMALL, *overrides]
+    return subprocess.Popen(arguments, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(cwd: Path, *overrides: str) -> Path:
+    process = begin(cwd, *overrides)
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
+    return cwd / next(each for each in overrides if each.startswith("run_dir=")).removeprefix("run_dir=")
+
+
+def ledger(run: Path) -> list[dict[str, Any]]:
+    """All but what the wall clock said."""
+    lines = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["wall"]
+    return lines
+
+
+def numbers(run: Path) -> dict[str, float]:
+    metrics = json.loads((run / "metrics.json").read_text())
+    return {name: value for name, value in metrics.items() if not name.startswith(("time/", "memory/"))}
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rounds of each stage that nothing disturbed."""
+    return finish(tmp_path_factory.mktemp("engine"), "+experiment=data_engine", *FIRST, *SECOND, "run_dir=whole")
+
+
+def test_both_stages_in_one_ledger_and_one_report(whole_run: Path) -> None:
+    lines = ledger(whole_run)
+    assert [line["round"] for line in lines] == [0, 1, 2, 3, 4]
+    assert [line["stage"] for line in lines] == ["assisted_manual"] * 3 + ["semi_automatic"] * 2
+    sources = set()
+    for line in lines[3:]:
+        index = index_tar(whole_run / line["shards"][0]["path"])
+        for i in range(len(index)):
+            for each in read_record(index, i).annotation["annotations"]:
+                sources.add(each["source"])
+                assert each["source"] == "assisted" or each["detector"] == line["detector_digest"]
+        assert line["masks_automatic"] > 0
+    assert sources <= {"assisted", "automatic"} and "automatic" in sources
+    page = (whole_run / "report.html").read_text()
+    for words in (
+        "second stage: semi-automatic",
+        "44 → 72",
+        "first stage: assisted-manual",
+        "20 → 44",
+        "Objects that have a mask",
+    ):
+        assert words in page
+    metrics = numbers(whole_run)
+    assert {"coverage/start_all", "coverage/all", "coverage/small", "automatic/precision", "test/box_ap"} <= metrics.keys()
+
+
+def test_stage_2_goes_on_with_a_run_of_stage_1(whole_run: Path) -> None:
+    """The same rounds, ledger, shards and weights as both stages in one run."""
+    folder = whole_run.parent
+    finish(folder, "+experiment=stage1", *FIRST, "run_dir=first")
+    second = finish(folder, "+experiment=stage2", "stage1_run=first", *SECOND, "run_dir=second")
+    paths = ("checkpoint", "detector", "shards")
+    for ours, theirs in zip(ledger(second), ledger(whole_run), strict=True):
+        assert {k: v for k, v in ours.items() if k not in paths} == {k: v for k, v in theirs.items() if k not in paths}
+        assert [each["sha256"] for each in ours["shards"]] == [each["sha256"] for each in theirs["shards"]]
+    assert identify(second / "checkpoints/best.ckpt") == identify(whole_run / "checkpoints/best.ckpt")
+
+
+def test_killed_at_ten_random_moments_it_ends_the_same(whole_run: Path) -> None:
+    """SIGKILL up to a third of a second after a file has come, ten of those that an undisturbed run leaves, drawn at random."""
+    rng, run = random.Random(0), whole_run.parent / "killed"
+    parts = ("pretrain/*.csv", "pretrain/checkpoints/*", "rounds/*/*.json", "rounds/*/*/*.json", "rounds/*/*/*.csv")
+    files = {path for part in (*parts, "rounds/*/*/checkpoints/*", "rounds/*/shards/*.tar") for path in whole_run.glob(part)}
+    moments = sorted(rng.sample(sorted(files), KILLS), key=lambda path: path.stat().st_mtime_ns)
+    overrides = ("+experiment=data_engine", *FIRST, *SECOND, f"run_dir={run.name}")
+    for moment in moments:
+        process = begin(run.parent, *overrides)
+        path = run / moment.relative_to(whole_run)
+        while process.poll() is None and not path.exists():
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.3))
+        assert process.poll() is None, process.communicate()[0]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finish(run.parent, *overrides)
+    assert ledger(run) == ledger(whole_run)
+    assert numbers(run) == numbers(whole_run)
+    tars = sorted(path.relative_to(whole_run) for path in whole_run.rglob("*.tar"))
+    assert len(tars) == 4 and all((run / tar).read_bytes() == (whole_run / tar).read_bytes() for tar in tars)
+    assert (run / "metrics.csv").read_bytes() == (whole_run / "metrics.csv").read_bytes()
+    for name in ("checkpoints/best.ckpt", "rounds/4/fit/checkpoints/last.ckpt"):
+        assert identify(run / name) == identify(whole_run / name)
+    detector = "rounds/4/detector/detector.pth"
+    assert (run / detector).read_bytes() == (whole_run / detector).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], "stage1_run is null, and semi-automatic rounds go on with what assisted-manual ones left"),
+        (["stage1_run=nowhere"], "there is no run directory nowhere"),
+        (["stage1_run=unfinished"], "the run in unfinished has not ended"),
+    ],
+)
+def test_a_run_that_cannot_be_gone_on_with_is_named(tmp_path: Path, overrides: list[str], words: str) -> None:
+    (tmp_path / "unfinished").mkdir()
+    process = begin(tmp_path, "+experiment=stage2", "run_dir=run", *overrides)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode and words in output
