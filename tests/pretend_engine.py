@@ -10,8 +10,46 @@ from pretend_predictor import PretendPredictor, eroded
 
 from samtrain.data.once import write_whole
 from samtrain.data_engine.annotators import Picture, PictureAnnotation, SimulatedAnnotator
-from samtrain.data_engine.ledger import read_ledger
+from samtrain.data_engine.ledger import LedgerLine, read_ledger
 from samtrain.data_engine.stages import DetectorRequest, FitRequest, FitResult, Tools
+
+LINE = LedgerLine(
+    round=0,
+    stage="assisted_manual",
+    model="vit_tiny",
+    encoder="vit_tiny",
+    parent=None,
+    checkpoint="first.ckpt",
+    digest="ab",
+    images=0,
+    masks=0,
+    masks_automatic=0,
+    masks_total=0,
+    images_total=0,
+    discarded=0,
+    pictures_left=0,
+    masks_per_image=None,
+    assisted_per_image=None,
+    seconds_per_mask=None,
+    clicks_per_mask=None,
+    strokes_per_mask=None,
+    mask_iou=None,
+    automatic_precision=None,
+    coverage={},
+    probe_masks=3,
+    probe_seconds_per_mask=20.5,
+    probe_clicks_per_mask=4.0,
+    probe_mask_iou=0.8,
+    probe_good=0.5,
+    probe_coverage_alone={"all": 0.5},
+    probe_coverage={"all": 0.5},
+    images_seen=0,
+    promote_metric="val/miou_1",
+    metrics_before={},
+    metrics_after={"val/miou_1": 0.4},
+    promoted=True,
+    wall={"measure": 1.5},
+)
 
 
 class PretendDetector:

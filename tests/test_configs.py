@@ -29,6 +29,7 @@ from samtrain.prompts import seeded_generator
 from samtrain.tasks import TASKS, resolve
 from samtrain.tasks import detector as detector_task
 from samtrain.tasks.build import learning_rate_of, make_loss, make_prompts, make_sam, optim_config, sam_config_of
+from samtrain.tasks.schedule import rounds_of
 from samtrain.tasks.training import micro_batches, validation_interval
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -173,11 +174,18 @@ COMMON = {
     "flip_probability": "loader.flip_probability",
     "max_clicks": "annotator.max_clicks",
     "synthetic.size": "public.size",
-    **{f"synthetic.{split}": f"public.splits.{split}" for split in ("public", "pool", "val", "test")},
+    **{f"synthetic.{split}": f"public.splits.{split}" for split in ("public", "pool", "val", "test", "crowded")},
+    "probe_images": "engine.probe_images",
+    "probe_images_stage_2": "engine.probe_images_stage_2",
+    "large_scale_jitter": "engine.large_scale_jitter",
+    "size_limits": "size_limits",
+    **{f"prefill.{name}": f"prefill.{name}" for name in ("box_score_thresh", "pred_iou_thresh", "stability_score_thresh")},
 }
 OWN = {
     "pretrain": {"pretrain.model": "model.name", "image_size": "model.image_size", "mae": "model.mae"},
-    "stage1": {"probe_images": "engine.probe_images", "large_scale_jitter": "engine.large_scale_jitter"},
+    "stage1": {},
+    "stage2": {},
+    "data_engine": {},
     "finetune": {},
     "overfit": {
         "overfit.model": "model.name",
@@ -190,32 +198,37 @@ OWN = {
     "detector": {
         f"detector.{name}": f"detector.{name}"
         for name in (
-            "name", "image_size", "batch_size", "steps", "learning_rate", "warmup_steps", "val_every_steps", "size_limits",
+            "name", "image_size", "batch_size", "steps", "learning_rate", "warmup_steps", "val_every_steps",
         )  # fmt: skip
     },
 }
 
 
-ROUNDS = {
+ASSISTED = {
     f"rounds.{k}.{name}": f"rounds.{k}.{name}"
     for k in range(1, 7)
     for name in ("model", "images", "steps", "learning_rate_factor")
 }
+SEMI_AUTOMATIC = {
+    f"rounds.{k}.{name}": f"rounds.{k}.{name}"
+    for k in range(7, 12)
+    for name in ("model", "images", "steps", "learning_rate_factor", "detector_steps")
+}
+ROUNDS = {"stage1": ASSISTED, "stage2": SEMI_AUTOMATIC, "data_engine": ASSISTED | SEMI_AUTOMATIC}
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_numbers_of_the_scale_win(experiment: str, scale: str) -> None:
     config = experiment_of(experiment, scale)
-    training = "pretrain" if experiment == "stage1" else experiment  # its first model's
+    training = "pretrain" if experiment in ROUNDS else experiment  # its first model's
     pairs = COMMON | OWN[experiment]
     if experiment != "detector":  # its numbers stand in a node of its own
         pairs |= {
             f"{training}.steps": "trainer.max_steps",
             f"{training}.learning_rate_factor": "optim.learning_rate_factor",
         }
-    if experiment == "stage1":
-        pairs |= ROUNDS
+    pairs |= ROUNDS.get(experiment, {})
     wins = {place: source for source, place in pairs.items()}  # an experiment's own number before the common one
     for place, source in wins.items():
         assert at(config, place) == at(config["scale"], source), place
@@ -226,13 +239,13 @@ def test_experiments_set_no_number_that_a_scale_sets(experiment: str) -> None:
     body = dict(leaves(yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())))
     scaled = {*COMMON.values(), "trainer.max_steps", "optim.learning_rate_factor"}
     for place, value in body.items():
-        if place in scaled or place.startswith("rounds."):
+        if place in scaled or (place.startswith("rounds.") and not place.endswith(".stage")):
             assert str(value).startswith("${scale."), place
 
 
 def test_no_number_of_a_scale_goes_unasked() -> None:
     """Each one stands above with the place where it wins, so that none is written in vain."""
-    known = {*COMMON, *ROUNDS, *(key for pairs in OWN.values() for key in pairs)}
+    known = {*COMMON, *(key for pairs in (*OWN.values(), *ROUNDS.values()) for key in pairs)}
     trainings = ("pretrain", "finetune", "overfit", "sa1b")
     known |= {f"{name}.{key}" for name in trainings for key in ("steps", "learning_rate_factor")}
     body = yaml.safe_load((CONF / "scale" / "laptop.yaml").read_text())
@@ -252,6 +265,22 @@ def test_the_pool_holds_what_the_rounds_ask_for(scale: str) -> None:
     config = experiment_of("stage1", scale)
     rounds, probe = [each["images"] for each in config["rounds"].values()], config["engine"]["probe_images"]
     assert share_out(config["data"]["splits"]["pool"], rounds, probe) == (probe, rounds)
+    config = experiment_of("stage2", scale)
+    rounds, probe = [each["images"] for each in config["rounds"].values()], config["engine"]["probe_images_stage_2"]
+    assert share_out(config["data"]["splits"]["crowded"], rounds, probe) == (probe, rounds)
+
+
+def test_both_stages_are_the_two_in_their_order() -> None:
+    both, first, second = (experiment_of(name) for name in ("data_engine", "stage1", "stage2"))
+    assert both["rounds"] == first["rounds"] | second["rounds"]
+    assert [each["stage"] for _, each in rounds_of(both)] == ["assisted_manual"] * 6 + ["semi_automatic"] * 5
+    assert (both["task"], first["task"], second["task"]) == ("rounds",) * 3
+
+
+def test_ones_own_pictures_are_those_of_both_stages() -> None:
+    """No experiment brings data of its own along."""
+    for name in ("stage1", "stage2", "data_engine"):
+        assert experiment_of(name, "laptop", "data=folder", "data.root=mine")["data"]["root"] == "mine"
 
 
 def test_all_scales_have_the_same_keys() -> None:
@@ -288,7 +317,7 @@ def test_detectors_are_built_and_trained_by_their_keys(scale: str) -> None:
         config["detector"]["image_size"],
     )
     used = {field.name for field in fields(DetectorRecipe)} | set(detector_task.model_of(config))
-    assert set(config["detector"]) - used == {"init", "val_every_steps", "size_limits"}
+    assert set(config["detector"]) - used == {"init", "val_every_steps"}
     assert detector_task.recipe_of(config).steps == config["scale"]["detector"]["steps"]
     assert detector_task.running_of(config).checkpoint_every_steps == config["scale"]["checkpoint_every_steps"]
 

@@ -116,6 +116,19 @@ def test_stage_2_goes_on_with_a_run_of_stage_1(whole_run: Path) -> None:
         assert [each["sha256"] for each in ours["shards"]] == [each["sha256"] for each in theirs["shards"]]
     assert identify(second / "checkpoints/best.ckpt") == identify(whole_run / "checkpoints/best.ckpt")
 
+    # another validation, and a run that holds stage 2 already
+    refused = {
+        ("stage1_run=first", "data.seed=3"): "first was run on other pictures or measured otherwise (stage1_run): data.seed: 0",
+        ("stage1_run=second",): "stage1_run=second goes before semi-automatic rounds and holds none",
+    }
+    for overrides, words in refused.items():
+        process = begin(folder, "+experiment=stage2", *SECOND, *overrides, "run_dir=refused")
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode and words in output
+    # the detector alone, on what stage 1 has collected
+    overrides = ("+experiment=detector", "stage1_run=first", "detector.steps=2", "run_dir=detector")
+    assert "test/box_ap" in numbers(finish(folder, *overrides))
+
 
 def test_killed_at_ten_random_moments_it_ends_the_same(whole_run: Path) -> None:
     """SIGKILL up to a third of a second after a file has come, ten of those that an undisturbed run leaves, drawn at random."""
@@ -151,6 +164,7 @@ def test_killed_at_ten_random_moments_it_ends_the_same(whole_run: Path) -> None:
         ([], "stage1_run is null, and semi-automatic rounds go on with what assisted-manual ones left"),
         (["stage1_run=nowhere"], "there is no run directory nowhere"),
         (["stage1_run=unfinished"], "the run in unfinished has not ended"),
+        (["stage1_run=unfinished", "task=evaluate"], "stage1_run is for task=rounds and task=detector"),
     ],
 )
 def test_a_run_that_cannot_be_gone_on_with_is_named(tmp_path: Path, overrides: list[str], words: str) -> None:

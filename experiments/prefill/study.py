@@ -24,9 +24,9 @@ from samtrain.ops.rle import RLE
 from samtrain.predictor import SamPredictor
 
 GRID = {
-    "box_score_thresh": (0.2, 0.5, 0.7, 0.9),
-    "pred_iou_thresh": (0.0, 0.75, 0.8, 0.85, 0.88),
-    "stability_score_thresh": (0.0, 0.8, 0.85, 0.9, 0.95),
+    "box_score_thresh": (0.2, 0.5, 0.8),
+    "pred_iou_thresh": (0.0, 0.75, 0.8, 0.85),
+    "stability_score_thresh": (0.0, 0.76, 0.8, 0.82, 0.84, 0.86, 0.88),
 }
 Picture = tuple[tuple[int, int], list[AutomaticMask], list[RLE]]  # size, what could be filled in, what there is
 

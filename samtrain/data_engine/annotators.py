@@ -106,7 +106,7 @@ class SimulatedAnnotator:
         time_limit: float = 30.0,  # seconds (section 4)
         min_iou: float = 0.5,  # below this a mask shows something else; COCO's lowest threshold
         leaves_picture: bool = True,  # False: all objects, for a probe that compares models on the same ones
-        has_mask_iou: float = 0.5,  # an object has a mask if a locked one agrees so well; else it would be drawn twice
+        has_mask_iou: float = 0.5,  # a locked mask that agrees so well with an object stands for it: not drawn again
         time_model: TimeModel | None = None,
         brush: Brush | None = None,
         seed: int = 0,
@@ -149,8 +149,10 @@ class SimulatedAnnotator:
                 yield replace(self._refine(draft, target, rng), object_index=i)
 
     def _without_mask(self, picture: Picture, objects: list[int]) -> list[int]:
-        ious_NP = rle_iou([picture.objects[i]["segmentation"] for i in objects], picture.locked)
-        return [i for i, ious in zip(objects, ious_NP, strict=True) if not (ious >= self.has_mask_iou).any()]
+        """A locked mask stands for the one object that it shows best: a whole's is not its part's, however alike they are."""
+        ious_PN = rle_iou(picture.locked, [picture.objects[i]["segmentation"] for i in objects])
+        shown = {int(ious.argmax()) for ious in ious_PN if ious.size and ious.max() >= self.has_mask_iou}
+        return [i for n, i in enumerate(objects) if n not in shown]
 
     def _click(self, decoder: Decoder, targets_NHW: Tensor) -> list[AnnotatedMask]:
         """The best mask of each object after as many clicks as it needed, all objects in one batch."""

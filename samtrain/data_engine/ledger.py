@@ -35,7 +35,8 @@ class LedgerLine:
     images, masks:              pictures annotated in this round, masks added; `masks_total` over all rounds so far
     masks_automatic:            those of them that were filled in
     masks_per_image:            all masks of these pictures, automatic ones and those of earlier rounds included
-    assisted_per_image:         masks drawn in this round
+    assisted_per_image:         the same without the automatic ones
+    images_total:               pictures that have been annotated so far, each counted once
     seconds_per_mask:           all modelled seconds (discarded masks too) by the masks drawn: automatic ones take none
     mask_iou:                   mean IoU of the masks drawn with the ground truth
     automatic_precision:        share of the automatic masks whose IoU with some object is above 0.75
@@ -46,8 +47,8 @@ class LedgerLine:
                                 nothing filled in; `probe_good` is the share of them that reached the target within the
                                 limit, `probe_coverage_alone` what an annotator covers who leaves pictures,
                                 `probe_coverage` what is covered when the detector of the round has filled in before
-    probe_before:               in the first round of a stage, whose probe has pictures of its own: `probe_*` of the model
-                                that the stage began with
+    probe_before:               in the first round of a stage, which may have other pictures in its probe: `probe_*` of the
+                                model that the stage began with
     metrics_before, _after:     of the promoted model before, and of the one trained here
     shards:                     [{path, sha256, images, masks}] of this round
     wall:                       seconds of each piece by the wall clock, in the process that brought it to its end
@@ -64,6 +65,7 @@ class LedgerLine:
     masks: int
     masks_automatic: int
     masks_total: int
+    images_total: int
     discarded: int
     pictures_left: int
     masks_per_image: float | None
@@ -143,29 +145,39 @@ def append_line(run_dir: Path, line: LedgerLine) -> None:
 
 
 def take_over(run_dir: Path, earlier_run: Path) -> None:
-    """Begin the ledger of `run_dir` with the lines of an earlier run, whose files stay where they are.
+    """Begin the ledger of `run_dir` with the lines of an earlier run, whose files stay where they are; once.
 
-    Nothing is done where a ledger is. Raises ValueError for a run without rounds, and for files that are gone.
+    Raises ValueError for a run without rounds, and, each time, for files that are gone.
     """
-    if (run_dir / NAME).is_file():
-        return
-    lines = read_ledger(earlier_run)
-    if len(lines) < 2:
-        raise ValueError(f"{earlier_run} has no finished round (stage1_run): give the run directory of +experiment=stage1")
-    root = earlier_run.resolve()
-    moved = [
-        replace(
-            line,
-            checkpoint=str(root / line.checkpoint),
-            shards=[shard | {"path": str(root / shard["path"])} for shard in line.shards],
+    if not (run_dir / NAME).is_file():
+        lines = read_ledger(earlier_run)
+        if len(lines) < 2:
+            raise ValueError(f"{earlier_run} has no finished round (stage1_run): give the directory of +experiment=stage1")
+        root = earlier_run.resolve()
+        texts = [
+            replace(
+                line,
+                checkpoint=str(root / line.checkpoint),
+                shards=[shard | {"path": str(root / shard["path"])} for shard in line.shards],
+            ).to_dict()
+            for line in lines
+        ]
+        with replaced_whole(run_dir / NAME) as temporary:
+            temporary.write_text("".join(json.dumps(text, allow_nan=False) + "\n" for text in texts))
+    ledger = read_ledger(run_dir)
+    needed = [shard["path"] for line in ledger for shard in line.shards] + [promoted(ledger).checkpoint]
+    if gone := [path for path in needed if not (run_dir / path).is_file()]:
+        raise ValueError(
+            f"{gone[0]} is gone, which the ledger in {run_dir} names (stage1_run): bring the files back to where they were"
         )
-        for line in lines
-    ]
-    needed = [shard["path"] for line in moved for shard in line.shards] + [promoted(moved).checkpoint]
-    if gone := [path for path in needed if not Path(path).is_file()]:
-        raise ValueError(f"{gone[0]} is gone, which the ledger of {earlier_run} names (stage1_run): bring the run's files back")
-    with replaced_whole(run_dir / NAME) as temporary:
-        temporary.write_text("".join(json.dumps(line.to_dict(), allow_nan=False) + "\n" for line in moved))
+
+
+def collected_by(run_dir: Path) -> list[str]:
+    """The shards of all rounds so far; ValueError where there are none."""
+    shards = [str(run_dir / shard["path"]) for line in read_ledger(run_dir) for shard in line.shards]
+    if not shards:
+        raise ValueError(f"{run_dir} has collected no masks (stage1_run): give the directory of +experiment=stage1")
+    return shards
 
 
 def promoted(ledger: list[LedgerLine]) -> LedgerLine:

@@ -32,12 +32,14 @@ class Selection:
 
 
 class Pool:
-    """Local tars with pictures to annotate. Raises ValueError for URLs and for two pictures of one name."""
+    """Local tars with pictures to annotate. Raises ValueError for URLs, for two pictures of one name and, unless `on_error`
+    is "skip", for tars that are cut.
+    """
 
-    def __init__(self, tars: Sequence[str]) -> None:
+    def __init__(self, tars: Sequence[str], on_error: str = "raise") -> None:
         if remote := [tar for tar in tars if is_remote(tar)]:
             raise ValueError(f"the pool lies at {remote[0]}: annotating reads pictures by number, copy the tars to a disk")
-        self.indices: list[ShardIndex] = [index_tar(tar) for tar in tars]
+        self.indices: list[ShardIndex] = [index_tar(tar, on_error=on_error) for tar in tars]
         keys = np.concatenate([index.keys for index in self.indices]) if self.indices else np.array([])
         names, counts = np.unique(keys, return_counts=True)
         if (counts > 1).any():
@@ -62,7 +64,7 @@ class Pool:
         """The pictures in an order drawn by `seed`: first the probe's, then round after round.
 
         Pictures that are `annotated` (keys) come last and are never the probe's: where a stage before has taken all but
-        its own probe, that is the probe again.
+        its own probe, that is the probe again, with those that got no mask.
         """
         items = [PoolItem(tar, i) for tar, index in enumerate(self.indices) for i in range(len(index))]
         drawn = [items[i] for i in np.random.default_rng(seed).permutation(len(items))]
@@ -89,7 +91,7 @@ def share_out(size: int, images_by_round: Sequence[int], probe_images: int) -> t
     if min(counts) < 1:
         raise ValueError(
             f"the pool holds {size} pictures, too few for {len(counts)} rounds that ask for {asked}: "
-            "prepare more pictures (data.root), or fewer rounds"
+            "prepare more pictures (data.root; of synthetic scenes data.splits), or take fewer rounds"
         )
     log.warning("the pool holds %d pictures, the rounds ask for %d: they get %s, the probe %d", size, asked, counts, probe)
     return probe, counts

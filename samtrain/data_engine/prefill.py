@@ -43,7 +43,9 @@ class AutomaticMask:
 
 @dataclass(frozen=True, kw_only=True)
 class PrefillConfig:
-    """What a machine may fill in; all are settings of `conf/prefill/`, chosen by experiments/prefill/.
+    """What a machine may fill in: the settings of `conf/prefill/`.
+
+    The first, third and fourth were chosen by experiments/prefill/ for the laptop; the defaults are segment_anything's.
 
     box_score_thresh, max_detections:  the boxes that are asked for
     pred_iou_thresh:         of the mask's predicted IoU
@@ -65,6 +67,8 @@ class PrefillConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if not isinstance(value, (int, float)):
+                raise ValueError(f"prefill.{field.name} is {value!r}: take a number")
             if field.name == "max_detections":
                 wrong, allowed = not isinstance(value, int) or value < 1, "1 or more"
             elif field.name == "stability_score_offset":

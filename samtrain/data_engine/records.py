@@ -95,7 +95,8 @@ def summarise(drawings: Sequence[Drawing], size_limits: tuple[float, float]) -> 
     """What the ledger says of a round's pictures; all work, that on discarded masks too, counts for the masks drawn."""
     work = [item for drawing in drawings for item in drawing["work"]]
     kept = [item for item in work if item["kept"]]
-    there = sum(len(drawing["annotations"]) for drawing in drawings)
+    sources = [each["source"] for drawing in drawings for each in drawing["annotations"]]
+    there = len(sources)
     masks = there - sum(drawing["earlier"] for drawing in drawings)
     automatic = [iou for drawing in drawings for iou in drawing["truth"]["automatic"]]
     return {
@@ -105,7 +106,7 @@ def summarise(drawings: Sequence[Drawing], size_limits: tuple[float, float]) -> 
         "discarded": len(work) - len(kept),
         "pictures_left": sum(drawing["left"] for drawing in drawings),
         "masks_per_image": there / len(drawings) if drawings else None,
-        "assisted_per_image": len(kept) / len(drawings) if drawings else None,
+        "assisted_per_image": sources.count(ASSISTED) / len(drawings) if drawings else None,
         "seconds_per_mask": _ratio(work, "seconds", len(kept)),
         "clicks_per_mask": _ratio(work, "clicks", len(kept)),
         "strokes_per_mask": _ratio(work, "strokes", len(kept)),

@@ -56,6 +56,7 @@ class DataEngine:
     initial:      the first model
     first_round:  the number of the first round; above 1 where the ledger was begun with an earlier run's (`take_over`)
     size_limits:  areas in pixels that part small, medium and large objects in what the ledger says of coverage
+    on_error:     "raise", or "skip" for tars of the pools that are cut: what is whole of them is used
     on_line:      hears of each ledger line once it is written
     """
 
@@ -67,12 +68,15 @@ class DataEngine:
     seed: int = 0
     promote_metric: str = "val/miou_1"
     size_limits: tuple[float, float] = (32**2, 96**2)  # COCO's
+    on_error: str = "raise"
     on_line: Callable[[LedgerLine], None] | None = None
 
     def __post_init__(self) -> None:
         if not self.stages or not all(stage.rounds for stage in self.stages):
             raise ValueError("rounds is empty: name at least one round with its model, images and steps")
-        self._pools = {stage.name: Pool(stage.pool) for stage in self.stages}
+        if not 0 < self.size_limits[0] < self.size_limits[1]:
+            raise ValueError(f"size_limits are {list(self.size_limits)}: take two ascending areas in pixels, as [1024, 9216]")
+        self._pools = {stage.name: Pool(stage.pool, self.on_error) for stage in self.stages}
         self._selections: dict[str, Selection] = {}
         places = [_Place(stage, config, n) for stage in self.stages for n, config in enumerate(stage.rounds)]
         self._places = dict(enumerate(places, start=self.first_round))
@@ -109,6 +113,7 @@ class DataEngine:
             **summarise([], self.size_limits),
             **probe,
             masks_total=0,
+            images_total=0,
             images_seen=0,
             promote_metric=self.promote_metric,
             metrics_before={},
@@ -153,6 +158,7 @@ class DataEngine:
             **(alone[0] | filled[0]),
             probe_before=opening,
             masks_total=ledger[-1].masks_total + numbers["masks"],
+            images_total=ledger[-1].images_total + sum(drawing["earlier"] == 0 for drawing in drawn.result),
             images_seen=fitted.result["images_seen"],
             promote_metric=self.promote_metric,
             metrics_before=parent.metrics_after,

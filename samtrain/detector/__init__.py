@@ -2,10 +2,10 @@
 
 from samtrain.detector.checkpoints import load_detector, save_detector
 from samtrain.detector.lit import DetectorRecipe, LitDetector
-from samtrain.detector.model import DETECTORS, Detector, DetectorConfig, build_detector
+from samtrain.detector.model import DETECTORS, MAX_DETECTIONS, Detector, DetectorConfig, build_detector
 from samtrain.detector.training import Running, train_detector
 
 __all__ = [
-    "DETECTORS", "Detector", "DetectorConfig", "DetectorRecipe", "LitDetector", "Running", "build_detector",
+    "DETECTORS", "MAX_DETECTIONS", "Detector", "DetectorConfig", "DetectorRecipe", "LitDetector", "Running", "build_detector",
     "load_detector", "save_detector", "train_detector",
 ]  # fmt: skip

@@ -70,7 +70,7 @@ def box_metrics(pictures: Sequence[PictureBoxes], *, size_limits: tuple[float, f
     where there is no object at all, or limits do not ascend.
     """
     if not 0 < size_limits[0] < size_limits[1]:
-        raise ValueError(f"detector.size_limits are {list(size_limits)}: take two ascending areas in pixels, as [1024, 9216]")
+        raise ValueError(f"size_limits are {list(size_limits)}: take two ascending areas in pixels, as [1024, 9216]")
     if not any(len(picture.boxes) for picture in pictures):
         raise ValueError("no picture to evaluate boxes on holds an object; check the validation and test splits (data)")
     sizes = {

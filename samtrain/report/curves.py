@@ -88,7 +88,7 @@ def round_charts(run: RunFiles) -> list[str]:
                 for i, name in enumerate(("all", "small", "medium", "large"))
             ],
             marks,
-            note="On the probe's pictures, the same in a stage; those of stage 2 are its own." if has_stage_2 else "",
+            note="On the probe's pictures, which are the same throughout a stage.",
         ),
         line_chart(
             "Work a mask",

@@ -38,7 +38,7 @@ METRICS = (
     ("ceiling_miou_1", "the best that any single mask a click could reach"),
     ("flood_fill_miou_1", "baseline: flood fill of the colour under the click"),
 )
-SPLITS = (("val/", "validation"), ("test/start_", "test, before round 1"), ("test/", "test"))
+SPLITS = (("val/", "validation"), ("test/start_", "test, before the rounds of this run"), ("test/", "test"))
 
 
 def key_numbers(run: RunFiles) -> str:
@@ -47,7 +47,7 @@ def key_numbers(run: RunFiles) -> str:
     for name, words in (("miou_1", "mean IoU, 1 click"), ("oracle_miou_1", "mean IoU, best of three")):
         value, start = metrics.get(f"test/{name}"), metrics.get(f"test/start_{name}")
         if value is not None:
-            before = f"test; {start:.3f} before round 1" if start is not None else "test"
+            before = f"test; {start:.3f} before the rounds of this run" if start is not None else "test"
             cards.append((f"{value:.3f}", words, before))
     rounds = lines[1:]
     if rounds:
@@ -55,22 +55,27 @@ def key_numbers(run: RunFiles) -> str:
         cards.append((f"{promoted} of {len(rounds)}", "rounds promoted", f"now {lines[-1]['encoder']}"))
         automatic = sum(line.get("masks_automatic", 0) for line in rounds)
         filled = f", {automatic:,} automatic" if automatic else ""
-        cards.append((f"{lines[-1]['masks_total']:,}", "masks", f"in {_sum(rounds, 'images'):,} pictures{filled}"))
-    if "coverage/all" in metrics and "coverage/start_all" in metrics:
+        cards.append((f"{lines[-1]['masks_total']:,}", "masks", f"in {lines[-1]['images_total']:,} pictures{filled}"))
+    if metrics.get("coverage/all") is not None and metrics.get("coverage/start_all") is not None:
         gain = f"{metrics['coverage/start_all']:.2f} → {metrics['coverage/all']:.2f}"
         cards.append((gain, "objects that have a mask", "on the same pictures, before stage 2 and after"))
     if metrics.get("automatic/precision") is not None:
         cards.append((f"{metrics['automatic/precision']:.2f}", "precision of automatic masks", "IoU above 0.75 with an object"))
-    last_stage = [line for line in lines if line["stage"] == lines[-1]["stage"]]
-    probed = [line for line in last_stage if line["probe_seconds_per_mask"] is not None]
-    if len(probed) > 1:
-        first, last = (probed[i]["probe_seconds_per_mask"] for i in (0, -1))
-        objects = f"modelled, the same {probed[-1]['probe_masks']} objects"
-        cards.append((f"{first:.1f} → {last:.1f} s", "a mask, first to last", objects))
+    if seconds := _probe_seconds(lines):
+        objects = f"modelled, the same {lines[-1]['probe_masks']} objects"
+        cards.append((f"{seconds[0]:.1f} → {seconds[-1]:.1f} s", "a mask, first to last", objects))
     if "time/seconds" in metrics:
         peak = metrics.get("memory/peak_gb")
         cards.append((duration(metrics["time/seconds"]), "on the clock", f"{peak:.1f} GB at most" if peak else ""))
     return '<div class="cards">' + "".join(_card(*card) for card in cards) + "</div>" if cards else ""
+
+
+def _probe_seconds(lines: Sequence[dict[str, Any]]) -> list[float]:
+    """Seconds a mask on the probe of the last stage: of the model that it began with, and after each round."""
+    stage = [line for line in lines if line["stage"] == lines[-1]["stage"]] if lines else []
+    found = [each.get("probe_seconds_per_mask") for each in [*(line.get("probe_before") or {} for line in stage[:1]), *stage]]
+    known = [value for value in found if value is not None]
+    return known if len(known) > 1 else []
 
 
 def metrics_table(run: RunFiles) -> str:
@@ -128,7 +133,7 @@ def ledger_table(run: RunFiles) -> str:
         table(head, rows, "ledger")
         + f'<p class="note">before → after: {escape(metric)} of the model in use and of the new one. covered: share of the '
         "objects in the pictures of the round that some mask shows with an IoU above 0.75. s / mask: of drawn masks alone; the "
-        "probe has pictures of its own in each stage.</p>"
+        "probe is of a stage.</p>"
     )
 
 
@@ -146,7 +151,7 @@ def _paper_stage(run: RunFiles, stage: str) -> str:
     probe = f"{_number(start['probe_seconds_per_mask'], 1)} → {_number(last['probe_seconds_per_mask'], 1)}"
     masks, images = _sum(rounds, "masks"), _sum(rounds, "images")
     in_all = f", {last['masks_total']:,} in all" if before["round"] else ""
-    images_in_all = f", {_sum(run.ledger[1 : last['round'] + 1], 'images'):,} in all" if before["round"] else ""
+    images_in_all = f", {last['images_total']:,} in all" if before["round"] else ""
     rows = [
         ["seconds a mask, automatic ones not counted *", paper["seconds"], _from_to(first, last, "seconds_per_mask")],
         ["seconds a mask, the same objects each time *", "", probe],

@@ -34,6 +34,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 def run(config: dict[str, Any], run_dir: Path) -> dict[str, float | None] | None:
     """Do `config["task"]` in `run_dir` and return its numbers, where it has some."""
     check_task(config["task"])
+    if config["stage1_run"] is not None and config["task"] not in ("rounds", "detector"):
+        raise ValueError(f"stage1_run is for task=rounds and task=detector, task is {config['task']}: set stage1_run=null")
     return import_module(f"samtrain.tasks.{config['task']}").run(config, run_dir)
 
 

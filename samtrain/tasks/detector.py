@@ -7,6 +7,8 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+from samtrain.data.datasets import Source
+from samtrain.data_engine.ledger import collected_by
 from samtrain.detector import Detector, DetectorRecipe, Running, load_detector, train_detector
 from samtrain.evaluators.boxes import evaluate_boxes
 from samtrain.loggers import make_loggers
@@ -14,6 +16,7 @@ from samtrain.report import write_report
 from samtrain.tasks.build import Config, device_of
 from samtrain.tasks.fit import costs
 from samtrain.tasks.run_dir import Metrics, write_metrics
+from samtrain.tasks.schedule import stage_1_of
 from samtrain.tasks.sets import PictureSet, open_set, records
 from samtrain.tasks.training import validation_interval
 
@@ -21,19 +24,22 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config, run_dir: Path) -> Metrics:
-    """Train on `config.data`, go on if `run_dir` holds a part of it; returns what metrics.json holds."""
+    """Train on `config.data`, or on the masks that `config.stage1_run` has collected; go on if `run_dir` holds a part of it.
+
+    Returns what metrics.json holds.
+    """
     begin = time.perf_counter()
     settings = config["detector"]
     pictures = open_set(config["data"], config["data_dir"])
     path = train_detector(
-        pictures.train,
+        pictures.train if config["stage1_run"] is None else [Source(collected_by(stage_1_of(config)), last_counts=True)],
         settings["init"] and Path(settings["init"]),
         run_dir,
         recipe=recipe_of(config),
         seed=config["seed"],
         model=model_of(config),
         val=pictures.val,
-        size_limits=tuple(settings["size_limits"]),
+        size_limits=tuple(config["size_limits"]),
         loggers=make_loggers(run_dir, config["logger"]),
         running=running_of(config),
     )
@@ -80,7 +86,7 @@ def test_metrics(config: Config, detector: Detector, pictures: PictureSet) -> di
         detector.to(device_of(config)).detect,
         records(pictures.test, config["data"]["on_error"]),
         max_mask_area=settings["max_mask_area"],
-        size_limits=tuple(settings["size_limits"]),
+        size_limits=tuple(config["size_limits"]),
     )
     found = {f"test/{name}": value for name, value in metrics.items()}
     log.info("detector: %s", ", ".join(f"{name} {value:.3f}" for name, value in found.items()))

@@ -16,9 +16,11 @@ from samtrain.data.datasets import Source
 from samtrain.data.once import write_whole
 from samtrain.data_engine.ledger import LedgerLine, read_ledger
 from samtrain.data_engine.pieces import do_once
+from samtrain.data_engine.pool import Pool, share_out
+from samtrain.data_engine.prefill import PrefillConfig
 from samtrain.data_engine.rounds import DataEngine
 from samtrain.data_engine.stages import DetectorRequest, FitRequest, FitResult, Probe, RoundConfig, Stage, Tools
-from samtrain.detector import Detector, load_detector, train_detector
+from samtrain.detector import MAX_DETECTIONS, Detector, load_detector, train_detector
 from samtrain.loggers import make_loggers
 from samtrain.modeling.build import load_sam
 from samtrain.report import write_report
@@ -41,6 +43,7 @@ class Work:
     def __init__(self, config: Config, run_dir: Path, pictures: PictureSet) -> None:
         self.config, self.run_dir, self.pictures = config, run_dir, pictures
         self.native = is_native(config["data"], pictures, sam_config_of(config))
+        self.stages = self._stages()
         self.images_seen = 0  # by the first model's training
         self.measured: dict[Path, dict[str, float]] = {}  # val/* that a training has found for its best checkpoint
         # one run of W&B for all trainings; on several devices each is a process of its own that logs for itself
@@ -70,7 +73,7 @@ class Work:
         settings = self.config["engine"]
         return DataEngine(
             run_dir=self.run_dir,
-            stages=self._stages(),
+            stages=self.stages,
             tools=Tools(
                 load_predictor=self._load_predictor,
                 fit=self._fit,
@@ -82,7 +85,8 @@ class Work:
             first_round=first_round(self.config),
             seed=self.config["seed"],
             promote_metric=settings["promote_metric"],
-            size_limits=tuple(settings["size_limits"]),
+            size_limits=tuple(self.config["size_limits"]),
+            on_error=self.config["data"]["on_error"],
             on_line=self._on_line,
         )
 
@@ -114,11 +118,15 @@ class Work:
             return public
         return {**public, "splits": {split: public["splits"][split] for split in ("public", "val")}}
 
-    def look_at_pool(self) -> None:
-        """What is wrong with the pictures of the rounds, before the time for a first model is spent."""
-        pool = replace(self.pictures, public=[])
-        if pool.pool:
-            look_at(self.config, pool, image_size=sam_config_of(self.config).image_size, native=self.native)
+    def look_at_pools(self) -> None:
+        """What is wrong with the pictures of the rounds, or with their number, before the time for a first model is spent."""
+        for stage in self.stages:
+            if not stage.pool:
+                continue
+            pictures = replace(self.pictures, public=[], pool=[Source(stage.pool)])
+            look_at(self.config, pictures, image_size=sam_config_of(self.config).image_size, native=self.native)
+            images = [each.images for each in stage.rounds]
+            share_out(len(Pool(stage.pool, self.config["data"]["on_error"])), images, stage.probe.images if stage.probe else 0)
 
     def _stages(self) -> list[Stage]:
         config = self.config
@@ -136,10 +144,16 @@ class Work:
                 pool=self._pool(name),
                 annotator=instantiate(annotator),
                 probe=Probe(annotator=patient, images=probe_images[name]),
-                prefill=instantiate(config["prefill"]) if name == SEMI_AUTOMATIC else None,
+                prefill=self._prefill() if name == SEMI_AUTOMATIC else None,
             )
             for name, own in rounds.items()
         ]
+
+    def _prefill(self) -> PrefillConfig:
+        prefill = instantiate(self.config["prefill"])
+        if prefill.max_detections > MAX_DETECTIONS:
+            raise ValueError(f"prefill.max_detections is {prefill.max_detections}: a detector gives {MAX_DETECTIONS} at most")
+        return prefill
 
     def _round(self, each: dict[str, Any]) -> RoundConfig:
         return RoundConfig(
@@ -178,18 +192,16 @@ class Work:
         return result
 
     def _fit_detector(self, request: DetectorRequest) -> Path:
-        """In this process, on one device; the last validation is all there is to choose by, so it is the last weights'."""
-        recipe = replace(recipe_of(self.config), steps=request.steps)
+        """In this process, on one device; the last weights, there being nothing to choose."""
+        given = self.config["detector"]["init"]
         return train_detector(
             [Source(request.shards, last_counts=True)],
-            request.init,
+            request.init or (Path(given) if given else None),
             request.directory,
-            recipe=recipe,
+            recipe=replace(recipe_of(self.config), steps=request.steps),
             seed=self.config["seed"],
             model=model_of(self.config),
-            val=self.pictures.val,
-            size_limits=tuple(self.config["engine"]["size_limits"]),
-            running=replace(running_of(self.config), val_every_steps=request.steps),
+            running=running_of(self.config),
         )
 
     def _load_detector(self, path: Path) -> Detector:
@@ -209,11 +221,17 @@ class Work:
 
     def _log_line(self, line: LedgerLine) -> None:
         """The numbers of a ledger line beside the curves."""
-        numbers = {key: value for key, value in asdict(line).items() if isinstance(value, (int, float))}
+        numbers = {key: value for key, value in _flat(asdict(line)).items() if isinstance(value, (int, float))}
         seen = numbers.pop("images_seen") or self.images_seen
         values = {f"ledger/{key}": float(value) for key, value in numbers.items()} | {"images_seen": float(seen)}
         for logger in self.shared:
             logger.log_metrics(values, step=line.round)
+
+
+def _flat(line: dict[str, Any]) -> dict[str, Any]:
+    """The line with `coverage/small` and the like in place of `coverage`; what stands elsewhere too is left out."""
+    nested = {f"{key}/{name}": value for key in line if "coverage" in key for name, value in line[key].items()}
+    return line | nested
 
 
 def join_metrics(run_dir: Path) -> None:

@@ -14,7 +14,7 @@ from samtrain.tasks.engine import Work
 from samtrain.tasks.evaluate import difficulty_metrics, test_metrics
 from samtrain.tasks.fit import costs
 from samtrain.tasks.run_dir import Metrics, write_metrics
-from samtrain.tasks.schedule import check_growth_of_rounds, check_processes, take_over_stage_1
+from samtrain.tasks.schedule import check_growth_of_rounds, check_processes, with_stage_1
 from samtrain.tasks.sets import open_set
 
 log = logging.getLogger(__name__)
@@ -26,14 +26,14 @@ def run(config: Config, run_dir: Path) -> Metrics:
     if "rounds" not in config:
         raise ValueError("task=rounds has no rounds: take an experiment that has, +experiment=stage1")
     check_processes(config)
-    earlier = take_over_stage_1(config, run_dir)
-    check_growth_of_rounds(config, earlier)
+    config = with_stage_1(config, run_dir)
+    check_growth_of_rounds(config)
     pictures = open_set(config["data"], config["data_dir"])
     if not pictures.val:
         raise ValueError("the rounds choose models by validation and no picture is held back for it: set data.val")
     work = Work(config, run_dir, pictures)
-    work.look_at_pool()
-    initial = earlier or work.first_model()
+    work.look_at_pools()
+    initial = work.first_model()
     best = work.engine(initial).run()
     work.log_ledger_at_the_end()
 

@@ -98,13 +98,8 @@ def _check_ranks(overrides: list[str]) -> None:
 
 def _check_same(config: dict[str, Any], stored: dict[str, Any], run_dir: Path) -> None:
     """Raises ValueError with the list of differences that would make the run another one."""
-    here, there = _flat(config), _flat(stored)
-    keys = [key for key in sorted(here.keys() | there.keys()) if not _is_free(key)]
-    missing = "(not set)"
     differences = [
-        f"  {key}: {there.get(key, missing)} there, {here.get(key, missing)} now"
-        for key in keys
-        if here.get(key, missing) != there.get(key, missing)
+        f"  {key}: {there} there, {here} now" for key, here, there in differing(config, stored) if not _is_free(key)
     ]
     if differences:
         command = json.loads((run_dir / ".hydra" / "environment.json").read_text())["command"]
@@ -112,6 +107,13 @@ def _check_same(config: dict[str, Any], stored: dict[str, Any], run_dir: Path) -
             f"{run_dir} holds a run of another config:\n" + "\n".join(differences) + f"\nIt was begun by\n  {command}\n"
             "Give the same settings and it goes on, or another run_dir"
         )
+
+
+def differing(config: dict[str, Any], stored: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, value in `config`, value in `stored`) of what is not the same, keys dotted and sorted."""
+    here, there, missing = _flat(config), _flat(stored), "(not set)"
+    pairs = [(key, here.get(key, missing), there.get(key, missing)) for key in sorted(here.keys() | there.keys())]
+    return [each for each in pairs if each[1] != each[2]]
 
 
 def _is_free(key: str) -> bool:

@@ -5,23 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from samtrain.data_engine.ledger import promoted, read_ledger, take_over
 from samtrain.modeling.build import load_sam, sam_config
 from samtrain.tasks.build import Config, check_growth, sam_config_of
-from samtrain.tasks.run_dir import num_ranks
+from samtrain.tasks.run_dir import differing, num_ranks
 
 STAGES = ("assisted_manual", "semi_automatic")  # in their order
 SEMI_AUTOMATIC = STAGES[1]  # a detector and the model fill in before the annotator looks
+# what stage 2 has to share with the run of stage 1 that it goes on with, and what of it may be another
+SAME = ("data.", "prompts.", "loader.max_val_masks", "trainer.val_resolution", "engine.promote_metric", "model.image_size")
+MAY_DIFFER = ("data.splits.crowded", "data.on_error")
 
 
 def rounds_of(config: Config) -> list[tuple[str, dict[str, Any]]]:
     """The rounds by their names in the order of these; ValueError for a name or a number that none can have."""
     rounds = config["rounds"]
+    if not rounds:
+        raise ValueError("rounds is empty: leave at least one round in, with its stage, model, images and steps")
     if wrong := [name for name in rounds if not str(name).isdigit()]:
         raise ValueError(f"rounds.{wrong[0]}: rounds are named by numbers, which give their order")
     for name, each in rounds.items():
-        if each["stage"] not in STAGES:
-            raise ValueError(f"rounds.{name}.stage is {each['stage']!r}: take one of {', '.join(STAGES)}")
+        if each.get("stage") not in STAGES:
+            raise ValueError(f"rounds.{name}.stage is {each.get('stage')!r}: take one of {', '.join(STAGES)}")
         for key in ("images", "steps", *(["detector_steps"] if each["stage"] == SEMI_AUTOMATIC else [])):
             if not isinstance(each.get(key), int) or each[key] < 1:
                 said = each.get(key)
@@ -33,25 +40,56 @@ def rounds_of(config: Config) -> list[tuple[str, dict[str, Any]]]:
     return ordered
 
 
-def take_over_stage_1(config: Config, run_dir: Path) -> Path | None:
-    """The model that `stage1_run` ended with, its ledger copied to `run_dir`; None where the rounds begin anew."""
-    given = config["stage1_run"]
-    if given is None:
-        if rounds_of(config)[0][1]["stage"] == SEMI_AUTOMATIC:
+def with_stage_1(config: Config, run_dir: Path) -> Config:
+    """The config of rounds that go on with `stage1_run`: its ledger begins ours, its model is the `checkpoint`.
+
+    Unchanged where that is null. Raises ValueError for a run that cannot be gone on with.
+    """
+    stages = [each["stage"] for _, each in rounds_of(config)]
+    if config["stage1_run"] is None:
+        if stages[0] == SEMI_AUTOMATIC:
             raise ValueError(
                 "stage1_run is null, and semi-automatic rounds go on with what assisted-manual ones left: set stage1_run to "
                 "the run directory of +experiment=stage1, or take +experiment=data_engine for both"
             )
-        return None
+        return config
     if config["checkpoint"] is not None:
         raise ValueError("checkpoint and stage1_run are both set: the model of stage1_run is gone on with, set checkpoint=null")
-    earlier = Path(given)
+    earlier = stage_1_of(config)
+    ledger = read_ledger(earlier)
+    if stages[0] != SEMI_AUTOMATIC or any(line.stage == SEMI_AUTOMATIC for line in ledger):
+        raise ValueError(
+            f"stage1_run={earlier} goes before semi-automatic rounds and holds none: take +experiment=stage2, and the run of "
+            "+experiment=stage1"
+        )
+    _check_same_pictures(config, earlier)
+    take_over(run_dir, earlier)
+    return {**config, "checkpoint": str(earlier / promoted(ledger).checkpoint)}
+
+
+def stage_1_of(config: Config) -> Path:
+    """The directory that `stage1_run` names; ValueError where there is none, or its run has not ended."""
+    earlier = Path(config["stage1_run"])
     if not earlier.is_dir():
         raise ValueError(f"there is no run directory {earlier} (stage1_run): give the one that +experiment=stage1 wrote")
     if not (earlier / "metrics.json").is_file():
         raise ValueError(f"the run in {earlier} has not ended (stage1_run): run it to its end first, with run_dir={earlier}")
-    take_over(run_dir, earlier)
-    return earlier / promoted(read_ledger(earlier)).checkpoint
+    return earlier
+
+
+def _check_same_pictures(config: Config, earlier: Path) -> None:
+    """Models are compared on one validation, and what stage 1 has trained on must not be tested on."""
+    stored = yaml.safe_load((earlier / ".hydra" / "config.yaml").read_text())
+    differences = [
+        f"{key}: {there} there, {here} now"
+        for key, here, there in differing(config, stored)
+        if key.startswith(SAME) and not key.startswith(MAY_DIFFER)
+    ]
+    if differences:
+        raise ValueError(
+            f"{earlier} was run on other pictures or measured otherwise (stage1_run): {'; '.join(differences)}. Give the same "
+            "settings, or run stage 1 with these"
+        )
 
 
 def first_round(config: Config) -> int:
@@ -59,15 +97,15 @@ def first_round(config: Config) -> int:
     return len(read_ledger(Path(config["stage1_run"]))) if config["stage1_run"] else 1
 
 
-def check_growth_of_rounds(config: Config, earlier: Path | None = None) -> None:
+def check_growth_of_rounds(config: Config) -> None:
     """Raises ValueError, before any time is spent, for a round whose model cannot come of one that it may find in use."""
     first = sam_config_of(config)
-    if given := earlier or config["checkpoint"]:
-        first = load_sam(given).config
+    if config["checkpoint"] is not None:
+        first = load_sam(config["checkpoint"]).config
         if first.image_size != (wanted := config["model"]["image_size"] or first.image_size):
             raise ValueError(
-                f"checkpoint is a model of {first.image_size} pixels and model.image_size is {wanted}: rounds are compared "
-                f"at one size, set model.image_size={first.image_size}"
+                f"{config['checkpoint']} is a model of {first.image_size} pixels and model.image_size is {wanted}: rounds are "
+                f"compared at one size, set model.image_size={first.image_size}"
             )
     in_use = [first]
     for name, each in rounds_of(config):

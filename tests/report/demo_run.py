@@ -18,9 +18,10 @@ from PIL import Image
 from samtrain.data_engine.ledger import LedgerLine, append_line
 from samtrain.report import write_report
 
-PROMOTED = [True, True, True, False, True, True, True]
-MIOU = [0.42, 0.49, 0.55, 0.54, 0.61, 0.66, 0.69]
-MODELS = ["vit_tiny"] * 4 + ["vit_small"] * 3
+PROMOTED = [True, True, True, False, True, True, True, True, True, False, True, True]
+MIOU = [0.42, 0.49, 0.55, 0.54, 0.61, 0.66, 0.69, 0.70, 0.715, 0.71, 0.73, 0.74]
+MODELS = ["vit_tiny"] * 4 + ["vit_small"] * 8
+ASSISTED_ROUNDS = 6
 
 
 def write_demo(run_dir: Path, *, rounds: int = 6, finished: bool = True) -> Path:
@@ -34,7 +35,7 @@ def write_demo(run_dir: Path, *, rounds: int = 6, finished: bool = True) -> Path
             folder = run_dir / "rounds" / str(number) / "fit"
             seen = _training(folder, 80, seen, 1.3 - 0.1 * number, MIOU[number - 1], MIOU[number])
     if finished:
-        (run_dir / "metrics.json").write_text(json.dumps(_metrics()))
+        (run_dir / "metrics.json").write_text(json.dumps(_metrics(rounds)))
     return run_dir
 
 
@@ -80,11 +81,12 @@ def _training(folder: Path, steps: int, seen: int, loss: float, start: float, en
 def _line(number: int, seen: int) -> LedgerLine:
     used = max(n for n in range(number + 1) if PROMOTED[n])
     before = max((n for n in range(number) if PROMOTED[n]), default=None)
-    drawn = number > 0
+    drawn, filled = number > 0, number > ASSISTED_ROUNDS
     masks = 150 + 45 * number
+    automatic = 12 * number * filled
     return LedgerLine(
         round=number,
-        stage="assisted_manual",
+        stage="semi_automatic" if filled else "assisted_manual",
         model=MODELS[number],
         encoder=MODELS[used],
         parent=None if before is None else f"{before:064x}",
@@ -92,34 +94,52 @@ def _line(number: int, seen: int) -> LedgerLine:
         digest=f"{number:064x}",
         images=40 * drawn,
         masks=masks * drawn,
+        masks_automatic=automatic,
         masks_total=sum(150 + 45 * n for n in range(1, number + 1)),
+        images_total=40 * number,
         discarded=3 * drawn,
         pictures_left=(34 - 4 * number) * drawn,
         masks_per_image=masks / 40 if drawn else None,
+        assisted_per_image=(masks - automatic) / 40 if drawn else None,
         seconds_per_mask=17.5 - 1.1 * number if drawn else None,
         clicks_per_mask=4.1 - 0.2 * number if drawn else None,
         strokes_per_mask=2.0 - 0.25 * number if drawn else None,
         mask_iou=0.895 + 0.004 * number if drawn else None,
+        automatic_precision=0.88 + 0.006 * number if filled else None,
+        coverage=_coverage(number),
         probe_masks=70,
         probe_seconds_per_mask=21.0 - 1.4 * used,
         probe_clicks_per_mask=4.6 - 0.2 * used,
         probe_mask_iou=0.88 + 0.005 * used,
-        probe_good=0.6 + 0.04 * used,
+        probe_good=0.5 + 0.04 * used,
+        probe_coverage_alone=_coverage(used),
+        probe_coverage=_coverage(used),
+        probe_before={"probe_seconds_per_mask": 18.8, "probe_coverage": _coverage(2)} if number == 7 else {},
+        detector=f"rounds/{number}/detector/detector.pth" if filled else None,
+        detector_digest=f"{number:064x}" if filled else None,
         images_seen=seen if drawn else 0,
         promote_metric="val/miou_1",
         metrics_before={} if before is None else _validation(before),
         metrics_after=_validation(number),
         promoted=PROMOTED[number],
         shards=[{"path": f"rounds/{number}/shards/a.tar", "sha256": "0" * 64, "images": 40, "masks": masks}] * drawn,
-        wall={"annotate": 9.0, "shards": 0.2, "fit": 38.0, "measure": 2.1, "probe": 2.5} if drawn else {"measure": 2.0},
+        wall={"detector": 7.0 * filled, "annotate": 9.0, "shards": 0.2, "fit": 38.0, "measure": 2.1, "probe": 2.5}
+        if drawn
+        else {"measure": 2.0},
     )
+
+
+def _coverage(number: int) -> dict[str, float | None]:
+    """Better with each model, and worse where stage 2 brings other pictures."""
+    share = 0.06 * (number if number <= ASSISTED_ROUNDS else number - 3)
+    return {"all": 0.45 + share, "small": 0.3 + share, "medium": 0.47 + share, "large": min(0.6 + share, 1.0)}
 
 
 def _validation(number: int) -> dict[str, float | None]:
     return {"val/miou_1": MIOU[number], "val/oracle_miou_1": MIOU[number] + 0.1, "val/miou_3": MIOU[number] + 0.12}
 
 
-def _metrics() -> dict[str, float]:
+def _metrics(rounds: int) -> dict[str, float]:
     test = {
         "miou_1": 0.673,
         "oracle_miou_1": 0.781,
@@ -131,6 +151,8 @@ def _metrics() -> dict[str, float]:
     start = {f"test/start_{name}": value - 0.2 for name, value in test.items()}
     bounds = {"test/ceiling_miou_1": 0.842, "test/flood_fill_miou_1": 0.288}
     cost = {"time/seconds": 541.0, "memory/peak_gb": 2.4}
+    if rounds > ASSISTED_ROUNDS:
+        cost |= {"coverage/start_all": 0.57, "coverage/all": 0.93, "automatic/precision": 0.91}
     val = {f"val/{name}": value + 0.02 for name, value in test.items()}
     return {**{f"test/{name}": value for name, value in test.items()}, **start, **bounds, **cost, **val}
 

@@ -53,6 +53,20 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_demo(tmp_path_factory.mktemp("demo") / "run")
 
 
+def test_both_stages_are_one_story(tmp_path: Path) -> None:
+    text = check(write_report(write_demo(tmp_path / "run", rounds=11)).read_text())
+    for words in (
+        "first stage: assisted-manual", "second stage: semi-automatic", "5.9 million, 10.2 in all", "180,000, 300,000 in all",
+        "0.57 → 0.93 objects that have a mask", "0.91 precision of automatic masks", "18.8 → 5.6 s a mask, first to last",
+        "Objects that have a mask, by size", "drawn by the annotator", "stage 2",
+    ):  # fmt: skip
+        assert words in text, words
+    # a pool without a probe, or without ground truth, has no coverage to show
+    path = tmp_path / "run" / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"coverage/all": None, "automatic/precision": None}))
+    assert "objects that have a mask</" not in write_report(tmp_path / "run").read_text()
+
+
 def test_a_finished_run_of_the_engine(demo: Path) -> None:
     path = write_report(demo)
     assert path == demo / "report.html" and not list(demo.glob("*.partial"))
@@ -63,7 +77,7 @@ def test_a_finished_run_of_the_engine(demo: Path) -> None:
         "2 CPU cores",
         "9 min",
         "5 of 6",
-        "0.473 before round 1",
+        "0.473 before the rounds of this run",
         "the best that any single mask a click could reach",
         "baseline: flood fill",
         "kept the old",
@@ -89,7 +103,7 @@ def test_what_comes_from_outside_is_escaped(demo: Path) -> None:
 def test_every_chart_has_named_axes(demo: Path) -> None:
     page = write_report(demo).read_text()
     charts = re.findall(r'<figure class="chart">.*?</figure>', page, re.S)
-    assert len(charts) == 9
+    assert len(charts) == 10
     assert all(chart.count('<text class="name"') == 2 for chart in charts)
 
 

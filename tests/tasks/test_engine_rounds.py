@@ -6,26 +6,34 @@ import csv
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import InstantiationException
+from pretend_engine import LINE
+from pretend_predictor import write_pool
 
 from samtrain.data.datasets import Source
 from samtrain.data.once import write_whole
 from samtrain.modeling.build import build_sam
 from samtrain.modeling.checkpoints import save_safetensors
-from samtrain.tasks import resolve, rounds
+from samtrain.tasks import engine, resolve, rounds, schedule
 from samtrain.tasks.build import sam_config_of
+from samtrain.tasks.rounds import coverage_metrics
 from samtrain.tasks.run_dir import held
 from samtrain.tasks.sets import PictureSet
 from samtrain.tasks.training import Training
 from samtrain.tasks.worker import read_training, train_apart
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+REST = "model: vit_tiny, images: 1, steps: 1, learning_rate_factor: 1"
+SEMI_AUTOMATIC = [f"+rounds.7={{stage: semi_automatic, detector_steps: 1, {REST}}}"]
 
 
 def training(directory: Path) -> Training:
@@ -53,7 +61,7 @@ def test_rows_of_all_trainings_are_joined(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "metrics.csv").write_text(text)
     for _ in range(2):  # again gives the same
-        rounds.join_metrics(tmp_path)
+        engine.join_metrics(tmp_path)
         with open(tmp_path / "metrics.csv", newline="") as file:
             rows = list(csv.DictReader(file))
         assert [(row["round"], row["step"]) for row in rows] == [("0", "1"), ("0", "2"), ("2", "1"), ("10", "1")]
@@ -113,18 +121,18 @@ def test_rounds_begin_with_no_model_that_they_cannot_make(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"^rounds.2.model: vit_small cannot grow into vit_tiny|finds no place"):
         rounds.run(config_of("rounds.1.model=vit_small"), tmp_path)
     for scale in ("laptop", "single_gpu", "paper"):
-        rounds.check_growth_of_rounds(config_of(f"scale={scale}"))
+        schedule.check_growth_of_rounds(config_of(f"scale={scale}"))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
     path = save_safetensors(build_sam("vit_tiny", image_size=64), tmp_path / "own.safetensors")
     given = f"checkpoint={path}"
-    with pytest.raises(ValueError, match="checkpoint is a model of 64 pixels.*set model.image_size=64"):
-        rounds.check_growth_of_rounds(config_of(given))
+    with pytest.raises(ValueError, match="own.safetensors is a model of 64 pixels.*set model.image_size=64"):
+        schedule.check_growth_of_rounds(config_of(given))
     for size in ("64", "null"):
         config = config_of(given, f"model.image_size={size}")
-        rounds.check_growth_of_rounds(config)
+        schedule.check_growth_of_rounds(config)
         assert sam_config_of(config).image_size == 64
 
 
@@ -133,23 +141,26 @@ def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
     [
         ("rounds.3.steps=0", "rounds.3.steps is 0"),
         ("rounds.2.images=null", "rounds.2.images is None"),
-        ("+rounds.more={model: vit_tiny, images: 1, steps: 1, learning_rate_factor: 1}", "rounds.more: rounds are named by"),
+        ("rounds.2.stage=by_hand", "rounds.2.stage is 'by_hand': take one of assisted_manual, semi_automatic"),
+        ("rounds.2.stage=semi_automatic", "rounds.2.detector_steps is None: take 1 or more"),
+        (f"+rounds.more={{stage: assisted_manual, {REST}}}", "rounds.more: rounds are named by"),
+        (f"+rounds.7={{{REST}}}", "rounds.7.stage is None: take one of"),
     ],
 )
 def test_rounds_that_cannot_be_are_named(override: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        rounds.rounds_of(config_of(override))
+        schedule.rounds_of(config_of(override))
 
 
 def test_a_round_left_out_keeps_the_names_of_the_others() -> None:
-    assert [name for name, _ in rounds.rounds_of(config_of("~rounds.2"))] == ["1", "3", "4", "5", "6"]
+    assert [name for name, _ in schedule.rounds_of(config_of("~rounds.2"))] == ["1", "3", "4", "5", "6"]
 
 
 def test_rounds_are_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = config_of("scale=paper")
     with pytest.raises(ValueError, match="trainer.num_nodes is 16 and trainer.launcher null"):
         rounds.run(cluster, tmp_path)
-    rounds.check_processes(cluster | {"trainer": cluster["trainer"] | {"launcher": "srun"}})
+    schedule.check_processes(cluster | {"trainer": cluster["trainer"] | {"launcher": "srun"}})
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ValueError, match="launched 4 times"):
         rounds.run(config_of(), tmp_path)
@@ -159,10 +170,14 @@ def test_pictures_of_the_rounds_are_looked_at_and_not_the_public_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[PictureSet] = []
-    monkeypatch.setattr(rounds, "look_at", lambda config, pictures, **_: seen.append(pictures))
-    pictures = PictureSet(public=[Source(["public.tar"])], pool=[Source(["pool.tar"])], val=["v.tar"], test=[])
-    rounds.Work(config_of("data.frame=resize"), tmp_path, pictures).look_at_pool()
-    assert [each.train for each in seen] == [pictures.pool]
+    monkeypatch.setattr(engine, "look_at", lambda config, pictures, **_: seen.append(pictures))
+    pool = [Source(write_pool(tmp_path / "pool", 14, num=1))]
+    pictures = PictureSet(public=[Source(["public.tar"])], pool=pool, val=["v.tar"], test=[])
+    engine.Work(config_of("data.frame=resize"), tmp_path, pictures).look_at_pools()
+    assert [each.train for each in seen] == [pool]
+    few = replace(pictures, pool=[Source(write_pool(tmp_path / "few", 3, num=1))])
+    with pytest.raises(ValueError, match="the pool holds 3 pictures, too few for 6 rounds"):
+        engine.Work(config_of("data.frame=resize"), tmp_path, few).look_at_pools()
 
 
 def test_rounds_need_rounds(tmp_path: Path) -> None:
@@ -172,7 +187,57 @@ def test_rounds_need_rounds(tmp_path: Path) -> None:
 
 def test_a_model_that_its_training_did_not_measure_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No validation may have given a number, as when a model falls apart."""
-    monkeypatch.setattr(rounds, "validate", lambda config, checkpoint, val, native: {"val/miou_1": 0.25})
-    work = rounds.Work(config_of("data.frame=resize"), tmp_path, PictureSet(public=[], pool=[], val=["v.tar"], test=[]))
+    monkeypatch.setattr(engine, "validate", lambda config, checkpoint, val, native: {"val/miou_1": 0.25})
+    work = engine.Work(config_of("data.frame=resize"), tmp_path, PictureSet(public=[], pool=[], val=["v.tar"], test=[]))
     work.measured = {tmp_path / "a.ckpt": {"val/miou_1": 0.5}, tmp_path / "b.ckpt": {}}
     assert [work._measure(tmp_path / name)["val/miou_1"] for name in ("a.ckpt", "b.ckpt", "c.ckpt")] == [0.5, 0.25, 0.25]
+
+
+def test_rounds_of_stages_in_another_order_are_refused() -> None:
+    both = [f"+rounds.0={{stage: semi_automatic, detector_steps: 3, {REST}}}"]
+    with pytest.raises(ValueError, match="a round of assisted_manual comes after one of semi_automatic"):
+        schedule.rounds_of(config_of(*both))
+
+
+def test_a_stage_to_go_on_with_excludes_a_checkpoint(tmp_path: Path) -> None:
+    config = config_of("checkpoint=a.ckpt", "stage1_run=somewhere")
+    with pytest.raises(ValueError, match="checkpoint and stage1_run are both set"):
+        schedule.with_stage_1(config, tmp_path)
+
+
+def test_rounds_without_any_are_refused() -> None:
+    with pytest.raises(ValueError, match="rounds is empty"):
+        schedule.rounds_of(config_of(*(f"~rounds.{n}" for n in range(1, 7))))
+
+
+def test_settings_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    pictures = PictureSet(public=[], pool=[], val=["v.tar"], test=[])
+    for override, words in {
+        "annotator.min_iou=0.95": "annotator.min_iou is 0.95",
+        "prefill.pred_iou_thresh=2": "prefill.pred_iou_thresh is 2: take 0 to 1",
+        "prefill.pred_iou_thresh=null": "prefill.pred_iou_thresh is None: take a number",
+        "prefill.max_detections=500": "prefill.max_detections is 500: a detector gives 300 at most",
+    }.items():
+        config = config_of("data.frame=resize", "data.splits.crowded=0", override, *SEMI_AUTOMATIC)
+        with pytest.raises((ValueError, InstantiationException), match=words):
+            engine.Work(config, tmp_path, pictures)
+
+
+def test_coverage_is_summed_up_from_the_ledger() -> None:
+    lines = [replace(LINE, round=n) for n in range(2)]
+    assert coverage_metrics(lines) == {}
+    stage = {"stage": "semi_automatic", "probe_coverage_alone": {"all": 0.75}}
+    before = {"probe_coverage": {"all": 0.5, "small": 0.25}}
+    seven = replace(LINE, round=2, **stage, probe_before=before, masks_automatic=30, automatic_precision=0.9)
+    eight = replace(LINE, round=3, **stage, masks_automatic=10, automatic_precision=0.5)
+    nine = replace(LINE, round=4, **stage, probe_coverage={"all": 0.8, "small": None}, masks_automatic=0)
+    assert coverage_metrics([*lines, seven, eight, nine]) == {
+        "coverage/start_all": 0.5,
+        "coverage/start_small": 0.25,
+        "coverage/all": 0.8,
+        "coverage/small": None,
+        "coverage/without_filling_in": 0.75,
+        "automatic/masks": 40.0,
+        "automatic/precision": pytest.approx(0.8),
+    }
+    assert coverage_metrics([*lines, replace(nine, round=2, probe_before=before)])["automatic/precision"] is None
