@@ -27,6 +27,7 @@ LINE = LedgerLine(
     masks_total=0,
     images_total=0,
     discarded=0,
+    pictures_skipped=0,
     pictures_left=0,
     masks_per_image=None,
     assisted_per_image=None,

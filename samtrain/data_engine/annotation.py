@@ -10,13 +10,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from samtrain.data.decode import decode_image
-from samtrain.data.shards import ShardWriter, digest
+from samtrain.data.shards import Record, ShardWriter, digest
 from samtrain.data_engine.annotators import Annotator, Picture
 from samtrain.data_engine.pieces import Done, do_once
 from samtrain.data_engine.pool import Pool, PoolItem
 from samtrain.data_engine.prefill import Prefiller
-from samtrain.data_engine.records import Drawing, Origin, PictureWork, to_drawing
+from samtrain.data_engine.records import Drawing, Origin, PictureWork, left_out, to_drawing
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class Annotating:
 
     number:  the round's
     earlier: the masks that pictures have from earlier rounds, by key
+    on_error: "raise", or "skip" for pictures that cannot be read: logged, counted, and nothing is drawn in them
     """
 
     folder: Path
@@ -51,6 +54,7 @@ class Annotating:
     helpers: Helpers
     number: int
     earlier: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    on_error: str = "raise"
 
     @cached_property
     def predictor(self) -> Any:
@@ -81,9 +85,14 @@ class Annotating:
 
     def _draw(self, position: int, item: PoolItem) -> Drawing:
         """Encode once, fill in, let the annotator add what is missing."""
-        record = self.pool.read(item)
-        size, objects = record.annotation["image"], record.annotation["annotations"]
-        image = decode_image(record.image_bytes, size["width"], size["height"], record.name)
+        try:
+            record, image = self._read(item)
+        except ValueError as error:
+            if self.on_error == "raise":
+                raise
+            log.warning("left out: %s", error)
+            return left_out(self.pool.key(item))
+        objects = record.annotation["annotations"]
         earlier = self.earlier.get(record.key, [])
         locked = [each["segmentation"] for each in earlier]
         self.predictor.set_image(image)
@@ -94,6 +103,11 @@ class Annotating:
         # unique over all rounds, and in 64 bits: a billion pictures a round, ten thousand masks a picture
         first_id = (self.number * 10**9 + position) * 10**4
         return to_drawing(work, first_id=first_id, origin=self.helpers.origin)
+
+    def _read(self, item: PoolItem) -> tuple[Record, np.ndarray]:
+        record = self.pool.read(item)
+        size = record.annotation["image"]
+        return record, decode_image(record.image_bytes, size["width"], size["height"], record.name)
 
 
 def write_shards(

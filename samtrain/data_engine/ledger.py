@@ -42,6 +42,7 @@ class LedgerLine:
     automatic_precision:        share of the automatic masks whose IoU with some object is above 0.75
     coverage:                   share of the objects of these pictures that some mask shows with an IoU above 0.75:
                                 {all, small, medium, large}
+    pictures_skipped:           pictures that could not be read and were left out (data.on_error=skip)
     pictures_left:              pictures that were left because a mask took longer than the limit
     probe_*:                    the same on the fixed probe objects, with the model that is promoted after the round and
                                 nothing filled in; `probe_good` is the share of them that reached the target within the
@@ -67,6 +68,7 @@ class LedgerLine:
     masks_total: int
     images_total: int
     discarded: int
+    pictures_skipped: int
     pictures_left: int
     masks_per_image: float | None
     assisted_per_image: float | None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from samtrain.data_engine.annotators import TIME, AnnotatedMask, PictureAnnotation
+from samtrain.data_engine.annotators import DONE, TIME, AnnotatedMask, PictureAnnotation
 from samtrain.data_engine.coverage import compare, coverage, share_above
 from samtrain.data_engine.prefill import AutomaticMask
 from samtrain.ops.rle import RLE, encode_mask, rle_area, rle_to_box_xywh
@@ -49,6 +49,7 @@ def to_drawing(work: PictureWork, *, first_id: int, origin: Origin) -> Drawing:
         "annotations": [*work.earlier, *automatic, *assisted],
         "earlier": len(work.earlier),
         "left": work.drawn.reason == TIME,
+        "skipped": False,
         "work": [
             {"kept": kept} | {name: getattr(mask, name) for name in ("seconds", "clicks", "strokes", "iou", "good")}
             for kept, masks in ((True, work.drawn.masks), (False, work.drawn.discarded))
@@ -56,6 +57,12 @@ def to_drawing(work: PictureWork, *, first_id: int, origin: Origin) -> Drawing:
         ],
         "truth": compare(work.objects, _segmentations(in_time), _segmentations(automatic)),
     }
+
+
+def left_out(key: str) -> Drawing:
+    """A picture that could not be read."""
+    nobody = PictureWork(key, PictureAnnotation([], [], DONE, 0))
+    return to_drawing(nobody, first_id=0, origin=Origin("")) | {"skipped": True}
 
 
 def _assisted(mask: AnnotatedMask, number: int, origin: Origin) -> dict[str, Any]:
@@ -98,15 +105,17 @@ def summarise(drawings: Sequence[Drawing], size_limits: tuple[float, float]) -> 
     sources = [each["source"] for drawing in drawings for each in drawing["annotations"]]
     there = len(sources)
     masks = there - sum(drawing["earlier"] for drawing in drawings)
+    images = sum(not drawing["skipped"] for drawing in drawings)
     automatic = [iou for drawing in drawings for iou in drawing["truth"]["automatic"]]
     return {
-        "images": len(drawings),
+        "images": images,
+        "pictures_skipped": len(drawings) - images,
         "masks": masks,
         "masks_automatic": masks - len(kept),
         "discarded": len(work) - len(kept),
         "pictures_left": sum(drawing["left"] for drawing in drawings),
-        "masks_per_image": there / len(drawings) if drawings else None,
-        "assisted_per_image": sources.count(ASSISTED) / len(drawings) if drawings else None,
+        "masks_per_image": there / images if images else None,
+        "assisted_per_image": sources.count(ASSISTED) / images if images else None,
         "seconds_per_mask": _ratio(work, "seconds", len(kept)),
         "clicks_per_mask": _ratio(work, "clicks", len(kept)),
         "strokes_per_mask": _ratio(work, "strokes", len(kept)),

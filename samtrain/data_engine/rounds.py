@@ -56,7 +56,7 @@ class DataEngine:
     initial:      the first model
     first_round:  the number of the first round; above 1 where the ledger was begun with an earlier run's (`take_over`)
     size_limits:  areas in pixels that part small, medium and large objects in what the ledger says of coverage
-    on_error:     "raise", or "skip" for tars of the pools that are cut: what is whole of them is used
+    on_error:     "raise", or "skip" for tars that are cut and pictures that cannot be read: the whole rest is used
     on_line:      hears of each ledger line once it is written
     """
 
@@ -158,7 +158,7 @@ class DataEngine:
             **(alone[0] | filled[0]),
             probe_before=opening,
             masks_total=ledger[-1].masks_total + numbers["masks"],
-            images_total=ledger[-1].images_total + sum(drawing["earlier"] == 0 for drawing in drawn.result),
+            images_total=ledger[-1].images_total + sum(not (each["earlier"] or each["skipped"]) for each in drawn.result),
             images_seen=fitted.result["images_seen"],
             promote_metric=self.promote_metric,
             metrics_before=parent.metrics_after,
@@ -245,6 +245,7 @@ class DataEngine:
             helpers=helpers,
             number=number,
             earlier=earlier or {},
+            on_error=self.on_error,
         ).drawings()
 
     def _selection(self, stage: Stage, ledger: list[LedgerLine]) -> Selection:

@@ -10,7 +10,7 @@ import pytest
 from pretend_engine import CountedAnnotator, Killed, World, reproducible, tools
 from pretend_predictor import PretendPredictor, eroded, record_of, write_pool
 
-from samtrain.data.shards import digest, index_tar, read_record
+from samtrain.data.shards import ShardWriter, digest, index_tar, read_record
 from samtrain.data_engine import rounds as rounds_module
 from samtrain.data_engine.annotators import SimulatedAnnotator
 from samtrain.data_engine.ledger import read_ledger
@@ -206,6 +206,22 @@ def test_user_errors_are_said_in_words(tmp_path: Path, pool: list[str]) -> None:
     world.load_predictor = lambda path: PretendPredictor(lambda whole, clicks: np.zeros_like(whole))
     with pytest.raises(ValueError, match="not one mask was kept in 2 pictures"):
         engine(tmp_path / "c", pool, world, annotator=blind).run()
+
+
+def test_pictures_that_cannot_be_read_are_left_out_where_asked(tmp_path: Path) -> None:
+    """Four of eight pictures are no pictures: refused by name, or logged and counted."""
+    with ShardWriter(tmp_path, "pool") as writer:
+        for n in range(8):
+            image, ext, annotation = record_of(n, num=3)
+            writer.write(f"scene_{n:03d}", b"no picture" if n % 2 else image, ext, annotation)
+    pool = [str(tmp_path / "pool_000000.tar")]
+    configs = [RoundConfig(model="vit_tiny", images=8, steps=5)]
+    with pytest.raises(ValueError, match=r"pool_000000.tar, record scene_00[1357]"):
+        engine(tmp_path / "a", pool, World(QUALITIES), rounds=configs, probe=None).run()
+    engine(tmp_path / "b", pool, World(QUALITIES), rounds=configs, probe=None, on_error="skip").run()
+    line = read_ledger(tmp_path / "b")[1]
+    assert (line.images, line.pictures_skipped, line.images_total, line.shards[0]["images"]) == (4, 4, 4, 4)
+    assert line.masks_per_image == line.masks / 4
 
 
 def test_another_pool_under_an_old_run_is_refused(tmp_path: Path, pool: list[str]) -> None:

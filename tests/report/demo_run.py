@@ -98,6 +98,7 @@ def _line(number: int, seen: int) -> LedgerLine:
         masks_total=sum(150 + 45 * n for n in range(1, number + 1)),
         images_total=40 * number,
         discarded=3 * drawn,
+        pictures_skipped=0,
         pictures_left=(34 - 4 * number) * drawn,
         masks_per_image=masks / 40 if drawn else None,
         assisted_per_image=(masks - automatic) / 40 if drawn else None,
