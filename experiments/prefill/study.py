@@ -1,7 +1,7 @@
 """How precise filled-in masks are, and how many objects they cover, over the thresholds of conf/prefill/.
 
 Takes the model and the detector of a round, and pictures with ground truth that neither has seen; asks once for all boxes and
-then leaves out what each setting leaves out. Writes a table to the terminal and study.json beside it:
+then leaves out what each setting leaves out. Prints a line a setting, the one that covers most first:
 
     python experiments/prefill/study.py --model RUN/checkpoints/best.ckpt --detector RUN/rounds/7/detector/detector.pth
 """
@@ -25,8 +25,8 @@ from samtrain.predictor import SamPredictor
 
 GRID = {
     "box_score_thresh": (0.2, 0.5, 0.8),
-    "pred_iou_thresh": (0.0, 0.75, 0.8, 0.85),
-    "stability_score_thresh": (0.0, 0.76, 0.8, 0.82, 0.84, 0.86, 0.88),
+    "pred_iou_thresh": (0.0, 0.75, 0.8, 0.85, 0.88),
+    "stability_score_thresh": (0.0, 0.76, 0.8, 0.82, 0.84, 0.85, 0.86, 0.87, 0.88),
 }
 Picture = tuple[tuple[int, int], list[AutomaticMask], list[RLE]]  # size, what could be filled in, what there is
 
