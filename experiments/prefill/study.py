@@ -39,14 +39,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=150)
     parser.add_argument("--size-limits", type=float, nargs=2, default=(500, 1000), help="pixels: small, medium, large")
     parser.add_argument("--nms", type=float, default=PrefillConfig().nms_thresh)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("study.json"))
+    parser.add_argument("--out", type=Path, help="a JSON file for all rows")
     arguments = parser.parse_args()
     tars = arguments.pictures or [make_synthetic("data/shards", splits={"crowded": 150}, size=(96, 96), seed=1000) / "crowded"]
     pictures = propose(arguments.model, arguments.detector, expand_urls(tars), arguments.images)
     rows = [measure(pictures, values, arguments) for values in itertools.product(*GRID.values())]
     for row in sorted(rows, key=lambda row: -row["covered"]):
         print(" ".join(f"{name} {value:.3f}" for name, value in row.items() if value is not None))
-    arguments.out.write_text(json.dumps({"command": vars(arguments) | {"out": str(arguments.out)}, "rows": rows}, indent=1))
+    if arguments.out:
+        settings = {key: str(value) for key, value in vars(arguments).items()}
+        arguments.out.write_text(json.dumps({"command": settings, "rows": rows}, indent=1))
 
 
 def propose(model: str, detector: str, tars: list[str], images: int) -> list[Picture]:
