@@ -19,7 +19,7 @@ from PIL import Image
 from rich.progress import track
 
 from samtrain.data.once import make_once
-from samtrain.data.scenes import CROWD, CROWD_RADIUS, SCENES_VERSION, Scene, generate_scene
+from samtrain.data.scenes import CROWDED, SCENES_VERSION, SPARSE, Scene, generate_scene
 from samtrain.data.shards import ShardWriter
 from samtrain.ops.rle import encode_mask, rle_to_box_xywh
 
@@ -102,8 +102,7 @@ def _painted(jobs: list[Job], num_workers: int) -> Iterator[tuple[str, bytes, st
 def paint_record(job: Job) -> tuple[str, bytes, str, dict[str, Any]]:
     """Key, PNG bytes, extension and annotation of one scene."""
     seed, split, number, size = job
-    crowd: dict[str, Any] = {"num_wholes": CROWD, "radius": CROWD_RADIUS} if SPLITS[split] == "crowded" else {}
-    scene = generate_scene((seed, split, number), size, **crowd)
+    scene = generate_scene((seed, split, number), size, layout=CROWDED if SPLITS[split] == "crowded" else SPARSE)
     stream = io.BytesIO()
     Image.fromarray(scene.image).save(stream, "png", compress_level=1)  # noise hardly packs: level 6 takes 3 times as long
     image_id = number * len(SPLITS) + split + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from samtrain.evaluators.boxes import COCO_SIZES
 from samtrain.loggers import AppendingCSVLogger
 
 log = logging.getLogger(__name__)
+warnings.filterwarnings("ignore", message=r".*no `val_dataloader`")  # rounds do not validate their detectors
 
 MONITOR = "val/box_ap"  # the highest keeps best.ckpt
 RESULT = "detector.pth"

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import binary_dilation
 
 from samtrain.data.difficulty import best_single_mask_miou, decoded_pictures, flood_fill_miou
+from samtrain.data.scenes import CROWDED, SPARSE
 from samtrain.data.scenes.shapes import REACH, SHAPES, draw_shape
 from samtrain.data.shards import digest, expand_urls, index_tar, read_record
+from samtrain.data.synthetic import SPLITS as SPLITS_OF_SETS
 from samtrain.data.synthetic import Scene, generate_scene, make_synthetic
 
+LAYOUTS = {"val": SPARSE, "crowded": CROWDED}
 SPLITS = {"public": 3, "pool": 2, "val": 2, "test": 2}
 
 
@@ -185,3 +189,25 @@ def test_workers_change_nothing(prepared: Path, tmp_path: Path) -> None:
 def test_wrong_parameters_are_told(tmp_path: Path, changed: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_synthetic(tmp_path, **{"splits": SPLITS, **changed})
+
+
+def test_the_crowded_split_has_more_and_smaller_objects_that_stand_apart(tmp_path: Path) -> None:
+    folder = make_synthetic(tmp_path, splits={"val": 12, "crowded": 12}, size=(96, 96), seed=3)
+    counts, areas, hidden = {}, {}, {}
+    for split in ("val", "crowded"):
+        index = index_tar(expand_urls(folder / split)[0])
+        scenes = [generate_scene((3, SPLITS_OF_SETS.index(split), i), (96, 96), layout=LAYOUTS[split]) for i in range(12)]
+        for i, (image, masks) in enumerate(decoded_pictures([read_record(index, i) for i in range(12)])):
+            assert np.array_equal(image, scenes[i].image) and np.array_equal(masks, scenes[i].masks)
+        counts[split] = np.mean([len(scene.masks) for scene in scenes])
+        areas[split] = np.median([mask.sum() for scene in scenes for mask in scene.masks])
+        hidden[split] = np.mean([_touch(scene) for scene in scenes])
+    assert counts["crowded"] > 1.3 * counts["val"] and areas["crowded"] < 0.6 * areas["val"]
+    assert hidden["crowded"] < 0.5
+
+
+def _touch(scene: Scene) -> float:
+    """Share of the wholes that touch another."""
+    wholes = [mask for mask, level in zip(scene.masks, scene.levels, strict=True) if level == 0]
+    grown = [binary_dilation(mask) for mask in wholes]
+    return float(np.mean([any((a & b).any() for j, b in enumerate(grown) if j != i) for i, a in enumerate(grown)] or [0.0]))

@@ -20,9 +20,23 @@ SCENES_VERSION = 10  # raise it when a seed gives another scene than before: set
 NATIVE_SIDE = 128  # sizes below are in pixels of a scene of this side; other sizes scale them
 MIN_VISIBLE = 0.4  # of its area; an object hidden further is not annotated: a sliver looks like its neighbours' part
 MAX_SHARE = 0.65  # a part that covers more of what is visible of its whole would be its duplicate
-WHOLES, WHOLE_RADIUS = (2, 3), (30.0, 46.0)  # how many, and pixels
-CROWD, CROWD_RADIUS = (4, 6), (18.0, 32.0)  # of a crowded scene: 7.2 objects in place of 4.4 (measured)
 HAS_PARTS = (0.9, 0.35, 0.0)  # chance by level: four or five of ten objects then lie in another (measured: 0.43 to 0.46)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many wholes there are, of which radii (pixels), and where: at the freest of `tries` places, or, with the chance
+    `anywhere`, at any.
+    """
+
+    num_wholes: tuple[int, int]
+    radius: tuple[float, float]
+    tries: int
+    anywhere: float
+
+
+SPARSE = Layout((2, 3), (30.0, 46.0), tries=6, anywhere=0.2)  # 4.4 objects (measured), hiding one another
+CROWDED = Layout((5, 7), (15.0, 25.0), tries=20, anywhere=0.0)  # more, smaller, and apart
 
 
 @dataclass
@@ -45,16 +59,13 @@ def generate_scene(
     seed: int | Sequence[int],
     size: tuple[int, int] = (NATIVE_SIDE, NATIVE_SIDE),
     *,
-    num_wholes: tuple[int, int] = WHOLES,
-    radius: tuple[float, float] = WHOLE_RADIUS,
+    layout: Layout = SPARSE,
 ) -> Scene:
-    """One scene of `size` (H, W), a function of its arguments alone; `num_wholes` is the range of wholes painted, `radius`
-    that of their sizes, in pixels of a scene of NATIVE_SIDE.
-    """
+    """One scene of `size` (H, W), a function of its arguments alone."""
     rng = np.random.default_rng(seed)
     canvas, ground = _background(rng, size)
-    for centre, radius_px in _places(canvas, int(rng.integers(num_wholes[0], num_wholes[1] + 1)), radius):
-        whole = _whole(canvas, centre, radius_px, ground)
+    for centre, radius in _places(canvas, layout):
+        whole = _whole(canvas, centre, radius, ground)
         index = put(canvas, whole, parent=-1)
         _parts(canvas, whole, index)
     canvas.image *= light(rng, canvas.x, canvas.y)[..., None].astype(np.float32)
@@ -69,18 +80,19 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Canvas
     return Canvas(rng, image, x, y, unit), ground
 
 
-def _places(canvas: Canvas, count: int, radius: tuple[float, float]) -> list[tuple[tuple[float, float], float]]:
-    """Centres (x, y) and radii: the freest of six places for most wholes, any place for the rest: occlusion."""
+def _places(canvas: Canvas, layout: Layout) -> list[tuple[tuple[float, float], float]]:
+    """Centres (x, y) and radii; places that are not the freest make occlusion."""
     rng, (height, width) = canvas.rng, canvas.x.shape
-    smallest, largest = np.log(radius)
+    count = int(rng.integers(layout.num_wholes[0], layout.num_wholes[1] + 1))
+    smallest, largest = np.log(layout.radius)
     radii = np.sort(np.exp(rng.uniform(smallest, largest, count)) * canvas.unit)[::-1]  # large ones behind
     centres = np.zeros((count, 2))
     for i in range(count):
-        tries = 1 if rng.random() < 0.2 else 6
+        tries = 1 if rng.random() < layout.anywhere else layout.tries
         candidates = rng.uniform(0.08, 0.92, (tries, 2)) * (width, height)
         gaps = np.linalg.norm(candidates[:, None] - centres[None, :i], axis=2) - radii[:i] - radii[i]
         centres[i] = candidates[gaps.min(axis=1).argmax()] if i else candidates[0]
-    return [((float(x), float(y)), float(each)) for (x, y), each in zip(centres, radii, strict=True)]
+    return [((float(x), float(y)), float(radius)) for (x, y), radius in zip(centres, radii, strict=True)]
 
 
 def _whole(canvas: Canvas, centre: tuple[float, float], radius: float, ground: Surface) -> Patch:
