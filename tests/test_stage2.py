@@ -121,8 +121,8 @@ def test_stage_2_goes_on_with_a_run_of_stage_1(whole_run: Path) -> None:
         ("stage1_run=first", "data.seed=3"): "first was run on other pictures or measured otherwise (stage1_run): data.seed: 0",
         ("stage1_run=second",): "stage1_run=second goes before semi-automatic rounds and holds none",
     }
-    for overrides, words in refused.items():
-        process = begin(folder, "+experiment=stage2", *SECOND, *overrides, "run_dir=refused")
+    for number, (overrides, words) in enumerate(refused.items()):
+        process = begin(folder, "+experiment=stage2", *SECOND, *overrides, f"run_dir=refused_{number}")
         output, _ = process.communicate(timeout=300)
         assert process.returncode and words in output
     # the detector alone, on what stage 1 has collected
