@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from timm.models.vision_transformer_sam import (
     Attention,
     Block,
@@ -16,44 +15,23 @@ from timm.models.vision_transformer_sam import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from samtrain.ops.rel_pos_attention import rel_pos_attention
+
+TOKENS_AT_A_TIME = 1024
+
 
 class RelPosAttention(Attention):
-    """timm's attention with decomposed relative positions folded into query and key where the bias would be large.
+    """timm's attention, its decomposed relative positions by `rel_pos_attention`."""
 
-    ``q·k * scale + rel_h + rel_w`` is one dot product of ``[q * scale, rel_h(q), rel_w(q)]`` with ``[k, onehot(row),
-    onehot(column)]``, so that a global block needs no N x N bias in memory (measured in DESIGN.md).
-    """
+    def attend(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) before the last projection."""
+        B, H, W, C = x.shape
+        qkv = self.qkv(x.reshape(B, H * W, C)).view(B, H * W, 3, self.num_heads, self.head_dim)
+        tables = _distance_table(self.rel_pos_h, H), _distance_table(self.rel_pos_w, W)
+        return rel_pos_attention(qkv, *tables, self.scale).view(B, H, W, C)
 
     def forward(self, x: Tensor) -> Tensor:
-        B, H, W, _ = x.shape
-        qkv = self.qkv(x.reshape(B, H * W, -1)).view(B, H * W, 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        rel_h, rel_w = self._relative_positions(q.reshape(B, self.num_heads, H, W, self.head_dim))
-        if H * W > 512:  # from about here on the fused kernel beats the explicit bias on CPU (experiments/LOG.md)
-            x = self._folded(q, k, v, rel_h, rel_w)
-        else:
-            bias = (rel_h[..., :, None] + rel_w[..., None, :]).flatten(-2).flatten(2, 3)
-            x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
-        x = x.transpose(1, 2).reshape(B, H * W, -1)
-        return self.proj(x).view(B, H, W, -1)
-
-    def _relative_positions(self, q_BnHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores of each unscaled query against each row (B, n, H, W, H) and each column (B, n, H, W, W)."""
-        H, W = q_BnHWC.shape[2:4]
-        table_h = _distance_table(self.rel_pos_h, H)
-        table_w = _distance_table(self.rel_pos_w, W)
-        rel_h = torch.einsum("bnhwc,hkc->bnhwk", q_BnHWC, table_h)
-        rel_w = torch.einsum("bnhwc,wkc->bnhwk", q_BnHWC, table_w)
-        return rel_h, rel_w
-
-    def _folded(self, q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-        B, n, N, C = q.shape
-        H, W = rel_h.shape[-1], rel_w.shape[-1]
-        query = torch.cat([q * self.scale, rel_h.reshape(B, n, N, H), rel_w.reshape(B, n, N, W)], dim=-1)
-        key = torch.cat([k, _one_hot_grid(H, W, k).expand(B, n, N, H + W)], dim=-1)
-        # the fused kernels want equal widths, so the value is padded and cut again
-        value = F.pad(v, (0, H + W))
-        return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :C]
+        return self.proj(self.attend(x))
 
 
 def _distance_table(rel_pos: Tensor, size: int) -> Tensor:
@@ -62,13 +40,6 @@ def _distance_table(rel_pos: Tensor, size: int) -> Tensor:
     steps = torch.arange(size, device=rel_pos.device)
     distance = steps[:, None] - steps[None, :] + size - 1
     return rel_pos.index_select(0, distance.flatten()).view(size, size, -1)
-
-
-def _one_hot_grid(H: int, W: int, like: Tensor) -> Tensor:
-    """(H * W, H + W): for each position of the grid the one-hot of its row, then of its column."""
-    rows = torch.eye(H, dtype=like.dtype, device=like.device).repeat_interleave(W, dim=0)
-    columns = torch.eye(W, dtype=like.dtype, device=like.device).repeat(H, 1)
-    return torch.cat([rows, columns], dim=1)
 
 
 class EncoderBlock(Block):
@@ -84,11 +55,19 @@ class EncoderBlock(Block):
         y = self.norm1(x)
         if self.window_size > 0:
             y, padded_size = window_partition(y, self.window_size)
-            y = window_unpartition(self.attn(y), self.window_size, (H, W), padded_size)
+            # the padding takes part as keys; what it becomes itself is thrown away, before the projection
+            y = window_unpartition(self.attn.attend(y), self.window_size, (H, W), padded_size)
         else:
-            y = self.attn(y)
-        x = x + self.drop_path1(y)
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
+            y = self.attn.attend(y)
+        x = x + self.drop_path1(self.attn.proj(y))
+        return x + self.drop_path2(self._mlp(x))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        """Without gradients in parts, so that the widest tensor of the encoder stays small and is not mapped anew each time."""
+        if torch.is_grad_enabled():
+            return self.mlp(self.norm2(x))
+        parts = x.flatten(0, 2).split(TOKENS_AT_A_TIME)
+        return torch.cat([self.mlp(self.norm2(part)) for part in parts]).view(x.shape)
 
 
 class ImageEncoder(VisionTransformerSAM):
@@ -125,7 +104,7 @@ class ImageEncoder(VisionTransformerSAM):
         )
 
     def forward(self, images_B3SS: Tensor) -> Tensor:
-        x = self.patch_embed(images_B3SS) + self.pos_embed
+        x = self.patch_embed(images_B3SS).contiguous() + self.pos_embed
         for block in self.blocks:
             checkpointed = self.grad_checkpointing and self.training
             x = checkpoint(block, x, use_reentrant=False) if checkpointed else block(x)
