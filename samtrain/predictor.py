@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from samtrain.modeling.image_tokens import Picture
 from samtrain.modeling.sam import Sam
 from samtrain.ops.masks import longest_side_size
 from samtrain.types import PointLabel, Prompts, SamOutput
@@ -69,6 +70,7 @@ class SamPredictor:
         self.original_size: Size = (0, 0)
         self.input_size: Size = (0, 0)
         self.features: Any = None
+        self._picture: Picture | None = None
         self.reset_image()
 
     @property
@@ -159,7 +161,10 @@ class SamPredictor:
         """Decodes prompts in the input frame."""
         self._check_image_set()
         owner = torch.zeros(len(prompts), dtype=torch.int64, device=self.device)
-        return self.model.decode(self.features, owner, prompts, multimask_output)
+        # whoever sets `features`, as one may with segment_anything's, gets a picture of them
+        if self._picture is None or self._picture.source is not self.features:
+            self._picture = self.model.picture(self.features)
+        return self.model.decode(self._picture, owner, prompts, multimask_output)
 
     @torch.no_grad()
     def to_original(self, low_res_logits_NMhw: Tensor) -> Tensor:
@@ -175,6 +180,7 @@ class SamPredictor:
         """Forgets the picture; its sizes stay readable, as in segment_anything."""
         self.is_image_set = False
         self.features = None
+        self._picture = None
 
     def _check_image_set(self) -> None:
         if not self.is_image_set:

@@ -8,6 +8,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from samtrain.modeling.image_tokens import Picture, PromptedImage
 from samtrain.types import PointLabel, Prompts
 
 
@@ -38,7 +39,7 @@ class RandomPositionEncoding(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """Prompts to sparse (N, K, C) and dense (N, C, g, g) embeddings; parameters are named as in segment_anything."""
+    """Prompts to tokens (N, K, C) and to what they change in the image; parameters are named as in segment_anything."""
 
     def __init__(self, *, dim: int, image_size: int, grid: int, mask_in_chans: int) -> None:
         super().__init__()
@@ -58,9 +59,9 @@ class PromptEncoder(nn.Module):
         )
         self.no_mask_embed = nn.Embedding(1, dim)
 
-    def forward(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """Sparse (N, K, C) and dense embeddings; dense is (1, C, 1, 1) where no mask is given, else (N, C, g, g)."""
-        return self.embed_tokens(prompts), self.embed_masks(prompts)
+    def forward(self, prompts: Prompts, picture: Picture, image_index_N: Tensor) -> tuple[Tensor, PromptedImage]:
+        """Tokens (N, K, C), and the images of the picture as the prompts show them to the decoder."""
+        return self.embed_tokens(prompts), PromptedImage(picture, image_index_N, *self.embed_masks(prompts))
 
     def embed_tokens(self, prompts: Prompts) -> Tensor:
         """Position plus kind for each token; a padding token has no position."""
@@ -69,10 +70,14 @@ class PromptEncoder(nn.Module):
         kind = kinds.index_select(0, (prompts.labels + 1).flatten()).view(*prompts.labels.shape, kinds.shape[1])
         return torch.where((prompts.labels == PointLabel.PADDING)[..., None], kind, encoding + kind)
 
-    def embed_masks(self, prompts: Prompts) -> Tensor:
+    def embed_masks(self, prompts: Prompts) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What is added to every cell (1, C), and with masks what is added to each: (N, G, m) times the transpose of (C, m)."""
         if prompts.mask_logits is None:
-            return self.no_mask_embed.weight[:, :, None, None]
-        return self.mask_downscaling(prompts.mask_logits)
+            return self.no_mask_embed.weight, None, None
+        last = self.mask_downscaling[-1]
+        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        detail_Nmgg = self.mask_downscaling[:-1](prompts.mask_logits)
+        return last.bias[None], detail_Nmgg.flatten(2).transpose(1, 2), last.weight.flatten(1)
 
     def dense_pe(self) -> Tensor:
         """(1, C, g, g): the positions of the image embedding."""

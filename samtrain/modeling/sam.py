@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samtrain.modeling.image_encoder import ImageEncoder
+from samtrain.modeling.image_tokens import Picture
 from samtrain.modeling.initialise import init_from_scratch
 from samtrain.modeling.mask_decoder import MaskDecoder
 from samtrain.modeling.prompt_encoder import PromptEncoder
@@ -167,13 +168,20 @@ class Sam(nn.Module):
         """(B, C, g, g) embeddings of preprocessed images; done once an image, whatever is asked of it."""
         return self.image_encoder(images_B3SS)
 
+    def picture(self, image_embeddings_BCgg: Tensor) -> Picture:
+        """The embeddings with what every prompt on them needs; `decode` takes it in their place."""
+        return Picture(image_embeddings_BCgg, self.prompt_encoder.dense_pe())
+
     def decode(
-        self, image_embeddings_BCgg: Tensor, image_index_N: Tensor, prompts: Prompts, multimask_output: bool
+        self, images: Tensor | Picture, image_index_N: Tensor, prompts: Prompts, multimask_output: bool
     ) -> SamOutput:
-        """Masks for N prompts spread over B images: three each where the prompt is ambiguous, else the single one."""
-        sparse, dense = self.prompt_encoder(prompts)
-        pe = self.prompt_encoder.dense_pe()
-        return self.mask_decoder(image_embeddings_BCgg, image_index_N, pe, sparse, dense, multimask_output)
+        """Masks for N prompts spread over B images: three each where the prompt is ambiguous, else the single one.
+
+        images: (B, C, g, g) embeddings, or the `picture` of them where it is asked again and again without gradients
+        """
+        picture = images if isinstance(images, Picture) else self.picture(images)
+        tokens, image = self.prompt_encoder(prompts, picture, image_index_N)
+        return self.mask_decoder(image, tokens, multimask_output)
 
     def forward(
         self,
@@ -191,7 +199,16 @@ class Sam(nn.Module):
         self, low_res_logits_NMhw: Tensor, input_size: tuple[int, int], original_size: tuple[int, int]
     ) -> Tensor:
         """(N, M, H, W) logits in the original frame: up to S x S, the padding cut off, then to the picture's size."""
-        S = self.config.image_size
-        masks = F.interpolate(low_res_logits_NMhw, (S, S), mode="bilinear", align_corners=False)
-        masks = masks[..., : input_size[0], : input_size[1]]
-        return F.interpolate(masks, original_size, mode="bilinear", align_corners=False)
+        # float32, in which a processor interpolates faster than in bfloat16
+        masks = low_res_logits_NMhw.float() if low_res_logits_NMhw.dtype == torch.bfloat16 else low_res_logits_NMhw
+        factor, rest = divmod(self.config.image_size, self.config.mask_size)
+        if rest == 0:
+            # what is padding is not wanted: cells end with the one after the last that is seen, which its edge reaches into
+            h, w = (min(side // factor + 2, self.config.mask_size) for side in input_size)
+            masks = F.interpolate(masks[..., :h, :w], (h * factor, w * factor), mode="bilinear", align_corners=False)
+        else:
+            masks = F.interpolate(masks, (self.config.image_size,) * 2, mode="bilinear", align_corners=False)
+        masks = F.interpolate(
+            masks[..., : input_size[0], : input_size[1]], original_size, mode="bilinear", align_corners=False
+        )
+        return masks.to(low_res_logits_NMhw.dtype)
