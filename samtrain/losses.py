@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from samtrain.ops.mask_loss import MaskLossWeights, best_mask_loss
 from samtrain.ops.masks import shrink_masks
 from samtrain.types import SamOutput
 
@@ -59,14 +58,10 @@ class SamLoss:
             raise ValueError(f"loss.interaction_reduction is {interaction_reduction!r}: take 'mean' or 'sum'")
         if iou_loss not in ("mse", "l1"):
             raise ValueError(f"loss.iou_loss is {iou_loss!r}: take 'mse' or 'l1'")
-        self.focal_weight = focal_weight
-        self.dice_weight = dice_weight
+        self.mask_weights = MaskLossWeights(focal_weight, dice_weight, focal_alpha, focal_gamma, dice_smooth)
         self.iou_weight = iou_weight
         self.iou_loss = iou_loss
         self.supervise_all_iou = supervise_all_iou
-        self.focal_alpha = focal_alpha
-        self.focal_gamma = focal_gamma
-        self.dice_smooth = dice_smooth
         self.resolution = resolution
         self.interaction_reduction = interaction_reduction
 
@@ -82,58 +77,18 @@ class SamLoss:
 
     def __call__(self, output: SamOutput, targets: MaskTargets, num_objects: Tensor | float) -> LossTerms:
         """Sums over the objects divided by `num_objects` (the mean over ranks of their number)."""
-        # logits at the resolution of the loss, in full precision
-        size = targets.masks.shape[-2:]
-        logits = output.low_res_logits.float()
-        if logits.shape[-2:] != size:
-            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-        masks, valid = targets.masks[:, None], targets.valid[:, None]
-
-        # focal and dice of each mask, then the best one
-        focal_NM, dice_NM = self._focal_and_dice(logits, masks.to(logits.dtype), valid.to(logits.dtype))
-        chosen = (self.focal_weight * focal_NM + self.dice_weight * dice_NM).detach().argmin(dim=1, keepdim=True)
-
-        # the IoU that was predicted against the one that it is
-        iou_error_N = self._iou_error(logits, output.iou_predictions.float(), targets, chosen)
-
-        # means over the objects
-        focal, dice, iou_error = (
-            (term * targets.weights).sum() / num_objects
-            for term in (focal_NM.gather(1, chosen).squeeze(1), dice_NM.gather(1, chosen).squeeze(1), iou_error_N)
+        mask_loss_N, focal_N, dice_N, chosen_N, iou_NM = best_mask_loss(
+            output.low_res_logits, targets.masks, targets.valid, self.mask_weights
         )
-        total = self.focal_weight * focal + self.dice_weight * dice + self.iou_weight * iou_error
-        return LossTerms(total, focal.detach(), dice.detach(), iou_error.detach(), chosen.squeeze(1))
+        iou_error_N = self._iou_error(output.iou_predictions, iou_NM, chosen_N)
+        total, focal, dice, iou_error = (
+            (term * targets.weights).sum() / num_objects
+            for term in (mask_loss_N + self.iou_weight * iou_error_N, focal_N, dice_N, iou_error_N)
+        )
+        return LossTerms(total, focal, dice, iou_error.detach(), chosen_N)
 
-    def _iou_error(self, logits_NMHW: Tensor, predicted_NM: Tensor, targets: MaskTargets, chosen_N1: Tensor) -> Tensor:
+    def _iou_error(self, predicted_NM: Tensor, iou_NM: Tensor, chosen_N: Tensor) -> Tensor:
         """(N,) error of the predicted IoU: of the chosen mask, or the mean over all of an object's masks."""
-        if not self.supervise_all_iou:
-            h, w = logits_NMHW.shape[-2:]
-            logits_NMHW = logits_NMHW.gather(1, chosen_N1[:, :, None, None].expand(-1, -1, h, w))
-            predicted_NM = predicted_NM.gather(1, chosen_N1)
-        with torch.no_grad():
-            iou_NM = _iou(logits_NMHW > 0, targets.masks[:, None], targets.valid[:, None])
-        error = predicted_NM - iou_NM
-        return (error.abs() if self.iou_loss == "l1" else error**2).mean(dim=1)
-
-    def _focal_and_dice(self, logits_NMHW: Tensor, masks_N1HW: Tensor, valid_N1HW: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, M) each: focal loss as a mean over valid pixels (Lin et al. 2017), dice as in V-Net with plain sums."""
-        probability = logits_NMHW.sigmoid()
-        cross_entropy = F.softplus(logits_NMHW) - logits_NMHW * masks_N1HW
-        miss = probability + masks_N1HW - 2 * probability * masks_N1HW  # 1 - p where the object is, p elsewhere
-        balance = self.focal_alpha * masks_N1HW + (1 - self.focal_alpha) * (1 - masks_N1HW)
-        power = miss * miss if self.focal_gamma == 2 else miss**self.focal_gamma
-        pixels = valid_N1HW.sum(dim=(2, 3)).clamp(min=1)
-        focal = (cross_entropy * power * (balance * valid_N1HW)).sum(dim=(2, 3)) / pixels
-
-        probability = probability * valid_N1HW
-        overlap = (probability * masks_N1HW).sum(dim=(2, 3))
-        sizes = probability.sum(dim=(2, 3)) + (masks_N1HW * valid_N1HW).sum(dim=(2, 3))
-        dice = 1 - (2 * overlap + self.dice_smooth) / (sizes + self.dice_smooth)
-        return focal, dice
-
-
-def _iou(a_NMHW: Tensor, b_N1HW: Tensor, valid_N1HW: Tensor) -> Tensor:
-    """(N, M) hard IoU where `valid`; the union counts as one pixel at least, so two empty masks have 0 (as SAM 2 counts)."""
-    intersection = (a_NMHW & b_N1HW & valid_N1HW).sum(dim=(2, 3))
-    union = ((a_NMHW | b_N1HW) & valid_N1HW).sum(dim=(2, 3))
-    return intersection / union.clamp(min=1)
+        error_NM = predicted_NM.to(iou_NM.dtype) - iou_NM
+        error_NM = error_NM.abs() if self.iou_loss == "l1" else error_NM**2
+        return error_NM.mean(dim=1) if self.supervise_all_iou else error_NM.gather(1, chosen_N[:, None])[:, 0]

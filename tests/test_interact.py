@@ -106,22 +106,6 @@ def test_a_batch_equals_its_pictures_one_by_one(first: str) -> None:
 # ---- gradients
 
 
-class LossInFloat64(SamLoss):
-    """Weighs as SamLoss does, without its rounding to float32: only the order of sums can differ."""
-
-    def __call__(self, output, targets, num_objects):  # type: ignore[no-untyped-def]
-        logits = output.low_res_logits
-        assert logits.dtype == torch.float64
-        masks, valid = targets.masks[:, None], targets.valid[:, None]
-        focal, dice = self._focal_and_dice(logits, masks.double(), valid.double())
-        terms = super().__call__(output, targets, num_objects)
-        chosen = terms.chosen[:, None]
-        error = (output.iou_predictions.gather(1, chosen)[:, 0] - 0.5) ** 2
-        per_object = 20 * focal.gather(1, chosen)[:, 0] + dice.gather(1, chosen)[:, 0] + error
-        terms.total = (per_object * targets.weights).sum() / num_objects
-        return terms
-
-
 def gradients(
     sam: Sam, batch: Batch, loss: SamLoss, *, flat: bool, num_points: int = 8, sampler: type[PromptSampler] = PromptSampler
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -149,7 +133,7 @@ def gradients(
 
 def test_gradients_taken_as_they_come_are_exact() -> None:
     """Eleven interactions in float64, dropout included."""
-    sam, batch, loss = tiny_sam().double(), blobs(0), LossInFloat64(resolution="decoder")
+    sam, batch, loss = tiny_sam().double(), blobs(0), SamLoss(resolution="decoder")
     plain_total, plain = gradients(sam, batch, loss, flat=False)
     total, flat = gradients(sam, batch, loss, flat=True)
     torch.testing.assert_close(total.double(), plain_total.double(), rtol=1e-6, atol=0)  # the sum is kept in float32

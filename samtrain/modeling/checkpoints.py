@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import re
+import secrets
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,7 +138,8 @@ def replaced_whole(path: str | Path) -> Iterator[Path]:
     """A temporary path beside the target, which becomes the target in one step once the block has ended well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # a name that no other thread, nor a process of this number on another machine, writes to
+    temporary = path.with_name(f".{path.name}.{os.getpid()}_{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         _sync(temporary)

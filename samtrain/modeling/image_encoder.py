@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -23,15 +25,15 @@ TOKENS_AT_A_TIME = 1024
 class RelPosAttention(Attention):
     """timm's attention, its decomposed relative positions by `rel_pos_attention`."""
 
-    def attend(self, x: Tensor) -> Tensor:
+    def attend(self, qkv_BHW3C: Tensor) -> Tensor:
         """(B, H, W, C) before the last projection."""
-        B, H, W, C = x.shape
-        qkv = self.qkv(x.reshape(B, H * W, C)).view(B, H * W, 3, self.num_heads, self.head_dim)
+        B, H, W, C = qkv_BHW3C.shape
+        qkv = qkv_BHW3C.view(B, H * W, 3, self.num_heads, self.head_dim)
         tables = _distance_table(self.rel_pos_h, H), _distance_table(self.rel_pos_w, W)
-        return rel_pos_attention(qkv, *tables, self.scale).view(B, H, W, C)
+        return rel_pos_attention(qkv, *tables, self.scale).view(B, H, W, C // 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self.attend(x))
+        return self.proj(self.attend(self.qkv(x)))
 
 
 def _distance_table(rel_pos: Tensor, size: int) -> Tensor:
@@ -52,22 +54,42 @@ class EncoderBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         H, W = x.shape[1:3]
-        y = self.norm1(x)
+        y = self.attn.attend(_leaving_little(self._qkv, x))
         if self.window_size > 0:
-            y, padded_size = window_partition(y, self.window_size)
-            # the padding takes part as keys; what it becomes itself is thrown away, before the projection
-            y = window_unpartition(self.attn.attend(y), self.window_size, (H, W), padded_size)
-        else:
-            y = self.attn.attend(y)
+            # the padding took part as keys; what became of it is thrown away, before the projection
+            padded_size = tuple(math.ceil(side / self.window_size) * self.window_size for side in (H, W))
+            y = window_unpartition(y, self.window_size, (H, W), padded_size)
         x = x + self.drop_path1(self.attn.proj(y))
         return x + self.drop_path2(self._mlp(x))
 
+    def _qkv(self, x: Tensor) -> Tensor:
+        """(B, H, W, 3 C), of windows where the block has them."""
+        y = self.norm1(x)
+        return self.attn.qkv(window_partition(y, self.window_size)[0] if self.window_size > 0 else y)
+
     def _mlp(self, x: Tensor) -> Tensor:
-        """Without gradients in parts, so that the widest tensor of the encoder stays small and is not mapped anew each time."""
         if torch.is_grad_enabled():
-            return self.mlp(self.norm2(x))
+            return _leaving_little(self._contract, _leaving_little(self._expand, x))
+        # in parts, so that the encoder's widest tensor stays small and is not mapped anew each time
         parts = x.flatten(0, 2).split(TOKENS_AT_A_TIME)
-        return torch.cat([self.mlp(self.norm2(part)) for part in parts]).view(x.shape)
+        return torch.cat([self._contract(self._expand(part)) for part in parts]).view(x.shape)
+
+    def _expand(self, x: Tensor) -> Tensor:
+        return self.mlp.fc1(self.norm2(x))
+
+    def _contract(self, h: Tensor) -> Tensor:
+        return self.mlp.fc2(self.mlp.act(h))
+
+
+def _leaving_little(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What cheap steps and a matrix product at their end make of x, keeping x alone for the backward pass.
+
+    The cheap steps are taken again there and the product is not: PyTorch stops once it has what had been saved. Half of
+    an encoder's memory for 2 % of its time (experiments/LOG.md, 2026-11-24).
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # which decides such things itself
+        return function(x)
+    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 
 
 class ImageEncoder(VisionTransformerSAM):
