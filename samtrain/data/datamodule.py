@@ -43,6 +43,7 @@ class SamDataModule(pl.LightningDataModule):
         start_step: int = 0,
         on_error: str = "raise",
         cache_images: bool = False,
+        reduced_jpeg: bool = False,
         allow_pipe: bool = False,
     ) -> None:
         super().__init__()
@@ -53,6 +54,7 @@ class SamDataModule(pl.LightningDataModule):
         self.max_masks, self.max_val_masks = max_masks, max_val_masks
         self.num_workers, self.seed, self.start_step = num_workers, seed, start_step
         self.on_error, self.cache_images, self.allow_pipe = on_error, cache_images, allow_pipe
+        self.reduced_jpeg = reduced_jpeg
         self.train_dataset: SamDataset | RemoteSamDataset | None = None
         self.val_dataset: SamDataset | None = None
 
@@ -106,6 +108,7 @@ class SamDataModule(pl.LightningDataModule):
             world_size=world_size,
             on_error=self.on_error,
             allow_pipe=self.allow_pipe,
+            reduced_jpeg=self.reduced_jpeg,
         )
         dataset.check_parts(self.num_workers)
         if self.start_step:
@@ -120,6 +123,7 @@ class SamDataModule(pl.LightningDataModule):
             seed=self.seed,
             on_error=self.on_error,
             cache_images=self.cache_images,
+            reduced_jpeg=self.reduced_jpeg,
         )
 
     def _loader(self, dataset, **kwargs) -> DataLoader:

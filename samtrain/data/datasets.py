@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from samtrain.data.decode import decode_image
+from samtrain.data.decode import StoredPicture
 from samtrain.data.order import EndlessBatchSampler
 from samtrain.data.remote import RemoteSamDataset
 from samtrain.data.shards import Record, expand_urls, index_tar, is_remote, read_record
@@ -23,7 +23,8 @@ __all__ = ["EndlessBatchSampler", "RemoteSamDataset", "SamDataset", "Source", "c
 
 logger = logging.getLogger(__name__)
 
-Transform = Callable[[np.ndarray, Sequence[dict], int, np.random.Generator], Sample]
+Image = np.ndarray | StoredPicture
+Transform = Callable[[Image, Sequence[dict], int, np.random.Generator], Sample]
 MAX_SUBSTITUTIONS = 100  # tries before a set is called broken; SAM 2's dataset tries as often
 
 
@@ -56,7 +57,7 @@ class SamDataset(Dataset):
     `dataset[epoch, index]` is the same for loaders, `dataset[index]` stands for epoch 0. What cannot be read raises
     ValueError naming file and record, or with on_error="skip" is logged, counted in `num_skipped` and replaced by
     another record, the same one each time. `cache_images` keeps decoded pictures, `cache_bytes` of them at most in all
-    workers together.
+    workers together. `reduced_jpeg` decodes JPEGs no larger than the window needs: faster, and not the exact pixels.
     """
 
     def __init__(
@@ -69,8 +70,12 @@ class SamDataset(Dataset):
         on_error: str = "raise",
         cache_images: bool = False,
         cache_bytes: int = 1 << 30,
+        reduced_jpeg: bool = False,
     ) -> None:
         check_on_error(on_error)
+        if reduced_jpeg and cache_images:
+            raise ValueError("loader.reduced_jpeg decodes for one window and loader.cache_images for all: set one of them false")
+        self.reduced_jpeg = reduced_jpeg
         self.sources = [Source.of(source) for source in sources]
         urls = [_local(expand_urls(source.urls)) for source in self.sources]
         shards = [[index_tar(path, on_error=on_error) for path in paths] for paths in urls]
@@ -134,17 +139,21 @@ class SamDataset(Dataset):
         try:
             sample = self.transform(image, annotations, self.max_masks, rng)
         except ValueError as error:
-            raise ValueError(f"{self.name(index)}: {error}") from error
+            name = self.name(index)
+            raise ValueError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
         sample.key = key
         return sample
 
-    def _picture(self, index: int) -> tuple[np.ndarray, list[dict], str]:
+    def _picture(self, index: int) -> tuple[Image, list[dict], str]:
         """The decoded picture, its annotations and its key; from memory if it is there."""
         if index in self._cache:
             return self._cache[index]
         record = self.record(index)
         size = record.annotation["image"]
-        image = decode_image(record.image_bytes, size["width"], size["height"], record.name)
+        stored = StoredPicture(record.image_bytes, size["width"], size["height"], record.name)
+        if self.reduced_jpeg:
+            return stored, record.annotation["annotations"], record.key
+        image, _ = stored.decode(1.0)
         found = image, record.annotation["annotations"], record.key
         worker = get_worker_info()
         cost = image.nbytes * (worker.num_workers if worker else 1)  # each worker has a memory of its own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import struct
 import sys
 from collections.abc import Callable
@@ -35,6 +36,43 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 BACK = {**TURNS, 6: TURNS[8], 8: TURNS[6]}  # the others undo themselves
 # the last letter of PIL's raw modes of 16 bits: big-endian, little-endian, or the machine's own
 OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+
+
+class StoredPicture:
+    """A picture that is not decoded yet, so that whoever wants a small one need not decode a large one."""
+
+    def __init__(self, data: bytes, width: int, height: int, name: str) -> None:
+        self.data, self.width, self.height, self.name = data, width, height, name
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.height, self.width, 3
+
+    def decode(self, scale: float) -> tuple[np.ndarray, int]:
+        """The RGB picture at 1/r of its sides, rounded up, and r: the largest of 8, 4, 2 and 1 that leaves `scale` of them.
+
+        libjpeg computes a JPEG's smaller picture from fewer coefficients, in a fraction of the time and with other pixels
+        than a resize would give. Whatever is no JPEG comes whole. Raises as `decode_image`.
+        """
+        reduction = next((r for r in (8, 4, 2) if r * scale <= 1), 1)
+        if reduction > 1:
+            image = _decode_reduced(self.data, self.width, self.height, reduction)
+            if image is not None:
+                return image, reduction
+        return decode_image(self.data, self.width, self.height, self.name), 1
+
+
+def _decode_reduced(data: bytes, width: int, height: int, reduction: int) -> np.ndarray | None:
+    """None for what is no plain JPEG of this size, and for what is broken: the whole way says what is wrong with it."""
+    size = math.ceil(width / reduction), math.ceil(height / reduction)
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.format != "JPEG" or picture.size != (width, height) or picture.mode not in ("RGB", "L"):
+                return None
+            picture.draft(picture.mode, (width // reduction, height // reduction))
+            return np.asarray(picture.convert("RGB")) if picture.size == size else None
+    except UNREADABLE:
+        return None
 
 
 def decode_image(data: bytes, width: int, height: int, name: str) -> np.ndarray:

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.gopen import gopen
 
-from samtrain.data.decode import decode_image
+from samtrain.data.decode import StoredPicture
 from samtrain.data.shards import Record, parse_annotation
 from samtrain.data.tar_index import BLOCK, check_on_error, split_name
 from samtrain.data.transforms import Sample
@@ -50,12 +50,13 @@ class RemoteSamDataset(IterableDataset):
         on_error: str = "raise",
         allow_pipe: bool = False,
         shuffle_records: int = 64,
+        reduced_jpeg: bool = False,
     ) -> None:
         check_on_error(on_error)
         self.sources = [([_opened_as(url, allow_pipe) for url in urls], weight) for urls, weight in sources]
         self.transform, self.max_masks, self.on_error = transform, max_masks, on_error
         self.seeds, self.rank, self.world_size = (seed, start_step), rank, world_size
-        self.shuffle_records = shuffle_records
+        self.shuffle_records, self.reduced_jpeg = shuffle_records, reduced_jpeg
         self._skips = torch.zeros(1, dtype=torch.int64).share_memory_()  # one count for all workers
 
     @property
@@ -118,7 +119,8 @@ class RemoteSamDataset(IterableDataset):
         try:
             record = Record(key, ext, image_bytes, parse_annotation(json_bytes, name), url)
             size = record.annotation["image"]
-            image = decode_image(image_bytes, size["width"], size["height"], name)
+            stored = StoredPicture(image_bytes, size["width"], size["height"], name)
+            image = stored if self.reduced_jpeg else stored.decode(1.0)[0]
             sample = self.transform(image, record.annotation["annotations"], self.max_masks, rng)
         except ValueError as error:
             self._leave_out(error if str(error).startswith(name) else ValueError(f"{name}: {error}"))

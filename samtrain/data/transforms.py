@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samtrain.data.decode import StoredPicture
 from samtrain.data.windows import MaskPatch, Window, render_image, render_mask
 from samtrain.ops.rle import RLE, rle_area, rle_to_box_xywh
 
@@ -40,7 +41,7 @@ class Sample:
 class WindowTransform(ABC):
     """What all transforms share: `transform(image, annotations, max_masks, rng) -> Sample`.
 
-    image is (H, W, 3) uint8 and the annotations are SA-1B's. Masks over `max_mask_area` of the picture or of the window
+    image is (H, W, 3) uint8, or a JPEG to be decoded no larger than the window needs, and the annotations are SA-1B's. Masks over `max_mask_area` of the picture or of the window
     are dropped (paper, appendix A: 90 %), and those under `min_mask_area` input pixels.
     """
 
@@ -64,7 +65,11 @@ class WindowTransform(ABC):
         """Where to look in a picture of `size` (H, W) with objects at these boxes (xyxy)."""
 
     def __call__(
-        self, image: np.ndarray, annotations: Sequence[Annotation], max_masks: int, rng: np.random.Generator
+        self,
+        image: np.ndarray | StoredPicture,
+        annotations: Sequence[Annotation],
+        max_masks: int,
+        rng: np.random.Generator,
     ) -> Sample:
         size = image.shape[:2]
         # decide where to look and which objects to decode, by boxes and areas alone
@@ -78,7 +83,8 @@ class WindowTransform(ABC):
         masks = [_of_annotation(render_mask, annotations[i], size, window) for i in chosen.tolist()]
         largest = self.max_mask_area * window.size[0] * window.size[1]
         masks = [mask for mask in masks if self.min_mask_area <= mask.area <= largest]
-        sample = Sample(*self._pad(render_image(image, window), masks), window.size, tuple(size))
+        pixels, reduction = image.decode(max(window.scale)) if isinstance(image, StoredPicture) else (image, 1)
+        sample = Sample(*self._pad(render_image(pixels, window, reduction), masks), window.size, tuple(size))
         if self.flip_probability > 0 and rng.random() < self.flip_probability:
             _mirror(sample)
         return sample

@@ -32,12 +32,17 @@ class Window:
         return self.scale == (1.0, 1.0) and all(float(edge).is_integer() for edge in self.box)
 
 
-def render_image(image: np.ndarray, window: Window) -> np.ndarray:
-    """The (h, w, 3) uint8 picture in the window: PIL's bilinear filter with antialias, as SAM resizes."""
-    if window.is_native:
+def render_image(image: np.ndarray, window: Window, reduction: int = 1) -> np.ndarray:
+    """The (h, w, 3) uint8 picture in the window: PIL's bilinear filter with antialias, as SAM resizes.
+
+    `image` may be the picture at 1/`reduction` of its sides, rounded up.
+    """
+    if window.is_native and reduction == 1:
         x0, y0, x1, y1 = (int(edge) for edge in window.box)
         return image[y0:y1, x0:x1]
-    resized = Image.fromarray(image).resize(window.size[::-1], Image.Resampling.BILINEAR, box=window.box)
+    limits = (image.shape[1], image.shape[0]) * 2
+    box = tuple(min(edge / reduction, limit) for edge, limit in zip(window.box, limits, strict=True))
+    resized = Image.fromarray(image).resize(window.size[::-1], Image.Resampling.BILINEAR, box=box)
     return np.asarray(resized)
 
 
