@@ -9,12 +9,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from samtrain.embeddings import EmbeddingStore, load_embedding, save_embedding
     from samtrain.modeling.build import build_sam, load_sam
     from samtrain.modeling.checkpoints import save_official, save_safetensors
     from samtrain.predictor import SamPredictor
     from samtrain.tiled import TiledPredictor
 
-__all__ = ["SamPredictor", "TiledPredictor", "build_sam", "load_sam", "save_official", "save_safetensors"]
+__all__ = [
+    "EmbeddingStore",
+    "SamPredictor",
+    "TiledPredictor",
+    "build_sam",
+    "load_embedding",
+    "load_sam",
+    "save_embedding",
+    "save_official",
+    "save_safetensors",
+]
 
 _HOMES = {
     "build_sam": "samtrain.modeling.build",
@@ -23,6 +34,9 @@ _HOMES = {
     "save_safetensors": "samtrain.modeling.checkpoints",
     "SamPredictor": "samtrain.predictor",
     "TiledPredictor": "samtrain.tiled",
+    "EmbeddingStore": "samtrain.embeddings",
+    "load_embedding": "samtrain.embeddings",
+    "save_embedding": "samtrain.embeddings",
 }
 
 

@@ -18,6 +18,9 @@ from samtrain.types import PointLabel, Prompts, SamOutput
 
 Size = tuple[int, int]  # (H, W)
 
+OBJECTS_AT_A_TIME = 64  # decoded together; segment_anything's generator takes as many
+LOGITS_AT_A_TIME = 2**24  # at the picture's size: 64 MiB of float32, 3 objects in 1500 x 1000 pixels; more is slower on CPU
+
 
 class ResizeLongestSide:
     """Between the original frame and the input frame, in which the longest side has `target_length` pixels."""
@@ -91,11 +94,25 @@ class SamPredictor:
         if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) != side:
             raise ValueError(f"set_torch_image takes a (1, 3, H, W) picture whose longest side is {side}, got {shape}")
         self.reset_image()
-        self.original_size = (int(original_image_size[0]), int(original_image_size[1]))
-        self.input_size = shape[2:]
         padded = F.pad(transformed_image.to(self.device), (0, side - shape[3], 0, side - shape[2]))
-        sizes = torch.tensor([self.input_size], device=self.device)
-        self.features = self.model.encode(self.model.preprocess(padded, sizes))
+        sizes = torch.tensor([shape[2:]], device=self.device)
+        embedding = self.model.encode(self.model.preprocess(padded, sizes))
+        self.set_image_embedding(embedding, original_image_size, shape[2:])
+
+    def set_image_embedding(self, embedding: Tensor, original_size: Size, input_size: Size | None = None) -> None:
+        """Sets a picture of `original_size` by the (1, C, g, g) that `get_image_embedding` gave of it; nothing is encoded.
+
+        `input_size` is what `set_torch_image` was given; None: what `set_image` resizes to. Raises ValueError for an
+        embedding of another shape than this model's.
+        """
+        config = self.model.config
+        if embedding.shape != (shape := (1, config.prompt_dim, config.grid, config.grid)):
+            raise ValueError(f"an image embedding of this model is {shape}, got {tuple(embedding.shape)}")
+        self.reset_image()
+        self.original_size = (int(original_size[0]), int(original_size[1]))
+        height, width = input_size or self.transform.size(self.original_size)
+        self.input_size = (int(height), int(width))
+        self.features = embedding.to(self.device, self.model.pixel_mean.dtype)
         self.is_image_set = True
 
     def predict(
@@ -115,20 +132,47 @@ class SamPredictor:
         RuntimeError before `set_image`, ValueError for prompts of another shape.
         """
         self._check_image_set()
-        points = labels = boxes = masks = None
-        if point_coords is not None:
-            points = self._tensor(self.transform.apply_coords(point_coords, self.original_size))[None]
-        if point_labels is not None:
-            labels = torch.as_tensor(np.asarray(point_labels), dtype=torch.int64, device=self.device)[None]
-        if box is not None:
-            if np.size(box) != 4:
-                raise ValueError(f"box is one box of 4 numbers, xyxy, got shape {np.shape(box)}; more: predict_torch")
-            boxes = self._tensor(self.transform.apply_boxes(box, self.original_size))
-        if mask_input is not None:
-            masks = self._tensor(mask_input)[None]
-        answers = self.predict_torch(points, labels, boxes, masks, multimask_output, return_logits)
+        if box is not None and np.size(box) != 4:
+            raise ValueError(f"box is one box of 4 numbers, xyxy, got shape {np.shape(box)}; more: predict_many")
+        points, labels, masks = (
+            None if given is None else np.asarray(given)[None] for given in (point_coords, point_labels, mask_input)
+        )
+        prompts = self._tensors(points, labels, None if box is None else np.reshape(box, (1, 4)), masks)
+        answers = self.predict_torch(*prompts, multimask_output, return_logits)
         found, ious, low_res = (answer[0].cpu().numpy() for answer in answers)
         return found, ious, low_res
+
+    @torch.no_grad()
+    def predict_many(
+        self,
+        point_coords: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        boxes: np.ndarray | None = None,
+        mask_input: np.ndarray | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Masks of N objects in one call, each as `predict` gives them; prompts in pixels of the picture.
+
+        point_coords (N, K, 2) xy, point_labels (N, K), boxes (N, 4) xyxy, mask_input (N, 1, h, w). An object of fewer
+        clicks than the others may be filled up with label -1, padding, a token that the model sees. Returns masks
+        (N, M, H, W) bool, or float32 logits; IoU predictions (N, M); low resolution logits (N, M, h, w). Apart from
+        what is returned, memory does not grow with N: few objects at a time are brought to the picture's size. Raises
+        as `predict`.
+        """
+        self._check_image_set()
+        if boxes is not None and (np.ndim(boxes) != 2 or np.shape(boxes)[1] != 4):
+            raise ValueError(f"boxes are (N, 4) xyxy, got {np.shape(boxes)}")
+        prompts = self._prompts(*self._tensors(point_coords, point_labels, boxes, mask_input))
+        N, M, (H, W) = len(prompts), 3 if multimask_output else 1, self.original_size
+        found = np.empty((N, M, H, W), np.float32 if return_logits else bool)
+        outputs = []
+        for chunk in chunks(N, min(max(LOGITS_AT_A_TIME // (M * H * W), 1), OBJECTS_AT_A_TIME)):
+            logits, output = self.answer_in_frame(prompts.select(chunk), multimask_output)
+            found[chunk] = (logits if return_logits else logits > self.model.mask_threshold).cpu().numpy()
+            outputs.append(output)
+        output = concatenated(outputs)
+        return found, output.iou_predictions.cpu().numpy(), output.low_res_logits.cpu().numpy()
 
     @torch.no_grad()
     def predict_torch(
@@ -147,14 +191,18 @@ class SamPredictor:
         """
         self._check_image_set()
         prompts = self._prompts(point_coords, point_labels, boxes, mask_input)
-        output = self.answer(prompts, multimask_output)
-        logits = self.to_original(output.low_res_logits)
+        logits, output = self.answer_in_frame(prompts, multimask_output)
         masks = logits if return_logits else logits > self.model.mask_threshold
         return masks, output.iou_predictions, output.low_res_logits
 
-    def decoder(self, *, points_per_batch: int = 64) -> PictureDecoder:
+    def decoder(self, *, points_per_batch: int = OBJECTS_AT_A_TIME) -> PictureDecoder:
         """What `interact` talks to: prompts and masks in pixels of the picture."""
         return PictureDecoder(self, points_per_batch=points_per_batch)
+
+    def answer_in_frame(self, prompts: Prompts, multimask_output: bool) -> tuple[Tensor, SamOutput]:
+        """(N, M, H, W) logits in the original frame for prompts in the input frame, and the output they are made of."""
+        output = self.answer(prompts, multimask_output)
+        return self.to_original(output.low_res_logits), output
 
     @torch.no_grad()
     def answer(self, prompts: Prompts, multimask_output: bool) -> SamOutput:
@@ -186,8 +234,26 @@ class SamPredictor:
         if not self.is_image_set:
             raise RuntimeError("no picture is set: call set_image(picture) first")
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.as_tensor(np.asarray(array), dtype=torch.float32, device=self.device)
+    def _tensors(
+        self,
+        points: np.ndarray | None,
+        labels: np.ndarray | None,
+        boxes: np.ndarray | None,
+        masks: np.ndarray | None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """What `predict_torch` takes, of arrays in pixels of the picture."""
+        size = self.original_size
+        points = None if points is None else self.transform.apply_coords(points, size)
+        boxes = None if boxes is None else self.transform.apply_boxes(boxes, size)
+        return (
+            self._tensor(points, torch.float32),
+            self._tensor(labels, torch.int64),
+            self._tensor(boxes, torch.float32),
+            self._tensor(masks, torch.float32),
+        )
+
+    def _tensor(self, array: np.ndarray | None, dtype: torch.dtype) -> Tensor | None:
+        return None if array is None else torch.as_tensor(np.asarray(array), dtype=dtype, device=self.device)
 
     def _prompts(
         self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
@@ -219,7 +285,7 @@ class PictureDecoder:
     predictor's device.
     """
 
-    def __init__(self, predictor: SamPredictor, *, points_per_batch: int = 64) -> None:
+    def __init__(self, predictor: SamPredictor, *, points_per_batch: int = OBJECTS_AT_A_TIME) -> None:
         self.predictor = predictor
         self.points_per_batch = points_per_batch
 

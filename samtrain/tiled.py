@@ -63,33 +63,25 @@ class TiledPredictor(SamPredictor):
     def set_torch_image(self, transformed_image: Tensor, original_image_size: Size) -> None:
         raise RuntimeError("a TiledPredictor works at the picture's own scale: use set_image")
 
+    def set_image_embedding(self, embedding: Tensor, original_size: Size, input_size: Size | None = None) -> None:
+        raise RuntimeError("a TiledPredictor has an embedding for each tile, and takes none from outside: use set_image")
+
     def get_image_embedding(self) -> Tensor:
-        raise RuntimeError("a TiledPredictor has an embedding for each tile: encode_tiles(indices) gives them")
+        raise RuntimeError(
+            "a TiledPredictor has an embedding for each tile, and none to keep on disk: encode_tiles(indices) gives them"
+        )
 
     def reset_image(self) -> None:
         super().reset_image()
         self.features = {}  # a tile's number to its embedding (C, g, g)
 
-    @torch.no_grad()
-    def predict_torch(
-        self,
-        point_coords: Tensor | None,
-        point_labels: Tensor | None,
-        boxes: Tensor | None = None,
-        mask_input: Tensor | None = None,
-        multimask_output: bool = True,
-        return_logits: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        self._check_image_set()
-        prompts = self._prompts(point_coords, point_labels, boxes, mask_input)
-        if boxes is None and point_coords is None and len(self.tiles) > 1:
+    def answer_in_frame(self, prompts: Prompts, multimask_output: bool) -> tuple[Tensor, SamOutput]:
+        if prompts.labels.shape[1] == 0 and len(self.tiles) > 1:
             raise ValueError("a mask alone does not say which tile it is of: give its click or box as well")
         # the first click of predict() is its first token
         tiles_N = self.tile_of(_anchors(prompts, first=0))
         output = self.answer_in(tiles_N, prompts, multimask_output)
-        logits = self.paste(tiles_N, output.low_res_logits)
-        masks = logits if return_logits else logits > self.model.mask_threshold
-        return masks, output.iou_predictions, output.low_res_logits
+        return self.paste(tiles_N, output.low_res_logits), output
 
     def decoder(self, *, points_per_batch: int = 64) -> TiledDecoder:
         return TiledDecoder(self, points_per_batch=points_per_batch)

@@ -212,6 +212,97 @@ def test_unequal_numbers_of_objects_are_refused(predictor):
         predictor.predict_torch(torch.zeros(2, 1, 2), torch.ones(2, 1), torch.zeros(3, 4))
 
 
+# many objects in one call
+
+
+MANY = {
+    "clicks": {"point_coords": np.array([[[20.0, 30], [5, 2]], [[50, 60], [9, 9]], [[1, 2], [60, 96]]])},
+    "boxes": {"boxes": np.array([[3, 4, 40, 30], [0, 0, 60, 96], [5.5, 6, 7, 80]])},
+}
+MANY["clicks"]["point_labels"] = np.array([[1, 0], [1, 1], [0, 1]])
+MANY["clicks and boxes"] = {**MANY["clicks"], **MANY["boxes"]}
+MANY["masks"] = {"mask_input": np.random.default_rng(2).normal(size=(3, 1, CONFIG.mask_size, CONFIG.mask_size))}
+MANY["all"] = {**MANY["clicks and boxes"], **MANY["masks"]}
+
+
+@pytest.mark.parametrize("kind", MANY)
+@pytest.mark.parametrize("multimask_output", [True, False])
+@pytest.mark.parametrize("return_logits", [True, False])
+@pytest.mark.parametrize("at_a_time", [1, 2, 64])
+def test_many_objects_are_answered_as_each_alone(
+    predictor, monkeypatch, kind, multimask_output, return_logits, at_a_time
+):
+    monkeypatch.setattr("samtrain.predictor.OBJECTS_AT_A_TIME", at_a_time)
+    predictor.set_image(_picture((97, 61)))
+    options = {"multimask_output": multimask_output, "return_logits": return_logits}
+    together = predictor.predict_many(**MANY[kind], **options)
+    for row in range(3):
+        prompt = {name.replace("boxes", "box"): rows[row] for name, rows in MANY[kind].items()}
+        alone = predictor.predict(**prompt, **options)
+        for many, one in zip(together, alone, strict=True):
+            assert (many.shape[1:], many.dtype, len(many)) == (one.shape, one.dtype, 3)
+            if one.dtype == bool:
+                assert (many[row] != one).mean() < 1e-3
+            else:
+                np.testing.assert_allclose(many[row], one, atol=2e-5)
+
+
+def test_few_objects_at_a_time_are_brought_to_the_pictures_size(predictor, monkeypatch):
+    predictor.set_image(_picture((97, 61)))
+    sizes = []
+    to_original = predictor.to_original
+    monkeypatch.setattr(predictor, "to_original", lambda logits: sizes.append(len(logits)) or to_original(logits))
+    monkeypatch.setattr("samtrain.predictor.LOGITS_AT_A_TIME", 97 * 61 * 3 * 2 + 5)
+    for multimask_output, expected in ((True, [2, 2, 1]), (False, [5])):
+        sizes.clear()
+        predictor.predict_many(boxes=np.array([[3, 4, 40, 30]] * 5), multimask_output=multimask_output)
+        assert sizes == expected
+
+
+def test_no_objects_have_no_masks(predictor):
+    predictor.set_image(_picture((97, 61)))
+    for empty in ({"point_coords": np.zeros((0, 2, 2)), "point_labels": np.zeros((0, 2))}, {"boxes": np.zeros((0, 4))}):
+        masks, ious, low_res = predictor.predict_many(**empty)
+        assert (masks.shape, masks.dtype, ious.shape) == ((0, 3, 97, 61), bool, (0, 3))
+        assert low_res.shape == (0, 3, CONFIG.mask_size, CONFIG.mask_size)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"point_coords": [[[1, 2]]]}, "point_labels is missing"),
+        ({"point_coords": [[1, 2]], "point_labels": [1]}, "with K labels for each object"),
+        ({"point_coords": [[[1, 2]]], "point_labels": [[7]]}, "labels are 1 foreground"),
+        ({"boxes": [1, 2, 3, 4]}, r"boxes are \(N, 4\) xyxy, got \(4,\)"),
+        ({"boxes": [[1, 2, 3, 4, 5]] * 4}, r"boxes are \(N, 4\) xyxy, got \(4, 5\)"),
+        ({"point_coords": [[[1, 2]]] * 65, "point_labels": [[1]] * 65, "boxes": [[1, 2, 3, 4]] * 66}, "different numbers"),
+    ],
+)
+def test_other_prompts_of_many_objects_are_refused(predictor, arguments, message):
+    predictor.set_image(_picture((97, 61)))
+    with pytest.raises(ValueError, match=message):
+        predictor.predict_many(**{key: np.array(value) for key, value in arguments.items()})
+    predictor.reset_image()
+    with pytest.raises(RuntimeError, match="call set_image"):
+        predictor.predict_many(boxes=np.zeros((1, 4)))
+
+
+# embeddings from elsewhere
+
+
+def test_an_embedding_stands_for_its_picture(predictor):
+    other = SamPredictor(predictor.model)
+    for size in SIZES:
+        predictor.set_image(_picture(size))
+        other.set_image_embedding(predictor.get_image_embedding(), size)
+        assert (other.original_size, other.input_size) == (size, predictor.input_size)
+        prompt = {"point_coords": np.array([[3, 4]]), "point_labels": np.array([1]), "return_logits": True}
+        for ours, theirs in zip(other.predict(**prompt), predictor.predict(**prompt), strict=True):
+            assert np.array_equal(ours, theirs)
+    with pytest.raises(ValueError, match=r"of this model is \(1, 128, 12, 12\), got \(1, 128, 8, 8\)"):
+        other.set_image_embedding(torch.zeros(1, 128, 8, 8), (97, 61))
+
+
 # the picture decoder
 
 

@@ -79,6 +79,18 @@ def test_an_object_is_answered_by_the_tile_in_which_it_is_most_central(sam, tile
     assert (logits[:, ~inside] == OUTSIDE_LOGIT).all()
 
 
+def test_many_objects_are_answered_each_by_its_tile(tiled, monkeypatch):
+    monkeypatch.setattr("samtrain.predictor.OBJECTS_AT_A_TIME", 2)
+    tiled.set_image(_picture((150, 200)))
+    points, labels = np.array([[[118.0, 75]], [[5, 5]], [[190, 140]]]), np.array([[1], [0], [1]])
+    together = tiled.predict_many(points, labels, return_logits=True)
+    for row in range(3):
+        alone = tiled.predict(points[row], labels[row], return_logits=True)
+        for many, one in zip(together, alone, strict=True):
+            np.testing.assert_allclose(many[row], one, atol=2e-5)
+    assert tiled.predict_many(boxes=np.zeros((0, 4)))[0].shape == (0, 3, 150, 200)
+
+
 def test_only_asked_tiles_are_encoded_and_only_once(tiled, monkeypatch):
     tiled.set_image(_picture((200, 200)))
     encoded = []
@@ -151,6 +163,8 @@ def test_what_has_no_meaning_in_tiles_is_refused(tiled):
         tiled.get_image_embedding()
     with pytest.raises(RuntimeError, match="use set_image"):
         tiled.set_torch_image(torch.zeros(1, 3, S, S), (S, S))
+    with pytest.raises(RuntimeError, match="takes none from outside: use set_image"):
+        tiled.set_image_embedding(torch.zeros(1, 128, 8, 8), (S, S))
     with pytest.raises(ValueError, match="which tile"):
         tiled.predict(mask_input=np.zeros((1, tiled.model.config.mask_size, tiled.model.config.mask_size)))
     with pytest.raises(ValueError, match="overlap is 1.0"):

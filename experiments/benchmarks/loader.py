@@ -1,8 +1,8 @@
-"""Pictures a second of one loader process on SA-1B-like shards: 2250 x 1500, 100 masks each, 64 chosen, 1024 px out.
+"""Pictures a second of one loader process, on SA-1B-like shards: 2250 x 1500, 100 masks each, 64 chosen, 1024 px out.
 
-The peer is what people write with pycocotools, PIL and NumPy: the JPEG decoded and resized, every mask decoded at full size, 64 of
-them chosen and resized by nearest neighbour, then stacked. Pictures are real ones of a folder with SA-1B JSONs, enlarged, their masks
-shifted about until there are 100; without the folder, photographs of scikit-image with ellipses.
+The peer is what people write with pycocotools, PIL and NumPy: the JPEG decoded and resized, every mask decoded at full
+size, 64 of them chosen and resized by nearest neighbour, then stacked. Pictures are real ones of a folder with SA-1B
+JSONs, enlarged, their masks shifted about until there are 100; without the folder, photographs of scikit-image with ellipses.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def our_step(sam, batch: Batch, interactions: int) -> None:
 
 def their_step(sam, batch: Batch, interactions: int) -> None:
     masks = batch.masks
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(masks.device).manual_seed(0)
     sam.zero_grad(set_to_none=True)
     image = (batch.images.float() - sam.pixel_mean) / sam.pixel_std
     embedding = sam.image_encoder(image)
@@ -125,7 +125,7 @@ def their_step(sam, batch: Batch, interactions: int) -> None:
         full = F.interpolate(logits, (1024, 1024), mode="bilinear", align_corners=False)
         total = total + their_loss(full, ious, masks)
         best = ious.argmax(dim=1)
-        rows = torch.arange(len(masks))
+        rows = torch.arange(len(masks), device=masks.device)
         low = logits[rows, best][:, None].detach()
         if turn < interactions - 2:  # the last one has the mask alone
             new, kinds = next_clicks(full[rows, best].detach(), masks, generator)
@@ -149,12 +149,14 @@ def their_loss(full: Tensor, ious: Tensor, masks: Tensor) -> Tensor:
         truth = (hard & masks[:, None]).sum(dim=(2, 3)) / union
     per_mask = 20 * focal + dice
     best = per_mask.argmin(dim=1)
-    rows = torch.arange(len(masks))
+    rows = torch.arange(len(masks), device=masks.device)
     return (per_mask[rows, best] + (ious[rows, best] - truth[rows, best]) ** 2).mean()
 
 
 def first_clicks(masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    return torch.stack([draw(mask, generator) for mask in masks])[:, None], torch.ones(len(masks), 1)
+    return torch.stack([draw(mask, generator) for mask in masks])[:, None], torch.ones(
+        len(masks), 1, device=masks.device
+    )
 
 
 def next_clicks(logits: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -169,7 +171,7 @@ def next_clicks(logits: Tensor, masks: Tensor, generator: torch.Generator) -> tu
 
 def draw(region: Tensor, generator: torch.Generator) -> Tensor:
     places = region.nonzero()
-    return places[torch.randint(len(places), (), generator=generator)].flip(0).float()
+    return places[torch.randint(len(places), (), generator=generator, device=places.device)].flip(0).float()
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class SamDataset(Dataset):
     ) -> None:
         check_on_error(on_error)
         if reduced_jpeg and cache_images:
-            raise ValueError("loader.reduced_jpeg decodes for one window and loader.cache_images for all: set one of them false")
+            raise ValueError("loader.reduced_jpeg decodes for one window, loader.cache_images for all: set one of them false")
         self.reduced_jpeg = reduced_jpeg
         self.sources = [Source.of(source) for source in sources]
         urls = [_local(expand_urls(source.urls)) for source in self.sources]

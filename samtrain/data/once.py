@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # no room on the disk, or none left of the user's share
+GO_ON = "make room on the disk and give the same command again, with run_dir= of this run: it goes on"
 
 
 def make_once(target: Path, make: Callable[[Path], dict[str, Any]], manifest: str) -> Path:
@@ -51,12 +52,11 @@ def write_whole(path: Path, text: str) -> None:
 
 
 @contextmanager
-def naming_full_disk(path: Path) -> Iterator[None]:
+def naming_full_disk(path: Path, cure: str = GO_ON) -> Iterator[None]:
     """The error of a full disk, which for an open file names none, says which file it was and what to do."""
     try:
         yield
     except OSError as error:
         if error.errno not in FULL:
             raise
-        cure = "make room on the disk and give the same command again, with run_dir= of this run: it goes on"
         raise OSError(error.errno, f"{error.strerror} ({cure})", str(path)) from error

@@ -41,8 +41,9 @@ class Sample:
 class WindowTransform(ABC):
     """What all transforms share: `transform(image, annotations, max_masks, rng) -> Sample`.
 
-    image is (H, W, 3) uint8, or a JPEG to be decoded no larger than the window needs, and the annotations are SA-1B's. Masks over `max_mask_area` of the picture or of the window
-    are dropped (paper, appendix A: 90 %), and those under `min_mask_area` input pixels.
+    image is (H, W, 3) uint8, or a `StoredPicture` to be decoded no larger than the window needs; the annotations are
+    SA-1B's. Masks over `max_mask_area` of the picture or of the window are dropped (paper, appendix A: 90 %), and those
+    under `min_mask_area` input pixels.
     """
 
     def __init__(

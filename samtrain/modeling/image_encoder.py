@@ -57,8 +57,8 @@ class EncoderBlock(Block):
         y = self.attn.attend(_leaving_little(self._qkv, x))
         if self.window_size > 0:
             # the padding took part as keys; what became of it is thrown away, before the projection
-            padded_size = tuple(math.ceil(side / self.window_size) * self.window_size for side in (H, W))
-            y = window_unpartition(y, self.window_size, (H, W), padded_size)
+            rows, columns = (math.ceil(side / self.window_size) * self.window_size for side in (H, W))
+            y = window_unpartition(y, self.window_size, (H, W), (rows, columns))
         x = x + self.drop_path1(self.attn.proj(y))
         return x + self.drop_path2(self._mlp(x))
 

@@ -97,8 +97,8 @@ def _of_some(
         by_wrong = right.mul_(wrong)
         by_missed, by_surplus = weights.dice * (2 / sizes - both / sizes**2), weights.dice * both / sizes**2
         # and by the logit: what lowers the loss inside raises it outside
-        slope = by_focal.mul_(balance).mul_(weights.focal / pixels).addcmul_(by_wrong, inside * by_missed + outside * by_surplus)
-        slope.mul_(outside - inside)
+        slope = by_focal.mul_(balance).mul_(weights.focal / pixels)
+        slope.addcmul_(by_wrong, inside * by_missed + outside * by_surplus).mul_(outside - inside)
         low = _back(slope.view(len(slope), 1, *size), logits_nMhw.shape[-2:]).to(gradient_nMhw.dtype)
         gradient_nMhw.scatter_(1, chosen[:, :, None, None].expand_as(low), low)
     return loss[:, 0], focal.gather(1, chosen)[:, 0], dice.gather(1, chosen)[:, 0], chosen[:, 0], ious
@@ -121,7 +121,7 @@ def _at(x: Tensor, size: torch.Size) -> Tensor:
 def _back(gradient_n1HW: Tensor, size: torch.Size) -> Tensor:
     """The gradient of `_at`, as two matrix products: PyTorch's own takes five times as long on a CPU."""
     H, W = gradient_n1HW.shape[-2:]
-    if (H, W) == tuple(size):
+    if size == (H, W):
         return gradient_n1HW
     rows, columns = _bilinear(size[0], H, gradient_n1HW), _bilinear(size[1], W, gradient_n1HW)
     return rows.T @ (gradient_n1HW @ columns)

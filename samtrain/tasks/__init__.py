@@ -15,9 +15,11 @@ TASKS = {
     "rounds": "the data engine: annotate, retrain, measure, promote, again and again",
     "detector": "train and measure the object detector of the semi-automatic stage",
     "prepare": "make shards of pictures with masks",
+    "plan": "what fits into a GPU's memory, and how many hours a training takes",
     "preview": "a contact sheet of pictures, masks and simulated prompts",
     "evaluate": "the test metrics of a checkpoint",
     "predict": "masks for clicks on one picture",
+    "embed": "encode pictures beforehand, for clicks that do not wait",
     "export": "write a checkpoint in the official layout, or as safetensors",
 }
 

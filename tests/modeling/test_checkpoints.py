@@ -246,6 +246,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_two_who_write_one_file_at_once_do_not_meet(tmp_path):
+    """Not in one process either, nor on two machines that number their processes alike."""
+    path = tmp_path / "x.pth"
+    with replaced_whole(path) as first, replaced_whole(path) as second:
+        first.write_text("whole")
+        second.write_text("whole")
+        assert first != second
+    assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
+
+
 def test_official_files_carry_nothing_that_meta_would_trip_over(official_file, tmp_path):
     state = torch.load(save_official(load_sam(official_file), tmp_path / "x.pth"), weights_only=True)
     assert type(state) is OrderedDict

@@ -1,4 +1,4 @@
-"""The tasks around the data, as a user runs them: prepare, preview, predict, evaluate."""
+"""The tasks around the data, as a user runs them: prepare, preview, predict, embed, evaluate."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from samtrain import tasks
-from samtrain.modeling.build import build_sam
+from samtrain.embeddings import EmbeddingStore
+from samtrain.modeling.build import build_sam, load_sam
 from samtrain.modeling.checkpoints import save_safetensors
 from samtrain.ops.rle import decode_rle, encode_mask
+from samtrain.predictor import SamPredictor
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 SIZE = (48, 64)
@@ -124,3 +126,42 @@ def test_predict_writes_masks_of_the_picture_as_it_is_shown(tmp_path: Path, chec
 def test_predict_says_what_is_missing(tmp_path: Path, checkpoint: str, overrides: list[str], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         run(tmp_path, "task=predict", checkpoint, *[each.format(tmp_path) for each in overrides])
+
+
+def test_embedded_pictures_are_found_by_whoever_opens_them(
+    tmp_path: Path, own_pictures: str, checkpoint: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second call goes on where the first was; its broken picture is counted."""
+    caplog.set_level(logging.INFO, logger="samtrain")
+    pictures = tmp_path / "set"
+    command = ["task=embed", checkpoint, f"embed.output={tmp_path}/kept"]
+    run(tmp_path, *command, f"embed.images='{pictures}/p[0-3].png'")
+    assert "4 pictures new, 0 there already, 0 left out" in caplog.text
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("kept/*/*.safetensors")}
+    (pictures / "below").mkdir()
+    (pictures / "below" / "broken.png").write_bytes((pictures / "p0.png").read_bytes()[:-900])
+    with pytest.raises(ValueError, match=r"broken.png: its picture cannot be read .* set data.on_error=skip"):
+        run(tmp_path, *command, f"embed.images={pictures}")
+    run(tmp_path, *command, f"embed.images={pictures}", "data.on_error=skip")
+    assert len(written) == 4 and all(path.stat().st_mtime_ns == time for path, time in written.items())
+    assert "5 pictures new, 4 there already, 1 left out" in caplog.text
+
+    predictor = SamPredictor(load_sam(tmp_path / "sam.safetensors"))
+    store = EmbeddingStore(tmp_path / "kept")
+    for path in pictures.glob("*.png"):
+        assert store.set_image(predictor, np.asarray(Image.open(path)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["checkpoint=null"], "checkpoint is null: task=embed needs checkpoint=FILE embed.images=FOLDER"),
+        (["embed.images=null"], "embed.images is null"),
+        (["embed.images=gone/*.png"], r"embed.images is 'gone/\*.png', where no picture is \(.bmp, "),
+        (["data.frame=native"], "task=embed needs data.frame=resize"),
+        (["data.on_error=ignore"], "allowed are 'raise' and 'skip'; set data.on_error"),
+    ],
+)
+def test_embed_says_what_is_missing(tmp_path: Path, checkpoint: str, overrides: list[str], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        run(tmp_path, "task=embed", checkpoint, "embed.images=.", *overrides)

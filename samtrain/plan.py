@@ -1,0 +1,207 @@
+"""What a training step costs before anything is bought: its memory and operations, by running it on tensors without numbers.
+
+The step is the real one (`interact`), on PyTorch's fake tensors: shapes and storages are followed, nothing is computed. So the
+figures change with the code, and any model, size and number of masks can be asked on a laptop.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from samtrain.interact import interaction_losses, loss_with_flat_memory
+from samtrain.losses import SamLoss
+from samtrain.modeling.sam import Sam, SamConfig
+from samtrain.ops import mask_loss, rel_pos_attention
+from samtrain.prompts import Sampler, seeded_generator
+from samtrain.types import Batch
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device gives: memory in 10^9 bytes, and 10^12 operations a second of the model in a whole training step."""
+
+    kind: str
+    memory_gb: float
+    tflops: float
+    source: str
+
+
+# reached in float32 on a CPU, in bf16 on a GPU
+DEVICES = {
+    "cpu": Device("cpu", 24, 0.19, "measured: experiments/README.md, a step of ViT-B on 2 cores of a Xeon"),
+    "rtx4090": Device("cuda", 24, 58, "not measured: 35 % of 165"),
+    "a100": Device("cuda", 80, 109, "not measured: 35 % of 312"),
+    "h100": Device("cuda", 80, 346, "not measured: 35 % of 989"),
+    "h200": Device("cuda", 141, 346, "not measured: 35 % of 989"),
+}
+BYTES_OF_STATE = 4 + 8  # a weight's own and AdamW's two moments in float32; its gradient is met in the step
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Of one micro-batch on one device.
+
+    state_gb:     weights and optimiser, in 10^9 bytes
+    step_gb:      the most that is alive on top: activations, gradients, what passes through
+    encoder_tflop, decoder_tflop: 10^12 floating-point operations, forward and backward, two for a multiplication with addition
+    """
+
+    state_gb: float
+    step_gb: float
+    encoder_tflop: float
+    decoder_tflop: float
+
+    @property
+    def memory_gb(self) -> float:
+        return self.state_gb + self.step_gb
+
+    @property
+    def tflop(self) -> float:
+        return self.encoder_tflop + self.decoder_tflop
+
+
+def step_cost(
+    config: SamConfig,
+    *,
+    device: str,
+    images: int,
+    masks: int,
+    sampler: Sampler,
+    loss: SamLoss,
+    bf16: bool,
+    activation_checkpointing: bool,
+) -> StepCost:
+    """The cost of a step on `images` pictures with `masks` objects each, everything trained, as `bf16-mixed` or in float32.
+
+    device: "cpu" or "cuda", which take different ways through attention and loss
+    """
+    with torch.device("meta"):
+        sam = Sam(config)
+    sam.register_constants()
+    sam.train().image_encoder.set_grad_checkpointing(activation_checkpointing)
+    schedule = sampler.schedule(seeded_generator("cpu", 0))
+    meter = _Meter(config.encoder_dim // config.encoder_heads)
+    with FakeTensorMode(allow_non_fake_inputs=True), _as_on(device), meter:
+        sam.to_empty(device="cpu")
+        meter.reset()  # the weights are counted apart
+        batch = _batch(config.image_size, images, masks)
+
+        def losses(embeddings: torch.Tensor) -> Any:
+            before_decoder.append(meter.operations)
+            return interaction_losses(
+                sam,
+                embeddings,
+                batch,
+                sampler,
+                loss,
+                schedule=schedule,
+                generator=seeded_generator("cpu", 0),
+                num_objects=float(images * masks),
+            )
+
+        before_decoder: list[int] = []
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            embeddings = sam.encode(sam.preprocess(batch.images, batch.input_sizes))
+            total, _ = loss_with_flat_memory(sam, embeddings, losses)
+        decoder = meter.operations - before_decoder[0]
+        total.backward()
+    return StepCost(
+        state_gb=sum(p.numel() for p in sam.parameters()) * BYTES_OF_STATE / 1e9,
+        step_gb=meter.peak / 1e9,
+        encoder_tflop=(meter.operations - decoder) / 1e12,
+        decoder_tflop=decoder / 1e12,
+    )
+
+
+def _batch(side: int, images: int, masks: int) -> Batch:
+    N = images * masks
+    return Batch(
+        images=torch.zeros(images, 3, side, side, dtype=torch.uint8),
+        masks=torch.zeros(N, side, side, dtype=torch.bool),
+        image_index=torch.zeros(N, dtype=torch.int64),
+        weights=torch.ones(N),
+        input_sizes=torch.full((images, 2), side),
+        original_sizes=torch.full((images, 2), side),
+        keys=[""] * images,
+    )
+
+
+@contextmanager
+def _as_on(device: str) -> Iterator[None]:
+    """Fake tensors lie on the CPU, the step takes the ways of the device."""
+    pixels, chunked = mask_loss.PIXELS_AT_A_TIME["cpu"], set(rel_pos_attention.IN_CHUNKS)
+    if device != "cpu":
+        mask_loss.PIXELS_AT_A_TIME["cpu"] = mask_loss.PIXELS_AT_A_TIME["cuda"]
+        rel_pos_attention.IN_CHUNKS.clear()
+    try:
+        yield
+    finally:
+        mask_loss.PIXELS_AT_A_TIME["cpu"] = pixels
+        rel_pos_attention.IN_CHUNKS.update(chunked)
+
+
+class _Meter(TorchDispatchMode):
+    """Counts the operations of matrix products and convolutions, and the bytes that are alive among what was made under it."""
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.operations = self.peak = self._alive = 0
+        self._sizes: dict[int, int] = {}
+
+    def reset(self) -> None:
+        """Forget what there is: it is the caller's."""
+        self.operations = self.peak = self._alive = 0
+        self._sizes = dict.fromkeys(self._sizes, 0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        packet = func._overloadpacket
+        if packet in flop_registry:
+            self.operations += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
+        elif packet in _ATTENTION:
+            self.operations += self._attention(*_ATTENTION[packet], args)
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._follow(tensor.untyped_storage())
+        return out
+
+    def _attention(self, products: int, place: int, args: tuple) -> int:
+        """What the model asks for; widths that a kernel wastes on padding or a folded bias are no operations of its."""
+        shape = args[place].shape
+        if len(shape) == 5:
+            B, N, _, n, C = shape
+        else:
+            B, n, N, C = shape
+        return products * 2 * B * n * N * N * min(C, self.head_dim)
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self._alive += storage.nbytes()
+            self.peak = max(self.peak, self._alive)
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self._alive -= self._sizes.pop(key, 0)
+
+
+# products of N x N in each, and which argument tells the shape: forward scores and sums; backward scores anew, their gradient,
+# and the gradients of query, key and value
+_ATTENTION = {
+    torch.ops.samtrain.rel_pos_attention: (2, 0),
+    torch.ops.samtrain.rel_pos_attention_backward: (5, 2),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (2, 0),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (5, 1),
+}

@@ -1,0 +1,60 @@
+"""`task=embed`: pictures are encoded before anybody asks; `EmbeddingStore` finds them by their pixels."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import sys
+from collections import Counter
+from pathlib import Path
+
+from rich.progress import track
+
+from samtrain.data.decode import decode_shown
+from samtrain.data.mask_files import PICTURES, files_below
+from samtrain.data.tar_index import check_on_error
+from samtrain.embeddings import EmbeddingStore
+from samtrain.modeling.build import load_sam
+from samtrain.predictor import SamPredictor
+from samtrain.tasks.build import Config, device_of
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, run_dir: Path) -> None:
+    """Write an embedding of each picture of `embed.images` that `embed.output` has none of; killed, it goes on there."""
+    _check(config)
+    paths = _pictures(config["embed"]["images"])
+    store = EmbeddingStore(config["embed"]["output"] or run_dir / "embeddings")
+    predictor = SamPredictor(load_sam(config["checkpoint"]).to(device_of(config)))
+    counts: Counter[str] = Counter()
+    for path in track(paths, "embedding pictures", disable=not sys.stdout.isatty()):
+        try:
+            image = decode_shown(path.read_bytes(), str(path))
+        except ValueError as error:
+            if config["data"]["on_error"] == "raise":
+                raise
+            log.warning("left out: %s", error)
+            counts["left out"] += 1
+            continue
+        counts["there"] += store.set_image(predictor, image)
+    new = len(paths) - counts.total()
+    log.info("%s: %d pictures new, %d there already, %d left out", store.folder, new, counts["there"], counts["left out"])
+
+
+def _check(config: Config) -> None:
+    checkpoint, data = config["checkpoint"], config["data"]
+    if checkpoint is None or config["embed"]["images"] is None:
+        key = "checkpoint" if checkpoint is None else "embed.images"
+        raise ValueError(f"{key} is null: task=embed needs checkpoint=FILE embed.images=FOLDER")
+    if data["frame"] == "native":
+        raise ValueError("data.frame is native, whose tiles are encoded when clicked: task=embed needs data.frame=resize")
+    check_on_error(data["on_error"])
+
+
+def _pictures(images: str) -> list[Path]:
+    """The pictures below a folder, or the files of a glob, in the order of names."""
+    found = files_below(Path(images), PICTURES) if Path(images).is_dir() else map(Path, glob.glob(images, recursive=True))
+    if paths := sorted(path for path in found if path.is_file()):
+        return paths
+    raise ValueError(f"embed.images is {images!r}, where no picture is ({', '.join(sorted(PICTURES))} in a folder)")
