@@ -83,8 +83,10 @@ def compose_and_run() -> None:
             tasks.check_task(config.task)
             values = tasks.resolve(config)
             keep_freed_memory()
-            from samtrain.tasks.run_dir import open_run  # from here on it takes seconds: torch
+            from samtrain.tasks.run_dir import is_first_rank, open_run  # from here on it takes seconds: torch
 
+            if not is_first_rank():  # what the first one says is true of all
+                logging.getLogger().setLevel(logging.WARNING)
             with open_run(Path(settings.runtime.output_dir), values, overrides) as run_dir:
                 tasks.run(values, run_dir)
         except (ValueError, OSError, MissingMandatoryValue, InstantiationException) as error:

@@ -16,7 +16,7 @@ from samtrain.interact import BatchDecoder, Interaction, interact, interaction_l
 from samtrain.losses import LossTerms, SamLoss
 from samtrain.modeling.sam import Sam
 from samtrain.ops.masks import mask_iou, shrink_masks
-from samtrain.optim import OptimConfig, build_optimizer
+from samtrain.optim import OptimConfig, build_optimizer, clip_gradients, gradient_norm
 from samtrain.prompts import CentreSampler, Sampler, seeded_generator
 from samtrain.types import Batch
 
@@ -133,7 +133,7 @@ class LitSam(pl.LightningModule):
     ) -> None:
         """By norm, here: Lightning refuses fused optimisers under bf16-mixed, for a loss scaling that bfloat16 has not."""
         if gradient_clip_val:
-            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
+            clip_gradients(_parameters(optimizer), gradient_clip_val)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.waiting_since = time.perf_counter()
@@ -151,8 +151,7 @@ class LitSam(pl.LightningModule):
         self.masks_seen = self.masks_seen + (mean_objects * self.trainer.world_size).round().long()
 
     def _log_step(self, step: int, terms: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = gradient_norm(_parameters(optimizer))
         loss, *parts = terms.tolist()
         if not math.isfinite(loss):
             raise ValueError(
@@ -257,6 +256,10 @@ def freeze(sam: nn.Module, trainable: Sequence[str]) -> None:
         raise ValueError("optim.trainable is empty, so nothing would train: name a part, or null for all")
     for name, parameter in sam.named_parameters():
         parameter.requires_grad_(any(fnmatchcase(name, glob) for glob in trainable))
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _stack(total: Tensor, terms: list[LossTerms]) -> Tensor:

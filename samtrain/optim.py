@@ -8,7 +8,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -100,3 +101,23 @@ def build_optimizer(sam: nn.Module, config: OptimConfig, run_steps: int) -> tupl
     # fused: one kernel a group in place of ten operations a tensor
     optimizer = AdamW(groups, betas=config.betas, fused=True)
     return optimizer, LambdaLR(optimizer, lambda step: rate_factor(config, step, run_steps))
+
+
+def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
+    """The l2 norm of all gradients together; of those that FSDP2 shards, all ranks' parts count."""
+    sharded, whole = ([p.grad for p in kind if p.grad is not None] for kind in _by_kind(parameters))
+    if not sharded:
+        return nn.utils.get_total_norm(whole)
+    return nn.utils.get_total_norm([nn.utils.get_total_norm(sharded).full_tensor(), nn.utils.get_total_norm(whole)])
+
+
+def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:
+    """Scale the gradients so that their `gradient_norm` is at most `max_norm`."""
+    norm = gradient_norm(parameters)
+    for kind in _by_kind(parameters):
+        nn.utils.clip_grads_with_norm_(kind, max_norm, norm)
+
+
+def _by_kind(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Sharded ones and whole ones: no operation on a list takes both."""
+    return [p for p in parameters if isinstance(p, DTensor)], [p for p in parameters if not isinstance(p, DTensor)]

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import csv
-import logging
-import os
 import shutil
-import socket
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +20,6 @@ from tiny_training import (
     blobs,
     checkpointing,
     fit,
-    fork_server,
     join,
     tiny_lit,
     tiny_sam,
@@ -386,44 +381,3 @@ def test_ema_is_what_is_validated_and_loaded(tmp_path: Path) -> None:
         assert torch.equal(value, best[f"sam.{key}"])
         assert torch.equal(best[f"sam.{key}"], last[f"sam.{key}"])
     assert any(not torch.equal(raw[key], last[key]) for key in raw)
-
-
-# ---- several ranks
-
-
-def run_rank(run_dir: Path, rank: int, port: int) -> None:
-    """One of two processes, as torchrun would start it."""
-    warnings.simplefilter("ignore")
-    logging.disable()
-    torch.set_num_threads(1)
-    os.environ |= {
-        "TORCHELASTIC_RUN_ID": "test",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": "2",
-        "GROUP_RANK": "0",
-    }
-    lit = tiny_lit(sam=tiny_sam(config=CALM), prompts=CentreSampler(num_points=2))
-    train(run_dir, lit, [blobs(2 * k + rank, counts=(1 + rank, 2)) for k in range(2)], 2, strategy="ddp", devices=2)
-
-
-def test_two_ranks_equal_one_with_both_batches(tmp_path: Path) -> None:
-    """Although they have different numbers of objects: means are over the objects of all ranks."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = fork_server()
-    ranks = [server.Process(target=run_rank, args=(tmp_path / "two", rank, port)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=300)
-        assert process.exitcode == 0
-
-    lit = tiny_lit(sam=tiny_sam(config=CALM), prompts=CentreSampler(num_points=2))
-    both = [join([blobs(2 * k + rank, counts=(1 + rank, 2)) for rank in range(2)]) for k in range(2)]
-    train(tmp_path / "one", lit, both, 2)
-    assert_close_rows(tmp_path / "two", tmp_path / "one")

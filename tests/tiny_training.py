@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from samtrain.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from samtrain.lit_sam import LitSam
@@ -99,31 +100,29 @@ class Blobs(Dataset):
 
 
 class From(Sampler[int]):
-    """start, start + 1, ... for ever."""
+    """start, start + step, ... for ever."""
 
-    def __init__(self, start: int) -> None:
-        self.start = start
+    def __init__(self, start: int, step: int) -> None:
+        self.start, self.step = start, step
 
     def __iter__(self) -> Iterator[int]:
-        index = self.start
-        while True:
-            yield index
-            index += 1
+        return itertools.count(self.start, self.step)
 
 
 class BlobData(pl.LightningDataModule):
-    """Goes on where a run goes on, as SamDataModule does."""
+    """Goes on where a run goes on, and ranks share what there is, as with SamDataModule."""
 
-    def __init__(self, num_workers: int = 0) -> None:
+    def __init__(self, num_workers: int = 0, num_val: int = 2) -> None:
         super().__init__()
-        self.num_workers = num_workers
+        self.num_workers, self.num_val = num_workers, num_val
 
     def train_dataloader(self) -> DataLoader:
-        start = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        return self._loader(Blobs(None), sampler=From(start))
+        start, ranks = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready, self.trainer.world_size
+        return self._loader(Blobs(None), sampler=From(start * ranks + self.trainer.global_rank, ranks))
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(Blobs(2, first=1_000_000))
+        mine = range(self.trainer.global_rank, self.num_val, self.trainer.world_size)
+        return self._loader(Subset(Blobs(self.num_val, first=1_000_000), mine))
 
     def _loader(self, dataset: Dataset, **settings: Any) -> DataLoader:
         # workers of a fork notice that their parent was killed, those of a fork server live on
@@ -186,13 +185,13 @@ def tiny_trainer(run_dir: Path, *, max_steps: int, callbacks: list[pl.Callback] 
     return pl.Trainer(**(settings | changes))
 
 
-def fit(run_dir: Path, *, max_steps: int, num_workers: int = 0, **changes: Any) -> LitSam:
+def fit(run_dir: Path, *, max_steps: int, num_workers: int = 0, num_val: int = 2, **changes: Any) -> LitSam:
     """Train, or go on where `run_dir` stopped."""
     torch.set_num_threads(1)
     last = run_dir / "checkpoints" / "last.ckpt"
     lit = tiny_lit()
     trainer = tiny_trainer(run_dir, max_steps=max_steps, **changes)
-    trainer.fit(lit, BlobData(num_workers), ckpt_path=last if last.is_file() else None)
+    trainer.fit(lit, BlobData(num_workers, num_val), ckpt_path=last if last.is_file() else None)
     return lit
 
 

@@ -1,8 +1,8 @@
-"""Everything that wants a GPU in one call of under ten minutes: encoder and whole training step in bf16, speed, MFU and memory.
+"""Everything that wants a GPU in one call of under ten minutes: encoder and training step in bf16, speed, MFU and memory.
 
-`python experiments/benchmarks/gpu.py --model vit_h --json h200.json`. Peers are segment_anything's modules and transformers' encoder
-under the same autocast; the peer's step keeps every graph, so it is asked for as many masks as fit (halved until they do). MFU is
-the model's operations (samtrain/plan.py; nothing that is done again counts) over the GPU's dense bf16 peak, `--peak-tflops`.
+`python experiments/benchmarks/gpu.py --model vit_h --json h200.json`. Peers are segment_anything's modules and transformers'
+encoder under the same autocast. The peer's step keeps every graph, so it is asked for as many masks as fit, halved until they
+do. MFU is the model's operations (samtrain/plan.py) over the GPU's dense bf16 peak, `--peak-tflops`.
 """
 
 from __future__ import annotations

@@ -96,6 +96,7 @@ class LastCheckpoint(Checkpoint):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        self._check_same_for_all_ranks(trainer)
         later = trainer.callbacks[trainer.callbacks.index(self) + 1 :]
         if any(isinstance(callback, BestCheckpoint) for callback in later):
             raise ValueError("callbacks: LastCheckpoint stands before BestCheckpoint, so a kill could lose a best: swap them")
@@ -110,6 +111,16 @@ class LastCheckpoint(Checkpoint):
             raise ValueError(
                 f"validation each {interval} batches falls between two steps of {accumulate} batches each: Lightning counts "
                 "batches, so multiply trainer.val_every_steps by the accumulation"
+            )
+
+    def _check_same_for_all_ranks(self, trainer: pl.Trainer) -> None:
+        """Else some would begin where others go on, and wait for each other in vain."""
+        here = batches_seen(self.path if self.path.is_file() else None)
+        first = trainer.strategy.broadcast(here)
+        if not trainer.strategy.reduce_boolean_decision(here == first):
+            raise ValueError(
+                f"{self.path} is not the same file on all nodes (rank {trainer.global_rank} would go on behind {here} batches, "
+                f"rank 0 behind {first}): set run_dir to a folder on a disk that all nodes share"
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -78,31 +78,31 @@ class MaskDecoder(nn.Module):
         stay rows of channels, and only the finished masks are put in order (the numbers are `output_upscaling`'s).
         """
         (N, M), G, g = weights_NMc.shape[:2], image_NGC.shape[1], math.isqrt(image_NGC.shape[1])
-        upscale = self._upscaling()
+        double, double_again = self._upscaling()
         if image_NGC.device.type == "cpu" and not torch.is_grad_enabled():
             # a few cells at a time: what stands between, 32 times as large, stays in the cache
             masks = image_NGC.new_empty(N, M, G * 16)
             for image_GC, weights_Mc, out in zip(image_NGC, weights_NMc, masks, strict=True):
-                parts = zip(image_GC.split(CELLS_AT_A_TIME), out.split(CELLS_AT_A_TIME * 16, dim=1), strict=True)
+                parts = zip(double(image_GC).split(4 * CELLS_AT_A_TIME), out.split(16 * CELLS_AT_A_TIME, dim=1), strict=True)
                 for cells, part in parts:
-                    part.copy_(weights_Mc @ upscale(cells).T)
+                    part.copy_(weights_Mc @ double_again(cells).T)
         else:
-            masks = weights_NMc @ upscale(image_NGC).transpose(1, 2)
+            masks = weights_NMc @ double_again(double(image_NGC)).transpose(1, 2)
         # (row, column, then row and column within the cell, twice) to (rows, columns)
         return masks.view(N, M, g, g, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(N, M, 4 * g, 4 * g)
 
-    def _upscaling(self) -> Callable[[Tensor], Tensor]:
-        """What turns cells (..., G, C) into (..., G * 4 * 4, C / 8): the 4 x 4 pixels of a cell one after the other."""
+    def _upscaling(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """What turns cells (..., G, C) into (..., G * 4, C / 4), the 2 x 2 of a cell one after the other, and these again."""
         first, norm, activation, second, last_activation = self.output_upscaling
         assert isinstance(first, nn.ConvTranspose2d) and isinstance(second, nn.ConvTranspose2d)
         assert isinstance(norm, LayerNorm2d)
         double, double_again = _doubling(first), _doubling(second)
 
-        def upscale(cells: Tensor) -> Tensor:
-            cells = F.layer_norm(double(cells), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-            return last_activation(double_again(activation(cells)))
+        def activate_and_double(cells: Tensor) -> Tensor:
+            cells = activation(F.layer_norm(cells, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
+            return last_activation(double_again(cells))
 
-        return upscale
+        return double, activate_and_double
 
 
 def _doubling(conv: nn.ConvTranspose2d) -> Callable[[Tensor], Tensor]:

@@ -6,9 +6,11 @@ import logging
 import resource
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 from samtrain.data.datasets import SamDataset, Source
+from samtrain.data.once import make_once
 from samtrain.data.shards import ShardWriter
 from samtrain.loggers import make_loggers
 from samtrain.modeling.build import load_sam
@@ -64,19 +66,19 @@ def first_training(config: Config, directory: Path, pictures: PictureSet) -> Tra
 
 
 def _first_images(config: Config, folder: Path, pictures: PictureSet, native: bool) -> Source:
-    """A shard with the first `loader.train_images` pictures in which the transform finds an object; made once."""
-    done = sorted(map(str, folder.glob("*.tar")))
-    if done:
-        return Source(done)
-    _, transform = transforms_of(config, image_size=sam_config_of(config).image_size, native=native, jitter=None)
-    dataset = SamDataset(pictures.train, transform, max_masks=1, on_error=config["data"]["on_error"])
-    wanted = config["loader"]["train_images"]
-    chosen = (i for i in range(len(dataset)) if len(dataset.get(0, i).masks))
-    with ShardWriter(folder, "first", max_count=wanted) as writer:
-        for i, _ in zip(chosen, range(wanted), strict=False):
-            record = dataset.record(i)
-            writer.write(record.key, record.image_bytes, record.ext, record.annotation)
-    return Source(sorted(map(str, folder.glob("*.tar"))))
+    """A shard with the first `loader.train_images` pictures in which the transform finds an object; one rank makes it."""
+
+    def write(partial: Path) -> dict[str, int]:
+        _, transform = transforms_of(config, image_size=sam_config_of(config).image_size, native=native, jitter=None)
+        dataset = SamDataset(pictures.train, transform, max_masks=1, on_error=config["data"]["on_error"])
+        wanted = config["loader"]["train_images"]
+        chosen = list(islice((i for i in range(len(dataset)) if len(dataset.get(0, i).masks)), wanted))
+        with ShardWriter(partial, "first", max_count=wanted) as writer:
+            for record in map(dataset.record, chosen):
+                writer.write(record.key, record.image_bytes, record.ext, record.annotation)
+        return {"images": len(chosen)}
+
+    return Source(sorted(map(str, make_once(folder, write, "first.json").glob("*.tar"))))
 
 
 def costs(run_dir: Path, begin: float) -> dict[str, float]:

@@ -47,7 +47,7 @@ def open_run(run_dir: Path, config: dict[str, Any], overrides: list[str]) -> Ite
         if goes_on := stored.is_file():
             _check_same(config, yaml.safe_load(stored.read_text()), run_dir)
             log.info("going on in %s", run_dir)
-        environment = _environment()
+        environment = _environment(overrides)
         stored.parent.mkdir(exist_ok=True)
         write_whole(stored.with_name("environment.json"), json.dumps(environment, indent=1) + "\n")
         if not goes_on:  # last, for it is what says that a run has begun here
@@ -128,10 +128,11 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, value in items for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
-def _environment() -> dict[str, Any]:
+def _environment(overrides: list[str]) -> dict[str, Any]:
     """What decides a run beside its config."""
+    typed = overrides if "SUBMITIT_EXECUTOR" in os.environ else sys.argv[1:]  # submitit's processes have arguments of its own
     return {
-        "command": " ".join(["python -m samtrain", *sys.argv[1:]]),
+        "command": " ".join(["python -m samtrain", *typed]),
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted": bool(_git("status", "--porcelain")),
         "python": platform.python_version(),

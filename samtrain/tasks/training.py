@@ -14,6 +14,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from pytorch_lightning.strategies import Strategy
 
 from samtrain.callbacks import (
     AtomicCheckpointIO,
@@ -27,6 +29,7 @@ from samtrain.callbacks import (
 from samtrain.data.datamodule import SamDataModule
 from samtrain.data.datasets import Source
 from samtrain.data_engine.stages import FitResult
+from samtrain.fsdp import EncoderFSDPStrategy
 from samtrain.lit_sam import LitSam
 from samtrain.modeling.build import load_sam
 from samtrain.modeling.checkpoints import replaced_whole
@@ -41,9 +44,12 @@ from samtrain.tasks.build import (
     transforms_of,
 )
 
+STRATEGIES = ("auto", "ddp", "fsdp")
+
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # which devices there are, what else one could install
 warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode")  # frozen ones, and all until it begins
+warnings.filterwarnings("ignore", message=r".*sync_dist=True")  # what is logged is of all ranks already
 warnings.filterwarnings("ignore", message=r".*LeafSpec")  # Lightning 2.6 on torch 2.15
 
 
@@ -175,7 +181,7 @@ def _data(
 ) -> SamDataModule:
     loader, data = config["loader"], config["data"]
     for_training, for_validation = transforms_of(config, image_size=image_size, native=native, jitter=jitter)
-    names = ("batch_size", "val_batch_size", "max_masks", "max_val_masks", "num_workers", "cache_images")
+    names = ("batch_size", "val_batch_size", "max_masks", "max_val_masks", "num_workers", "cache_images", "reduced_jpeg")
     return SamDataModule(
         train=train,
         val=val,
@@ -219,7 +225,8 @@ def make_trainer(
     settings = config["trainer"]
     accumulate = micro_batches(config, model)
     return pl.Trainer(
-        **{key: settings[key] for key in ("accelerator", "devices", "num_nodes", "strategy", "precision")},
+        **{key: settings[key] for key in ("accelerator", "devices", "num_nodes", "precision")},
+        strategy=strategy_of(config),
         default_root_dir=directory,
         max_steps=steps,
         accumulate_grad_batches=accumulate,
@@ -235,8 +242,34 @@ def make_trainer(
         callbacks=callbacks,
         enable_progress_bar=config["callbacks"]["progress"],
         enable_model_summary=False,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *_cluster()],
     )
+
+
+def strategy_of(config: Config) -> str | Strategy:
+    """What Lightning takes for `trainer.strategy`; raises ValueError for what is none, or does not go with the rest."""
+    name, ema_decay = config["trainer"]["strategy"], config["optim"]["ema_decay"]
+    if name not in STRATEGIES:
+        raise ValueError(f"trainer.strategy is {name!r}: take one of {', '.join(STRATEGIES)}")
+    if name != "fsdp":
+        return name
+    if config["trainer"]["compile"]:
+        raise ValueError(
+            "trainer.compile is true and trainer.strategy fsdp, under which a validation is compiled for minutes (one of "
+            "two tiny pictures took three): set trainer.compile=false or trainer.strategy=ddp"
+        )
+    if ema_decay is not None:
+        raise ValueError(
+            f"optim.ema_decay is {ema_decay} and trainer.strategy fsdp, but the average is of whole weights, which no rank "
+            "holds: set optim.ema_decay=null or trainer.strategy=ddp"
+        )
+    return EncoderFSDPStrategy()
+
+
+def _cluster() -> list[SLURMEnvironment]:
+    """Under srun: SLURM or submitit start a job anew, not Lightning, whose own checkpoint would stand before `last.ckpt`."""
+    by_srun = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [SLURMEnvironment(auto_requeue=False)] if by_srun else []
 
 
 def micro_batches(config: Config, model: str) -> int:

@@ -60,11 +60,13 @@ def test_training_goes_on_where_it_stopped(module, num_workers):
         assert one.keys == two.keys and torch.equal(one.images, two.images) and torch.equal(one.masks, two.masks)
 
 
-def test_ranks_share_both_sets(module):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_ranks_share_both_sets(module, num_workers):
     whole = [key for batch in batches(module(batch_size=6).train_dataloader(), 4) for key in batch.keys]
-    parts = [batches(module(rank, 2).train_dataloader(), 4) for rank in range(2)]
+    ranks = [module(rank, 2, num_workers=num_workers) for rank in range(2)]
+    parts = [batches(rank.train_dataloader(), 4) for rank in ranks]
     assert [key for pair in zip(*parts, strict=True) for batch in pair for key in batch.keys] == whole
-    val = [key for rank in range(2) for batch in module(rank, 2).val_dataloader() for key in batch.keys]
+    val = [key for rank in ranks for batch in rank.val_dataloader() for key in batch.keys]
     assert sorted(val) == [f"val_{i}" for i in range(5)]
 
 

@@ -1,0 +1,61 @@
+"""Both ways of attention with relative positions against the formula written down, values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from samtrain.ops import rel_pos_attention as module
+from samtrain.ops.rel_pos_attention import rel_pos_attention
+
+SHAPES = [(2, 5, 7, 3, 8), (1, 4, 4, 2, 10), (6, 3, 3, 1, 4)]  # B, H, W, heads, channels of a head
+
+
+def example(shape: tuple[int, ...]) -> list[Tensor]:
+    B, H, W, n, C = shape
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(B, H * W, 3, n, C), (H, H, C), (W, W, C)]
+    return [torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_() for size in sizes]
+
+
+def plain(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> Tensor:
+    """Score by score: scale * q·k, and q against the embeddings of the rows' and the columns' distances."""
+    B, N, _, n, C = qkv.shape
+    H, W = len(table_h), len(table_w)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    y, x = torch.arange(N) // W, torch.arange(N) % W
+    table = table_h[y[:, None], y[None]] + table_w[x[:, None], x[None]]  # (N, N, C)
+    scores = scale * q @ k.transpose(-1, -2) + torch.einsum("bnqc,qkc->bnqk", q, table)
+    assert H * W == N
+    return (scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(B, N, n * C)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("way", ["folded", "in chunks", "in chunks of a few rows"])
+def test_values_and_gradients_are_the_formulas(way: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IN_CHUNKS", set() if way == "folded" else {"cpu"})
+    if way == "in chunks of a few rows":
+        monkeypatch.setattr(module, "CHUNK", 3 * shape[1] * shape[2])
+    inputs = example(shape)
+    out, wanted = rel_pos_attention(*inputs, 0.3), plain(*inputs, 0.3)
+    torch.testing.assert_close(out, wanted, rtol=1e-10, atol=1e-12)
+    outer = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
+    gradients = torch.autograd.grad(out, inputs, outer)
+    for gradient, expected in zip(gradients, torch.autograd.grad(wanted, inputs, outer), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_nothing_of_n_by_n_is_kept() -> None:
+    """For the backward pass: the input, the output and the tables."""
+    inputs = example((1, 16, 16, 2, 4))
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor):
+        rel_pos_attention(*inputs, 0.3)
+    assert kept and max(kept) == inputs[0].numel() < 256 * 256
+
+
+def test_it_repeats_to_the_bit() -> None:
+    inputs = example(SHAPES[0])
+    results = [torch.autograd.grad(rel_pos_attention(*inputs, 0.3).square().sum(), inputs) for _ in range(3)]
+    assert all(a.equal(b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
