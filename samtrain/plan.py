@@ -38,7 +38,7 @@ class Device:
 
 # reached in float32 on a CPU, in bf16 on a GPU
 DEVICES = {
-    "cpu": Device("cpu", 24, 0.19, "measured: experiments/README.md, a step of ViT-B on 2 cores of a Xeon"),
+    "cpu": Device("cpu", 24, 0.18, "measured: experiments/README.md, a step of ViT-B on 2 cores of a Xeon"),
     "rtx4090": Device("cuda", 24, 58, "not measured: 35 % of 165"),
     "a100": Device("cuda", 80, 109, "not measured: 35 % of 312"),
     "h100": Device("cuda", 80, 346, "not measured: 35 % of 989"),

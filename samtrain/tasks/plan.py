@@ -16,7 +16,7 @@ from samtrain.tasks.training import num_devices
 
 log = logging.getLogger(__name__)
 
-MARGIN = 1.15  # allocators hold more than what is alive; measured on a CPU (experiments/README.md)
+MARGIN = 1.15  # allocators hold more than what is alive: a guess for GPUs; glibc held up to 1.9 times as much
 
 
 def run(config: Config, run_dir: Path) -> Metrics:
