@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from samtrain.modeling.sam import SamConfig
 from samtrain.plan import DEVICES, Device, StepCost, step_cost
 from samtrain.tasks.build import Config, make_loss, make_prompts, recipe_of, sam_config_of
 from samtrain.tasks.run_dir import Metrics, write_metrics
@@ -25,8 +26,8 @@ def run(config: Config, run_dir: Path) -> Metrics:
     model = sam_config_of(config)
     own = config["loader"]["max_masks"], config["trainer"]["activation_checkpointing"]
     asked = {(masks, checkpointing) for masks in config["plan"]["masks"] for checkpointing in (False, True)} | {own}
-    costs = {each: cost_of(config, device, *each) for each in sorted(asked)}
-    hours = {each: hours_of(config, device, cost) for each, cost in costs.items()}
+    costs = {each: cost_of(config, model, device, *each) for each in sorted(asked)}
+    hours = {each: hours_of(config, model, device, cost) for each, cost in costs.items()}
 
     batch, precision = config["loader"]["batch_size"], config["trainer"]["precision"]
     title = f"{model.model}, {model.image_size} px, {batch} pictures at once, {precision}"
@@ -37,7 +38,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
         memory = cost.memory_gb * MARGIN
         speed = device.tflops / cost.tflop * batch
         texts = [str(each[0]), "yes" if each[1] else "no", f"{memory:.1f}", "yes" if memory <= device.memory_gb else "no"]
-        texts += [f"{cost.tflop / batch:.2f}", f"{speed:.3g}", f"{hours[each]:.3g}"]
+        texts += [f"{cost.tflop / batch:.3g}", f"{speed:.3g}", f"{hours[each]:.3g}"]
         table.add_row(*texts, style="bold" if each == own else None)
     Console().print(table)
     log.info("operations a second: %g * 10^12, %s (plan.tflops sets your own)", device.tflops, device.source)
@@ -62,11 +63,11 @@ def device_of_plan(config: Config) -> Device:
     return device if settings["memory_gb"] is None else replace(device, memory_gb=float(settings["memory_gb"]))
 
 
-def cost_of(config: Config, device: Device, masks: int, activation_checkpointing: bool) -> StepCost:
+def cost_of(config: Config, model: SamConfig, device: Device, masks: int, activation_checkpointing: bool) -> StepCost:
     """Of one micro-batch on one device."""
-    recipe = recipe_of(config, sam_config_of(config).model)
+    recipe = recipe_of(config, model.model)
     return step_cost(
-        replace(sam_config_of(config), drop_path=recipe["drop_path"], dropout=recipe["dropout"]),
+        replace(model, drop_path=recipe["drop_path"], dropout=recipe["dropout"]),
         device=device.kind,
         images=config["loader"]["batch_size"],
         masks=masks,
@@ -77,9 +78,9 @@ def cost_of(config: Config, device: Device, masks: int, activation_checkpointing
     )
 
 
-def hours_of(config: Config, device: Device, cost: StepCost) -> float:
+def hours_of(config: Config, model: SamConfig, device: Device, cost: StepCost) -> float:
     """Of the whole training on all devices, validation and waiting for data left out."""
-    recipe = recipe_of(config, sam_config_of(config).model)
+    recipe = recipe_of(config, model.model)
     steps = config["trainer"]["max_steps"] or recipe["max_steps"]
     pictures = steps * (config["trainer"]["images_per_step"] or recipe["images_per_step"])
     seconds = pictures / config["loader"]["batch_size"] * cost.tflop / device.tflops
