@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from encoder import step as encoder_step
 from models import official_sam, our_sam
-from paired import Row, _seconds, arguments, begin, finish, peak_gb
+from paired import Row, arguments, begin, finish, peak_gb, timed
 from step import our_step, picture, their_step
 from torch import nn
 
@@ -138,7 +138,7 @@ def measure(what: str, contender: Contender, images: int, options: argparse.Name
             contender.job()
 
     job()
-    seconds = statistics.median(_seconds(job) for _ in range(options.pairs))
+    seconds = statistics.median(timed(job) for _ in range(options.pairs))
     peak = options.peak_tflops
     if peak is None and torch.cuda.is_available():
         name = torch.cuda.get_device_name()

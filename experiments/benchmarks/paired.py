@@ -57,7 +57,7 @@ def begin(options: argparse.Namespace) -> None:
 def compare(what: str, peer: str, theirs: Job, ours: Job, *, pairs: int, memory: bool = False, difference: str = "") -> Row:
     """Time both in turn; with `memory` one more run of each says what it needs at its peak."""
     theirs(), ours()
-    times = [(_seconds(theirs), _seconds(ours)) for _ in range(pairs)]
+    times = [(timed(theirs), timed(ours)) for _ in range(pairs)]
     ratios = [their / our for their, our in times]
     row = Row(
         what,
@@ -73,7 +73,7 @@ def compare(what: str, peer: str, theirs: Job, ours: Job, *, pairs: int, memory:
     return row
 
 
-def _seconds(job: Job) -> float:
+def timed(job: Job) -> float:
     synchronise()
     begin = time.perf_counter()
     job()

@@ -8,11 +8,12 @@ objects times interactions, so `--peer-masks` asks less of it where it would not
 from __future__ import annotations
 
 import gc
+import statistics
 
 import torch
 import torch.nn.functional as F
 from models import official_sam, our_sam
-from paired import Row, arguments, begin, compare, finish, peak_gb
+from paired import Row, arguments, begin, compare, finish, peak_gb, timed
 from torch import Tensor
 
 from samtrain.interact import interaction_losses, loss_with_flat_memory
@@ -53,7 +54,8 @@ def main() -> None:
             )
         else:
             own()
-            notes[f"{what}, ours alone"] = f"peak {peak_gb(own):.2f} GB"
+            seconds = statistics.median(timed(own) for _ in range(options.pairs))
+            notes[f"{what}, ours alone"] = f"{seconds:.1f} s, peak {peak_gb(own):.2f} GB"
         if options.growth:
             peaks = {n: peak_gb(lambda n=n, own=own: own(interactions=n)) for n in (2, 4, 11)}
             notes[f"{masks} masks, peak GB by interactions"] = ", ".join(f"{n}: {gb:.2f}" for n, gb in peaks.items())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,6 +16,7 @@ from timm.models.vision_transformer_sam import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from samtrain.modeling.recompute import leaving_little
 from samtrain.ops.rel_pos_attention import rel_pos_attention
 
 TOKENS_AT_A_TIME = 1024  # of the MLP without gradients; the one size tried (experiments/LOG.md, 2026-11-24)
@@ -54,7 +54,7 @@ class EncoderBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         H, W = x.shape[1:3]
-        y = self.attn.attend(_leaving_little(self._qkv, x))
+        y = self.attn.attend(leaving_little(self._qkv, x))
         if self.window_size > 0:
             # the padding took part as keys; what became of it is thrown away, before the projection
             rows, columns = (math.ceil(side / self.window_size) * self.window_size for side in (H, W))
@@ -69,7 +69,7 @@ class EncoderBlock(Block):
 
     def _mlp(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            return _leaving_little(self._contract, _leaving_little(self._expand, x))
+            return leaving_little(self._contract, leaving_little(self._expand, x))
         # in parts, so that the encoder's widest tensor stays small and is not mapped anew each time
         parts = x.flatten(0, 2).split(TOKENS_AT_A_TIME)
         return torch.cat([self._contract(self._expand(part)) for part in parts]).view(x.shape)
@@ -79,17 +79,6 @@ class EncoderBlock(Block):
 
     def _contract(self, h: Tensor) -> Tensor:
         return self.mlp.fc2(self.mlp.act(h))
-
-
-def _leaving_little(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """What cheap steps and a matrix product at their end make of x, keeping x alone for the backward pass.
-
-    The cheap steps are taken again there and the product is not: PyTorch stops once it has what had been saved. 2.4 in
-    place of 3.2 GB for ViT-B at 1024 px (experiments/LOG.md, 2026-11-24).
-    """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # which decides such things itself
-        return function(x)
-    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 
 
 class ImageEncoder(VisionTransformerSAM):

@@ -9,6 +9,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from samtrain.modeling.image_tokens import Picture, PromptedImage
+from samtrain.modeling.recompute import leaving_little
 from samtrain.types import PointLabel, Prompts
 
 
@@ -76,7 +77,7 @@ class PromptEncoder(nn.Module):
             return self.no_mask_embed.weight, None, None
         last = self.mask_downscaling[-1]
         assert isinstance(last, nn.Conv2d) and last.bias is not None
-        detail_Nmgg = self.mask_downscaling[:-1](prompts.mask_logits)
+        detail_Nmgg = leaving_little(self.mask_downscaling[:-1], prompts.mask_logits)
         return last.bias[None], detail_Nmgg.flatten(2).transpose(1, 2), last.weight.flatten(1)
 
     def dense_pe(self) -> Tensor:
