@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from samtrain.embeddings import EmbeddingStore, load_embedding, save_embedding
+    from samtrain.generator import SamAutomaticMaskGenerator
     from samtrain.modeling.build import build_sam, load_sam
     from samtrain.modeling.checkpoints import save_official, save_safetensors
     from samtrain.predictor import SamPredictor
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EmbeddingStore",
+    "SamAutomaticMaskGenerator",
     "SamPredictor",
     "TiledPredictor",
     "build_sam",
@@ -32,6 +34,7 @@ _HOMES = {
     "load_sam": "samtrain.modeling.build",
     "save_official": "samtrain.modeling.checkpoints",
     "save_safetensors": "samtrain.modeling.checkpoints",
+    "SamAutomaticMaskGenerator": "samtrain.generator",
     "SamPredictor": "samtrain.predictor",
     "TiledPredictor": "samtrain.tiled",
     "EmbeddingStore": "samtrain.embeddings",

@@ -14,9 +14,7 @@ from torch import Tensor
 from samtrain.modeling.image_tokens import Picture
 from samtrain.modeling.sam import Sam
 from samtrain.ops.masks import longest_side_size
-from samtrain.types import PointLabel, Prompts, SamOutput
-
-Size = tuple[int, int]  # (H, W)
+from samtrain.types import PointLabel, Prompts, SamOutput, Size
 
 OBJECTS_AT_A_TIME = 64  # decoded together; segment_anything's generator takes as many
 LOGITS_AT_A_TIME = 2**24  # at the picture's size: 64 MiB of float32, 3 objects in 1500 x 1000 pixels; more is slower on CPU

@@ -28,6 +28,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+Size = tuple[int, int]  # (H, W)
+
 
 class PointLabel(IntEnum):
     """What a prompt token is; the numbers are those of Meta's ONNX model and of SAM 2."""

@@ -36,38 +36,10 @@ def official(predictor):
     """segment_anything's predictor round the same weights."""
     pytest.importorskip("segment_anything", reason="needs the reference: pip install segment-anything")
     from segment_anything import SamPredictor as OfficialPredictor
-    from segment_anything import modeling as parts
 
-    from samtrain.modeling.weights import official_state_dict
+    from tests.official import official_like
 
-    c = CONFIG
-    encoder = parts.ImageEncoderViT(
-        img_size=c.image_size,
-        patch_size=c.patch_size,
-        embed_dim=c.encoder_dim,
-        depth=c.encoder_depth,
-        num_heads=c.encoder_heads,
-        norm_layer=lambda dim: torch.nn.LayerNorm(dim, eps=1e-6),
-        use_rel_pos=True,
-        global_attn_indexes=c.global_attn_indexes,
-        window_size=c.window_size,
-        out_chans=c.prompt_dim,
-    )
-    prompts = parts.PromptEncoder(
-        embed_dim=c.prompt_dim,
-        image_embedding_size=(c.grid, c.grid),
-        input_image_size=(c.image_size, c.image_size),
-        mask_in_chans=c.mask_in_chans,
-    )
-    transformer = parts.TwoWayTransformer(
-        depth=2, embedding_dim=c.prompt_dim, num_heads=c.decoder_heads, mlp_dim=c.decoder_mlp_dim
-    )
-    decoder = parts.MaskDecoder(
-        transformer_dim=c.prompt_dim, transformer=transformer, iou_head_hidden_dim=c.iou_head_dim
-    )
-    sam = parts.Sam(encoder, prompts, decoder)
-    sam.load_state_dict(official_state_dict(predictor.model))
-    return OfficialPredictor(sam.eval())
+    return OfficialPredictor(official_like(predictor.model))
 
 
 @pytest.mark.parity

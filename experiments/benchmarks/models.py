@@ -10,7 +10,7 @@ from segment_anything import sam_model_registry
 from torch import nn
 
 from samtrain.modeling import SAM_CONFIGS, Sam
-from samtrain.modeling.weights import to_our_layout
+from samtrain.modeling.weights import official_state_dict, to_our_layout
 
 
 def official_sam(model: str = "vit_b") -> nn.Module:
@@ -28,6 +28,33 @@ def our_sam(official: nn.Module, model: str = "vit_b") -> Sam:
     """Ours, with the same weights."""
     sam = Sam(SAM_CONFIGS[model]).eval()
     sam.load_state_dict(to_our_layout(official.state_dict()))
+    return sam
+
+
+def official_like(ours: Sam) -> nn.Module:
+    """segment_anything's model of the same sizes and weights as ours, whatever those are."""
+    from segment_anything import modeling as parts
+
+    c = ours.config
+    sam = parts.Sam(
+        parts.ImageEncoderViT(
+            img_size=c.image_size, patch_size=c.patch_size, embed_dim=c.encoder_dim, depth=c.encoder_depth,
+            num_heads=c.encoder_heads, norm_layer=partial(nn.LayerNorm, eps=1e-6), use_rel_pos=True,
+            global_attn_indexes=c.global_attn_indexes, window_size=c.window_size, out_chans=c.prompt_dim,
+        ),
+        parts.PromptEncoder(
+            embed_dim=c.prompt_dim, image_embedding_size=(c.grid, c.grid), input_image_size=(c.image_size, c.image_size),
+            mask_in_chans=c.mask_in_chans,
+        ),
+        parts.MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=parts.TwoWayTransformer(
+                depth=c.decoder_depth, embedding_dim=c.prompt_dim, mlp_dim=c.decoder_mlp_dim, num_heads=c.decoder_heads
+            ),
+            transformer_dim=c.prompt_dim, iou_head_depth=3, iou_head_hidden_dim=c.iou_head_dim,
+        ),
+    ).eval()  # fmt: skip
+    sam.load_state_dict(official_state_dict(ours))
     return sam
 
 

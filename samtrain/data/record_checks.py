@@ -40,7 +40,7 @@ def check_record(picture: Path, raw: RawAnnotations) -> Checked:
         raise Refused("the picture is missing", str(picture))
     width, height = _json_size(raw.image) or shown_size(picture)
     data, _ = picture_bytes(picture, (width, height))
-    _decoded(data, (width, height), picture)
+    _decoded(data, (width, height), picture.name)
     annotations, refused = _checked_objects(raw.objects, (height, width))
     if not annotations:
         reasons = ", ".join(sorted({each.reason for each in refused})) or "none came"
@@ -69,31 +69,39 @@ def shown_size(picture: Path) -> tuple[int, int]:
 
 
 def picture_bytes(picture: Path, size: tuple[int, int]) -> tuple[bytes, str]:
+    """The bytes of a file to store, as `storable_bytes` of what is in it."""
+    try:
+        data = picture.read_bytes()
+    except OSError as error:
+        raise Refused(CANNOT_BE_READ, f"{picture.name}: {error}") from error
+    return storable_bytes(data, size, picture.name)
+
+
+def storable_bytes(data: bytes, size: tuple[int, int], name: str) -> tuple[bytes, str]:
     """The bytes to store and their extension: JPEG and PNG untouched, unless EXIF has to turn them; all else as PNG.
 
     `size` is the (width, height) that it shall have: readers of SA-1B's form do not look at EXIF, so what has to be
     turned is. Of grey, 16 bits are kept. Raises Refused.
     """
     try:
-        with Image.open(picture) as image:
+        with Image.open(io.BytesIO(data)) as image:
             kept, stored_size = KEPT_AS_THEY_ARE.get(image.format or ""), image.size
             pages = 1 if kept else getattr(image, "n_frames", 1)
-        data = picture.read_bytes()
     except UNREADABLE as error:
-        raise Refused(CANNOT_BE_READ, f"{picture.name}: {error}") from error
+        raise Refused(CANNOT_BE_READ, f"{name}: {error}") from error
     if kept and size == stored_size:
         return data, kept
     if not kept and pages > 1:
-        raise Refused("the picture is a stack", f"{picture.name} has {pages} pages; save the one that counts")
+        raise Refused("the picture is a stack", f"{name} has {pages} pages; save the one that counts")
     stream = io.BytesIO()
-    Image.fromarray(_storable(_decoded(data, size, picture), picture.name)).save(stream, "png")
+    Image.fromarray(_storable(_decoded(data, size, name), name)).save(stream, "png")
     return stream.getvalue(), "png"
 
 
-def _decoded(data: bytes, size: tuple[int, int], picture: Path) -> np.ndarray:
+def _decoded(data: bytes, size: tuple[int, int], name: str) -> np.ndarray:
     """The samples at their full depth; raises Refused."""
     try:
-        return decode_samples(data, *size, picture.name)
+        return decode_samples(data, *size, name)
     except ValueError as error:
         reason = CANNOT_BE_READ if "cannot be read" in str(error) else "the picture is not of its JSON's size"
         raise Refused(reason, str(error)) from error

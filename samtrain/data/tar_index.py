@@ -160,7 +160,7 @@ def _scan_tar(path: str) -> ShardIndex:
     """Walk over the headers of a tar and pair pictures with JSONs by name, wherever in the tar they stand."""
     images: dict[str, tuple[int, int, str]] = {}
     jsons: dict[str, tuple[int, int]] = {}
-    members, problems = _list_members(path)
+    members, problems = list_members(path)
     for name, offset, size in members:
         key, ext = split_name(name)
         if ext == "json":
@@ -192,7 +192,7 @@ def split_name(name: str) -> tuple[str, str]:
     return key, ext if ext in (*IMAGE_EXTENSIONS, "json") and not hidden else ""
 
 
-def _list_members(path: str) -> tuple[list[tuple[str, int, int]], list[str]]:
+def list_members(path: str) -> tuple[list[tuple[str, int, int]], list[str]]:
     """(name, offset, size) of the whole files in a tar, and what is wrong with its end."""
     length = os.path.getsize(path)
     members: list[tuple[str, int, int]] = []

@@ -82,6 +82,26 @@ def stacked_bars(
     return _figure(title, legend, _axes(frame, x, y) + "".join(body), f"{title}: {y.name} by {x.name}", note)
 
 
+def heat_map(title: str, counts: Sequence[Sequence[float]], note: str = "") -> str:
+    """A figure of rows of cells, darker where there is more; "" where all is nothing."""
+    most = max((max(row) for row in counts), default=0)
+    if not most:
+        return ""
+    height, width = len(counts), len(counts[0])
+    side = min((WIDTH - 2 * RIGHT) / width, (HEIGHT - 2 * RIGHT) / height)
+    left, top = (WIDTH - side * width) / 2, (HEIGHT - side * height) / 2
+    cells = "".join(
+        f'<rect class="f1" x="{left + j * side:.1f}" y="{top + i * side:.1f}" width="{side:.1f}" height="{side:.1f}" '
+        f'fill-opacity="{value / most:.3f}"><title>{value:g}</title></rect>'
+        for i, row in enumerate(counts)
+        for j, value in enumerate(row)
+    )
+    frame = (
+        f'<rect class="frame" x="{left:.1f}" y="{top:.1f}" width="{side * width:.1f}" height="{side * height:.1f}"/>'
+    )
+    return _figure(title, [], cells + frame, f"{title}: {height} x {width} cells", note)
+
+
 class _Frame:
     """From values to places in the drawing."""
 

@@ -9,10 +9,12 @@ from html import escape
 from pathlib import Path
 
 from samtrain.report.curves import round_charts, training_charts
+from samtrain.report.generated import audit_section, dataset_charts, generated_tables, truth_charts
 from samtrain.report.run_files import Panel, RunFiles, read_run
 from samtrain.report.tables import duration, key_numbers, ledger_table, metrics_table, other_metrics, paper_table
 
 MAX_PANELS = 4  # sheets are some hundred KB each, and the page carries them inside
+GENERATED = """<p class="note">The first pictures that were written, each with its masks, the smaller ones on top.</p>"""
 KEY = """<p class="note">Pictures of the validation, a row an object: first the object itself, then the prediction after each
 click with its IoU. White line: the ground truth. Filled: the model's mask. Green clicks: on the object, red: off it.</p>"""
 STYLE = Path(__file__).with_name("style.css")
@@ -40,6 +42,9 @@ def build_page(run: RunFiles) -> str:
         _section("Results", metrics_table(run)),
         _section("Rounds of the data engine", _charts(round_charts(run)) + ledger_table(run)),
         _section("Beside the paper", paper_table(run)),
+        _section("Automatic masks", _charts(dataset_charts(run.generated)) + generated_tables(run.generated)),
+        _section("Automatic masks against ground truth", _charts(truth_charts(run.generated.get("truth")))),
+        _section("Audit", audit_section(run.audit)),
         _section("Learning", _charts(training_charts(run))),
         _section("Masks", _panels(run.panels)),
         _section("Settings", _settings(run)),
@@ -101,7 +106,8 @@ def _panels(panels: Sequence[Panel]) -> str:
     )
     hidden = len(panels) - len(chosen)
     note = f'<p class="note">{hidden} more sheets lie in the run\'s panels folders.</p>' if hidden else ""
-    return KEY + sheets + note if sheets else ""
+    key = GENERATED if all(panel.path.stem == "generated" for panel in panels) else KEY
+    return key + sheets + note if sheets else ""
 
 
 def _spread(panels: Sequence[Panel], count: int) -> list[Panel]:

@@ -43,6 +43,8 @@ class RunFiles:
     ledger: list[dict[str, Any]] = field(default_factory=list)
     trainings: list[Training] = field(default_factory=list)
     panels: list[Panel] = field(default_factory=list)
+    generated: dict[str, Any] = field(default_factory=dict)
+    audit: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -66,6 +68,8 @@ def read_run(run_dir: Path) -> RunFiles:
         ledger=[_parse(line, f"{run_dir}/ledger.jsonl") for line in _text(run_dir / "ledger.jsonl").splitlines()],
         trainings=[Training(label, rows) for label, folder in folders if (rows := _rows(folder / "metrics.csv"))],
         panels=[panel for label, folder in folders for panel in _panels(label, folder / "panels")],
+        generated=_json(run_dir / "generated.json"),
+        audit=_json(run_dir / "audit.json"),
     )
 
 

@@ -64,6 +64,15 @@ def key_numbers(run: RunFiles) -> str:
     if seconds := _probe_seconds(lines):
         objects = f"modelled, the same {lines[-1]['probe_masks']} objects"
         cards.append((f"{seconds[0]:.1f} → {seconds[-1]:.1f} s", "a mask, first to last", objects))
+    if metrics.get("generated/masks") is not None:
+        pictures = metrics["generated/pictures"]
+        cards.append((f"{metrics['generated/masks']:,.0f}", "automatic masks", f"in {pictures:,.0f} pictures"))
+        if pace := metrics.get("generated/images_per_second"):
+            cards.append((f"{pace:.2g}", "pictures a second", "all processes of this run"))
+    if metrics.get("generated/ar_100") is not None:
+        precise = metrics.get("generated/precision_75")
+        below = f"precision {precise:.2f} at IoU 0.75" if precise is not None else "against ground truth"
+        cards.append((f"{metrics['generated/ar_100']:.3f}", "AR@100", below))
     if "time/seconds" in metrics:
         peak = metrics.get("memory/peak_gb")
         cards.append((duration(metrics["time/seconds"]), "on the clock", f"{peak:.1f} GB at most" if peak else ""))

@@ -20,6 +20,9 @@ TASKS = {
     "evaluate": "the test metrics of a checkpoint",
     "predict": "masks for clicks on one picture",
     "embed": "encode pictures beforehand, for clicks that do not wait",
+    "generate": "masks of everything in a folder of pictures, written as SA-1B's tars",
+    "validate_dataset": "whether shards or a folder are sound SA-1B; exit status 1 where they are not",
+    "audit": "how good automatic masks are, beside corrected ones",
     "export": "write a checkpoint in the official layout, or as safetensors",
 }
 
@@ -44,5 +47,5 @@ def run(config: dict[str, Any], run_dir: Path) -> dict[str, float | None] | None
 def check_task(task: str) -> None:
     """Raises ValueError that lists the tasks if there is none of that name."""
     if task not in TASKS:
-        known = "\n".join(f"  {name:10} {line}" for name, line in TASKS.items())
+        known = "\n".join(f"  {name:16} {line}" for name, line in TASKS.items())
         raise ValueError(f"task is {task!r}, which is none of\n{known}\nset task=... or an experiment, +experiment=...")

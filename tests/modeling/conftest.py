@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 
 import pytest
 import torch
@@ -57,44 +57,8 @@ def random_official_state() -> Callable[[SamConfig, int], StateDict]:
 @pytest.fixture(scope="session")
 def official_sam() -> Callable[[SamConfig, StateDict], torch.nn.Module]:
     """segment_anything's model at any size; it shares the state dict's memory."""
-    parts = pytest.importorskip("segment_anything.modeling", reason="needs the reference: pip install segment-anything")
-
-    def make(config: SamConfig, state: StateDict) -> torch.nn.Module:
-        with torch.device("meta"):
-            sam = parts.Sam(
-                parts.ImageEncoderViT(
-                    img_size=config.image_size,
-                    patch_size=config.patch_size,
-                    embed_dim=config.encoder_dim,
-                    depth=config.encoder_depth,
-                    num_heads=config.encoder_heads,
-                    norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-                    use_rel_pos=True,
-                    global_attn_indexes=config.global_attn_indexes,
-                    window_size=config.window_size,
-                    out_chans=config.prompt_dim,
-                ),
-                parts.PromptEncoder(
-                    embed_dim=config.prompt_dim,
-                    image_embedding_size=(config.grid, config.grid),
-                    input_image_size=(config.image_size, config.image_size),
-                    mask_in_chans=config.mask_in_chans,
-                ),
-                parts.MaskDecoder(
-                    transformer_dim=config.prompt_dim,
-                    transformer=parts.TwoWayTransformer(
-                        depth=config.decoder_depth,
-                        embedding_dim=config.prompt_dim,
-                        num_heads=config.decoder_heads,
-                        mlp_dim=config.decoder_mlp_dim,
-                    ),
-                    iou_head_hidden_dim=config.iou_head_dim,
-                ),
-            )
-        sam.register_buffer("pixel_mean", torch.tensor([123.675, 116.28, 103.53]).view(-1, 1, 1), persistent=False)
-        sam.register_buffer("pixel_std", torch.tensor([58.395, 57.12, 57.375]).view(-1, 1, 1), persistent=False)
-        sam.load_state_dict(state, strict=True, assign=True)
-        return sam.eval()
+    pytest.importorskip("segment_anything.modeling", reason="needs the reference: pip install segment-anything")
+    from tests.official import official_sam as make
 
     return make
 

@@ -6,8 +6,19 @@ import json
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
-from samtrain.ops.rle import decode_rle, encode_mask, rle_area, rle_iou, rle_to_box_xywh
+from samtrain.ops.rle import (
+    decode_rle,
+    encode_mask,
+    rle_area,
+    rle_iou,
+    rle_runs,
+    rle_to_box_xywh,
+    runs_of,
+    runs_to_counts,
+    runs_to_mask,
+)  # fmt: skip
 
 
 def _mask(shape: tuple[int, int], density: float, seed: int = 0) -> np.ndarray:
@@ -96,3 +107,25 @@ def test_iou_of_all_pairs_without_decoding() -> None:
     expected = [[(m & n).sum() / (m | n).sum() for n in b] for m in a]
     assert ious.shape == (2, 3) and np.allclose(ious, expected)
     assert rle_iou([], [encode_mask(masks[0])]).shape == (0, 1) and rle_iou([encode_mask(masks[0])], []).shape == (1, 0)
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_run_lengths_of_a_rectangle(seed: int) -> None:
+    """A rectangle in an empty picture, at its edges too: the runs, their text and the mask are pycocotools'."""
+    rng = np.random.default_rng(seed)
+    H, W = (int(side) for side in rng.integers(1, 30, 2))
+    h, w = int(rng.integers(1, H + 1)), int(rng.integers(1, W + 1))
+    top, left = int(rng.integers(0, H - h + 1)), int(rng.integers(0, W - w + 1))
+    part = rng.random((w, h)) < rng.choice([0, 0.1, 0.5, 0.9, 1])
+    mask = np.zeros((H, W), bool)
+    mask[top : top + h, left : left + w] = part.T
+    runs = runs_of(part, (top, left), (H, W))
+    assert runs_to_counts(runs) == encode_mask(mask)["counts"]
+    assert (runs_to_mask(runs, (H, W)) == mask).all()
+
+
+@pytest.mark.parametrize("runs", [[5], [0, 1], [0, 2**20, 3, 2**25, 1], [1, 15, 1, 16, 500, 17, 511, 512, 2**24]])
+def test_texts_of_long_runs(runs: list[int]) -> None:
+    text = runs_to_counts(np.array(runs))
+    assert rle_runs(text.encode()).tolist() == runs
+    assert text == coco_mask.frPyObjects({"size": [sum(runs), 1], "counts": runs}, sum(runs), 1)["counts"].decode()

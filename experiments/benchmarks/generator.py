@@ -1,0 +1,158 @@
+"""All masks of a 1500 x 1000 picture by ViT-B: ours against segment_anything's SamAutomaticMaskGenerator.
+
+Random weights answer with noise, which no picture does. So both networks do their whole work, and then what they say is
+replaced by the same shapes: discs of all sizes where the click lies, some with soft edges (which the stability score drops),
+with a predicted IoU by which `few` or `many` of three thousand masks pass. `sa1b` adds the 20 crops and the clean-up of
+SA-1B's settings. `--checkpoint` instead compares the records of both on pictures, one by one, with the weights of a model.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from models import official_like, official_sam, our_sam
+from paired import Row, arguments, begin, compare, finish
+from PIL import Image
+from torch import Tensor
+
+from samtrain import SamAutomaticMaskGenerator, load_sam
+from samtrain.ops.rle import rle_iou
+from samtrain.types import SamOutput
+
+SETTINGS = {
+    "few": {},
+    "many": {},
+    "sa1b": {"crop_n_layers": 2, "crop_n_points_downscale_factor": 2, "min_mask_region_area": 100},
+}
+PASSING = {"few": 0.05, "many": 0.9, "sa1b": 0.3}  # share of the masks whose predicted IoU passes
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--precision", nargs="+", choices=("float32", "bf16"), default=["float32"])
+    parser.add_argument("--checkpoint", type=Path, default=None, help="compare records instead of timing")
+    parser.add_argument("--pictures", type=Path, nargs="+", default=[], help="with --checkpoint")
+    options = parser.parse_args()
+    begin(options)
+    if options.checkpoint is not None:
+        for picture in options.pictures:
+            agreement(options.checkpoint, picture)
+        return
+    rows, notes = [], {}
+    for precision in options.precision:
+        for name in options.only:
+            row, note = timed_row(name, precision, options.pairs)
+            rows.append(row)
+            notes[row.what] = note
+    finish(options, "generator", rows, notes)
+
+
+def timed_row(name: str, precision: str, pairs: int) -> tuple[Row, str]:
+    from segment_anything import SamAutomaticMaskGenerator as OfficialGenerator
+
+    official = official_sam()
+    ours = our_sam(official)
+    _answer_with_shapes(official, ours, PASSING[name])
+    picture = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), dtype=np.uint8)
+    settings = {"output_mode": "coco_rle", **SETTINGS[name]}
+    theirs = OfficialGenerator(official, **settings)
+    own = SamAutomaticMaskGenerator(ours, **settings, bf16=precision == "bf16")
+
+    def peer() -> list:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            return theirs.generate(picture)
+
+    row = compare(
+        f"all masks of a picture, ViT-B, 1500 x 1000, {name}, {precision}",
+        "segment_anything",
+        peer,
+        lambda: own.generate(picture),
+        pairs=pairs,
+        memory=True,
+    )
+    return row, same_records(theirs.generate(picture), own.generate(picture))
+
+
+def _answer_with_shapes(official: torch.nn.Module, ours: torch.nn.Module, passing: float) -> None:
+    """After the networks' work, the same shapes for the same call of either."""
+    calls = {"theirs": 0, "ours": 0}
+
+    def theirs(_module, _inputs, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        calls["theirs"] += 1
+        return shapes(output[0].shape, calls["theirs"], passing)
+
+    def own(_module, _inputs, output: SamOutput) -> SamOutput:
+        calls["ours"] += 1
+        return SamOutput(*shapes(output.low_res_logits.shape, calls["ours"], passing))
+
+    def begin_anew(which: str, *_: object) -> None:
+        calls[which] = 0
+
+    official.mask_decoder.register_forward_hook(theirs)
+    ours.mask_decoder.register_forward_hook(own)
+    # a picture begins with its encoding; crops go on counting, which both do in the same order
+    official.image_encoder.register_forward_pre_hook(partial(begin_anew, "theirs"))
+    ours.image_encoder.register_forward_pre_hook(partial(begin_anew, "ours"))
+
+
+def shapes(shape: torch.Size, call: int, passing: float) -> tuple[Tensor, Tensor]:
+    """(n, 3, h, w) logits and (n, 3) predicted IoU of discs: radius 1 to 40 % of the side, edges sharp or soft."""
+    n, M, h, w = shape
+    rng = np.random.default_rng(call)
+    centre = rng.random((n, 1, 2)) * (w, h * 2 / 3)
+    radius = h * np.exp(rng.uniform(math.log(0.01), math.log(0.4), (n, M)))
+    steepness = np.exp(rng.uniform(math.log(0.5), math.log(20), (n, M)))
+    x0, y0, radii, slopes = (_as_field(each) for each in (centre[..., 0], centre[..., 1], radius, steepness))
+    distance = torch.hypot(torch.arange(w)[None] - x0, torch.arange(h)[:, None] - y0)
+    logits = (radii - distance) * slopes
+    ious = np.where(rng.random((n, M)) < passing, rng.uniform(0.89, 1.0, (n, M)), rng.uniform(0.3, 0.87, (n, M)))
+    return logits.clamp(-30, 30), torch.from_numpy(ious).float()
+
+
+def _as_field(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values).float()[..., None, None]
+
+
+# ---- the same records
+
+
+def agreement(checkpoint: Path, path: Path) -> None:
+    """Ours and segment_anything's records of a picture, with crop layers 0 to 2, with and without clean-up."""
+    from segment_anything import SamAutomaticMaskGenerator as OfficialGenerator
+
+    ours = load_sam(checkpoint)
+    official = official_like(ours)
+    picture = np.asarray(Image.open(path).convert("RGB"))
+    for layers in (0, 1, 2):
+        for min_area in (0, 100):
+            settings = {
+                "points_per_side": 32, "crop_n_layers": layers, "crop_n_points_downscale_factor": 2,
+                "min_mask_region_area": min_area, "output_mode": "coco_rle", "pred_iou_thresh": 0.6,
+                "stability_score_thresh": 0.8,
+            }  # fmt: skip
+            theirs = OfficialGenerator(official, **settings).generate(picture)
+            own = SamAutomaticMaskGenerator(ours, **settings).generate(picture)
+            where = f"{path.name} {picture.shape[1]} x {picture.shape[0]}, {layers} crop layers, clean-up {min_area}"
+            print(f"{where}: {same_records(theirs, own)}", flush=True)
+
+
+def same_records(theirs: list[dict], own: list[dict]) -> str:
+    """How far two lists of records agree, in their order."""
+    if not theirs or len(theirs) != len(own):
+        return f"{len(theirs)} records of theirs, {len(own)} of ours"
+    ious = np.array([rle_iou([a["segmentation"]], [b["segmentation"]])[0, 0] for a, b in zip(theirs, own, strict=True)])
+    points = sum(a["point_coords"] == b["point_coords"] for a, b in zip(theirs, own, strict=True))
+    scores = max(
+        abs(a[key] - b[key]) for a, b in zip(theirs, own, strict=True) for key in ("predicted_iou", "stability_score")
+    )
+    same = f"{100 * (ious >= 0.99).mean():.1f} % of IoU 0.99 and more, the least {ious.min():.3f}"
+    return f"{len(own)} records each, {same}, {points} of the same click, scores within {scores:.0e}"
+
+
+if __name__ == "__main__":
+    main()

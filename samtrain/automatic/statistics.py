@@ -1,0 +1,73 @@
+"""What the paper's dataset figures count: masks a picture, sizes, positions, concavity; sums that add up over shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.spatial import ConvexHull
+
+from samtrain.ops.rle import rle_runs
+
+BINS = 20  # of sizes, concavity, and each axis of positions
+MASKS_A_PICTURE = (0, 10, 50, 100, 200)  # a bin ends with each, the last one has no end (paper, figure 6)
+Statistics = dict[str, Any]
+
+
+def picture_statistics(annotations: Sequence[dict[str, Any]], size: tuple[int, int]) -> Statistics:
+    """Counts of one (H, W) picture's masks, in lists of a bin each; `add_statistics` sums them."""
+    H, W = size
+    runs = [rle_runs(each["segmentation"]["counts"].encode()) for each in annotations]
+    areas = np.array([int(r[1::2].sum()) for r in runs], dtype=np.float64)
+    hulls = np.array([hull_area(r, H) for r in runs])
+    centres = np.array([_centre(each["bbox"]) for each in annotations]).reshape(-1, 2)
+    position, *_ = np.histogram2d(centres[:, 1] / H, centres[:, 0] / W, bins=BINS, range=[(0, 1), (0, 1)])
+    per_picture = np.zeros(len(MASKS_A_PICTURE) + 1, dtype=np.int64)
+    per_picture[np.searchsorted(MASKS_A_PICTURE, len(annotations))] = 1
+    return {
+        "pictures": 1,
+        "masks": len(annotations),
+        "masks_a_picture": per_picture.tolist(),
+        # side of the square of a mask's area, as a share of that of the picture's
+        "relative_size": _histogram(np.sqrt(areas / (H * W))),
+        "concavity": _histogram(1 - areas / np.maximum(hulls, 1)),
+        "position": position.astype(np.int64).tolist(),
+        "predicted_iou": _histogram(np.array([each["predicted_iou"] for each in annotations])),
+        "stability_score": _histogram(np.array([each["stability_score"] for each in annotations])),
+    }
+
+
+def add_statistics(a: Statistics, b: Statistics) -> Statistics:
+    """The sum of both, key by key; an empty one adds nothing."""
+    if not a or not b:
+        return a or b
+    return {key: (np.array(a[key]) + np.array(b[key])).tolist() for key in a}
+
+
+def hull_area(runs: np.ndarray, height: int) -> float:
+    """Area of the convex hull of a mask's pixels (squares of side 1) from its run lengths, columns of `height`; 0 if empty."""
+    ends = np.cumsum(runs)
+    first, last = ends[0 : len(runs) - 1 : 2], ends[1::2] - 1
+    filled = last >= first
+    first, last = first[filled], last[filled]
+    if not len(first):
+        return 0.0
+    # a run that goes on into the next column also touches the bottom of its first and the top of its last
+    broken = first // height != last // height
+    pixels = np.concatenate(
+        [first, last, (first[broken] // height + 1) * height - 1, last[broken] // height * height]
+        + [(first[broken] // height + 1) * height, last[broken] // height * height - 1]
+    )
+    x, y = pixels // height, pixels % height
+    corners = np.concatenate([np.stack([x + dx, y + dy], axis=1) for dx in (0, 1) for dy in (0, 1)])
+    return float(ConvexHull(corners).volume)  # of two dimensions: the area
+
+
+def _centre(bbox: Sequence[float]) -> tuple[float, float]:
+    return bbox[0] + (bbox[2] + 1) / 2, bbox[1] + (bbox[3] + 1) / 2
+
+
+def _histogram(values: np.ndarray) -> list[int]:
+    counts, _ = np.histogram(np.clip(values, 0, 1), bins=BINS, range=(0, 1))
+    return counts.tolist()

@@ -1,0 +1,193 @@
+"""Masks of the automatic generator, tested one by one: which of a click's three are worth being compared with others.
+
+Nothing is made at full size before it must be. A mask goes early only by its predicted IoU, or where bounds of its logits
+prove that it is unstable (`ops.logit_frame`); the others are made where they can be, not in the whole picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samtrain.ops.grids import Box
+from samtrain.ops.logit_frame import ROUNDING, LogitFrame
+from samtrain.ops.rle import runs_of
+from samtrain.types import Size
+
+NEAR_EDGE = 20  # pixels: a mask that comes so near to an inner edge of its crop is taken to be cut (segment_anything)
+PIXELS_AT_A_TIME = 2**23  # of masks at full size, for the device is waited for once in so many
+Reach = tuple[slice, slice]
+NOTHING: Reach = (slice(0, 1), slice(0, 1))  # where a mask without a pixel is made
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of a picture that is encoded.
+
+    box:           in pixels of the picture, x1 and y1 one past the last
+    box_in_frame:  in the frame of the records, which is the picture's or a smaller one; xyxy
+    frame_size:    (H, W) of that frame
+    """
+
+    picture: int
+    layer: int
+    box: Box
+    input_size: Size
+    box_in_frame: tuple[float, float, float, float]
+    frame_size: Size
+    frame: LogitFrame
+
+    @property
+    def size(self) -> Size:
+        x0, y0, x1, y1 = self.box
+        return y1 - y0, x1 - x0
+
+
+@dataclass
+class Candidate:
+    """A mask on its way to a record; run lengths, click and inclusive xyxy box in the frame of the records."""
+
+    crop: Crop
+    point: tuple[float, float]
+    predicted_iou: float
+    stability_score: float
+    box: tuple[int, int, int, int]
+    area: int
+    runs: np.ndarray
+
+
+@dataclass(frozen=True)
+class MaskTests:
+    """What a mask has to pass; `max_area` is a share of the frame."""
+
+    pred_iou_thresh: float
+    stability_score_thresh: float
+    stability_score_offset: float
+    mask_threshold: float
+    max_area: float | None
+
+    def passing(self, logits_nMhw: Tensor, ious_nM: Tensor, crops: Sequence[Crop], points_n2: np.ndarray) -> list[Candidate]:
+        """Those of M masks for each of n clicks that pass, in the order of clicks and masks.
+
+        logits float32, low-resolution; crops and clicks, in pixels of their crop, n of each
+        """
+        # predicted IoU; 0 means that all pass, as in segment_anything
+        kept = ious_nM > self.pred_iou_thresh if self.pred_iou_thresh > 0 else torch.ones_like(ious_nM, dtype=torch.bool)
+        logits_mhw, ious = logits_nMhw[kept], ious_nM[kept].tolist()
+        clicks = kept.nonzero()[:, 0].tolist()
+        owners = [crops[click] for click in clicks]
+
+        # stability, as far as bounds tell, then in full
+        reaches = self._reaches(logits_mhw, owners)
+        passed = []
+        for batch in _of_few_pixels(self._hopeful(logits_mhw, owners, reaches), reaches):
+            masks = [self._at_full_size(logits_mhw[i], owners[i], reaches[i]) for i in batch]
+            numbers = torch.stack([counts for _, counts in masks]).tolist()
+            for i, (mask_WH, _), counts in zip(batch, masks, numbers, strict=True):
+                inner, outer, area = counts[:3]
+                score = float(np.float32(inner) / np.float32(max(outer, 1)))
+                box = _box(counts[3:], reaches[i]) if area else (0, 0, 0, 0)
+                if self._passes(owners[i], score, area, box):
+                    point = points_n2[clicks[i]]
+                    passed.append(_candidate(owners[i], point, ious[i], score, box, area, mask_WH, reaches[i]))
+        return passed
+
+    def _reaches(self, logits_mhw: Tensor, crops: list[Crop]) -> list[Reach]:
+        """The rectangle outside of which a mask and its outer cut have no pixel, rows and columns counted in the crop."""
+        hot = logits_mhw > self.mask_threshold - self.stability_score_offset - ROUNDING
+        sides = [edge for axis in (2, 1) for edge in _ends(hot.any(dim=axis))]
+        cells = torch.stack([*sides, hot.flatten(1).any(dim=1)], dim=1).tolist() if len(hot) else []
+        reaches = []
+        for (*edges, any_hot), crop in zip(cells, crops, strict=True):
+            reach = crop.frame.reach(edges) if any_hot else NOTHING
+            # logits in the padding take part in no pixel
+            reaches.append(reach if all(s.start < s.stop for s in reach) else NOTHING)
+        return reaches
+
+    def _hopeful(self, logits_mhw: Tensor, crops: list[Crop], reaches: list[Reach]) -> list[int]:
+        """Masks that are not proven to be unstable."""
+        if self.stability_score_thresh <= 0 or not crops:
+            return list(range(len(crops)))
+        bounds = [
+            crop.frame.bounds(logits, reach, self.mask_threshold, self.stability_score_offset)
+            for logits, crop, reach in zip(logits_mhw, crops, reaches, strict=True)
+        ]
+        most, fewest = torch.stack(bounds).double().unbind(dim=1)
+        return (most >= self.stability_score_thresh * fewest).nonzero()[:, 0].tolist()
+
+    def _at_full_size(self, logits_hw: Tensor, crop: Crop, reach: Reach) -> tuple[Tensor, Tensor]:
+        """The (W', H') bool mask in its rectangle, and of it (7,): pixels of inner cut, outer cut and mask, its extents."""
+        logits_WH = crop.frame.render(logits_hw, reach)
+        inner, outer = (logits_WH > self.mask_threshold + sign * self.stability_score_offset for sign in (1, -1))
+        mask = logits_WH > self.mask_threshold
+        counts = [torch.count_nonzero(each) for each in (inner, outer, mask)]
+        extents = [edge for axis in (1, 0) for edge in _ends(mask.any(dim=axis)[None])]
+        return mask, torch.stack([*counts, *(edge[0] for edge in extents)])
+
+    def _passes(self, crop: Crop, score: float, area: int, box: tuple[int, int, int, int]) -> bool:
+        if self.stability_score_thresh > 0 and score < self.stability_score_thresh:
+            return False
+        H, W = crop.frame_size
+        if self.max_area is not None and area >= self.max_area * H * W:
+            return False
+        placed = _placed(box, crop)
+        return not any(
+            abs(edge - inner) <= NEAR_EDGE < abs(edge - outer)
+            for edge, inner, outer in zip(placed, crop.box_in_frame, (0, 0, W, H), strict=True)
+        )
+
+
+def _candidate(
+    crop: Crop,
+    point: np.ndarray,
+    predicted_iou: float,
+    stability_score: float,
+    box: tuple[int, int, int, int],
+    area: int,
+    mask_WH: Tensor,
+    reach: Reach,
+) -> Candidate:
+    """In the frame of the records."""
+    frame = crop.frame
+    runs = runs_of(mask_WH.cpu().numpy(), (reach[0].start + frame.top, reach[1].start + frame.left), crop.frame_size)
+    x0, y0, x1, y1 = crop.box_in_frame
+    (h, w), (x, y) = crop.size, point.tolist()
+    placed = (x * ((x1 - x0) / w) + x0, y * ((y1 - y0) / h) + y0)
+    return Candidate(crop, placed, predicted_iou, stability_score, _placed(box, crop), area, runs)
+
+
+def _placed(box: tuple[int, int, int, int], crop: Crop) -> tuple[int, int, int, int]:
+    """A box of the crop in the frame of the records."""
+    left, top = crop.frame.left, crop.frame.top
+    return box[0] + left, box[1] + top, box[2] + left, box[3] + top
+
+
+def _box(extents: list[int], reach: Reach) -> tuple[int, int, int, int]:
+    """Inclusive xyxy in the crop, of the first and last column and row in the rectangle."""
+    left, right, top, bottom = extents
+    return left + reach[1].start, top + reach[0].start, right + reach[1].start, bottom + reach[0].start
+
+
+def _ends(used_nL: Tensor) -> tuple[Tensor, Tensor]:
+    """(n,) first and last true of each row."""
+    used = used_nL.to(torch.uint8)
+    return used.argmax(dim=1), used_nL.shape[1] - 1 - used.flip(1).argmax(dim=1)
+
+
+def _of_few_pixels(masks: list[int], reaches: list[Reach]) -> Iterator[list[int]]:
+    """The masks in their order, in lists of so many as have few pixels together."""
+    batch: list[int] = []
+    pixels = 0
+    for i in masks:
+        rows, columns = reaches[i]
+        pixels += (rows.stop - rows.start) * (columns.stop - columns.start)
+        batch.append(i)
+        if pixels >= PIXELS_AT_A_TIME:
+            yield batch
+            batch, pixels = [], 0
+    if batch:
+        yield batch

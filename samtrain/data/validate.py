@@ -1,0 +1,233 @@
+"""Whether a set is sound SA-1B: tars or a folder, Meta's own or anybody's, looked at record by record and as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samtrain.data.decode import decode_samples
+from samtrain.data.formats import Entry, Sa1bFolder
+from samtrain.data.shards import Record, expand_urls, index_tar, parse_annotation, read_record
+from samtrain.ops.rle import rle_area, rle_to_box_xywh, to_compressed
+
+KEYS = ("id", "segmentation", "bbox", "area", "predicted_iou", "stability_score", "crop_box", "point_coords")
+PREDICTED_IOU = (0.0, 1.5)  # the IoU head has no sigmoid and at times says a little more than 1
+BOX_TOLERANCE = 1  # pixels: segment_anything's boxes end at the last pixel, COCO's after it
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong, of a kind that can be counted, and where: the file and the record in it."""
+
+    kind: str
+    where: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.kind}" + (f" ({self.detail})" if self.detail else "")
+
+
+@dataclass
+class Verdict:
+    """What there is and what is wrong with it; `notes` are worth knowing and no faults."""
+
+    pictures: int = 0
+    masks: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[Fault] = field(default_factory=list)
+
+    @property
+    def is_sound(self) -> bool:
+        return not self.faults and self.pictures > 0
+
+    def counts(self) -> dict[str, int]:
+        """Faults by kind, the most frequent first."""
+        kinds = [fault.kind for fault in self.faults]
+        return {kind: kinds.count(kind) for kind in sorted(set(kinds), key=lambda kind: (-kinds.count(kind), kind))}
+
+
+def validate(dataset: str | Sequence[str]) -> Verdict:
+    """Look at every record of shards, or of a folder of pictures with a JSON each.
+
+    Raises ValueError where there is nothing of either.
+    """
+    verdict, whole = Verdict(), _Whole()
+    for found in _records(dataset):
+        if isinstance(found, Fault):
+            verdict.faults.append(found)
+            continue
+        verdict.pictures += 1
+        verdict.masks += len(found.annotation["annotations"])
+        verdict.faults += _record_faults(found)
+        whole.add(found)
+    verdict.faults += whole.faults()
+    verdict.notes = whole.same_pictures()
+    return verdict
+
+
+def _records(dataset: str | Sequence[str]) -> Iterator[Record | Fault]:
+    """All records, and what keeps others from being any."""
+    if isinstance(dataset, str) and Path(dataset).is_dir() and not list(Path(dataset).glob("*.tar")):
+        source = Sa1bFolder(Path(dataset))
+        entries = source.entries()
+        if not entries:
+            raise ValueError(f"validate.dataset is {dataset!r}: there are neither tars in it nor pictures with JSONs")
+        for entry in entries:
+            yield _of_folder(entry)
+        return
+    for url in expand_urls(dataset):
+        index = index_tar(url, on_error="skip")
+        for problem in index.problems:
+            yield Fault("the tar is not whole", url, problem)
+        for i in range(len(index)):
+            try:
+                yield read_record(index, i)
+            except ValueError as error:
+                yield Fault("the record cannot be read", f"{url}, record {index.key(i)}", str(error))
+
+
+def _of_folder(entry: Entry) -> Record | Fault:
+    if not entry.evidence:
+        return Fault("no JSON beside the picture", str(entry.picture))
+    if not entry.picture.is_file():
+        return Fault("no picture beside the JSON", str(entry.evidence[0]))
+    try:
+        annotation = parse_annotation(entry.evidence[0].read_bytes(), entry.name)
+    except ValueError as error:
+        return Fault("the record cannot be read", str(entry.evidence[0]), str(error))
+    picture = entry.picture
+    return Record(picture.stem, picture.suffix[1:], picture.read_bytes(), annotation, str(picture.parent))
+
+
+def _record_faults(record: Record) -> Iterator[Fault]:
+    """Faults of one picture and its masks."""
+    image = record.annotation["image"]
+    W, H = image["width"], image["height"]
+    try:
+        decode_samples(record.image_bytes, W, H, record.name)
+    except ValueError as error:
+        yield Fault("the picture does not fit its JSON", record.name, str(error).removeprefix(f"{record.name}: "))
+    if not _is_whole(image.get("image_id")):
+        yield Fault("image_id is no whole number", record.name, repr(image.get("image_id")))
+    name = f"{Path(record.key).name}.{record.ext}"
+    if Path(str(image.get("file_name"))).name.lower() != name.lower():
+        yield Fault("file_name is another file's", record.name, f"{image.get('file_name')!r}, the picture is {name}")
+
+    seen: dict[Any, int] = {}
+    for number, each in enumerate(record.annotation["annotations"]):
+        where = f"{record.name}, annotation {each.get('id', f'number {number}')}"
+        yield from _annotation_faults(each, (H, W), where)
+        text = str(each["segmentation"].get("counts") if isinstance(each["segmentation"], dict) else number)
+        if text in seen:
+            yield Fault("the same mask twice in a picture", where, f"as annotation number {seen[text]}")
+        seen.setdefault(text, number)
+
+
+def _annotation_faults(each: dict[str, Any], size: tuple[int, int], where: str) -> Iterator[Fault]:
+    H, W = size
+    if missing := [key for key in KEYS if key not in each]:
+        yield Fault("keys are missing", where, ", ".join(missing))
+    if "id" in each and not _is_whole(each["id"]):
+        yield Fault("id is no whole number", where, repr(each["id"]))
+
+    # the mask, and what is said of it
+    try:
+        rle = to_compressed(each["segmentation"], size)
+    except ValueError as error:
+        yield Fault("the RLE does not fit the picture", where, str(error))
+        return
+    area, box = rle_area(rle), rle_to_box_xywh(rle)
+    if area == 0:
+        yield Fault("the mask is empty", where)
+    elif "bbox" in each and not _is_near(each["bbox"], box):
+        yield Fault("bbox is not the mask's", where, f"{each['bbox']}, the mask's is {box}")
+    if "area" in each and each["area"] != area:
+        yield Fault("area is not the mask's", where, f"{each['area']}, the mask has {area} pixels")
+
+    # scores, crop, click
+    for key, (low, high) in (("predicted_iou", PREDICTED_IOU), ("stability_score", (0.0, 1.0))):
+        if key in each and not (_is_number(each[key]) and low <= each[key] <= high):
+            yield Fault(f"{key} is out of range", where, f"{each[key]!r}, it is {low:g} to {high:g}")
+    if "crop_box" in each and not _lies_in(each["crop_box"], (0, 0, W, H)):
+        yield Fault("crop_box does not lie in the picture", where, repr(each["crop_box"]))
+    elif "point_coords" in each and "crop_box" in each and not _are_points(each["point_coords"], each["crop_box"]):
+        yield Fault("point_coords do not lie in the crop", where, repr(each["point_coords"])[:80])
+
+
+class _Whole:
+    """What only all records together tell: ids and pictures that come twice."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.image_ids: list[Any] = []
+        self.keys: list[str] = []
+        self.digests: list[bytes] = []
+        self.ids: list[np.ndarray] = []
+
+    def add(self, record: Record) -> None:
+        self.names.append(record.name)
+        self.image_ids.append(record.annotation["image"].get("image_id"))
+        self.keys.append(Path(record.key).name)
+        self.digests.append(hashlib.sha256(record.image_bytes).digest())
+        ids = [each.get("id") for each in record.annotation["annotations"]]
+        self.ids.append(np.array([i for i in ids if _is_whole(i)], dtype=np.int64))
+
+    def faults(self) -> Iterator[Fault]:
+        yield from self._twice(self.image_ids, "image_id is another picture's too")
+        yield from self._twice(self.keys, "a picture of this name came before")
+        ids = np.concatenate(self.ids) if self.ids else np.zeros(0, dtype=np.int64)
+        owner = np.repeat(np.arange(len(self.ids)), [len(each) for each in self.ids])
+        order = np.argsort(ids, kind="stable")
+        for place in np.flatnonzero(np.diff(ids[order]) == 0):
+            first, second = order[place], order[place + 1]
+            where = f"{self.names[owner[second]]}, annotation {ids[second]}"
+            yield Fault("id is another mask's too", where, f"of {self.names[owner[first]]}")
+
+    def same_pictures(self) -> list[Fault]:
+        return list(self._twice(self.digests, "the same bytes as another picture"))
+
+    def _twice(self, values: Sequence[Any], kind: str) -> Iterator[Fault]:
+        seen: dict[Any, str] = {}
+        for name, value in zip(self.names, values, strict=True):
+            if value is not None and value in seen:
+                shown = f"{value}, of {seen[value]}" if not isinstance(value, bytes) else f"as {seen[value]}"
+                yield Fault(kind, name, shown)
+            seen.setdefault(value, name)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return isinstance(values, list) and len(values) == count and all(_is_number(value) for value in values)
+
+
+def _is_near(box: Any, other: Sequence[float]) -> bool:
+    return _are_numbers(box, 4) and all(abs(a - b) <= BOX_TOLERANCE for a, b in zip(box, other, strict=True))
+
+
+def _lies_in(box: Any, picture: tuple[float, float, float, float]) -> bool:
+    """Whether an xywh box has an area and lies in the picture."""
+    if not _are_numbers(box, 4) or min(box[2:]) <= 0:
+        return False
+    return min(box[:2]) >= 0 and all(box[i] + box[i + 2] <= picture[i + 2] + 1e-6 for i in (0, 1))
+
+
+def _are_points(points: Any, box: Any) -> bool:
+    """Whether these are one or more [x, y] in an xywh box."""
+    if not isinstance(points, list) or not points or not all(_are_numbers(point, 2) for point in points):
+        return False
+    return all(box[i] <= point[i] <= box[i] + box[i + 2] for point in points for i in (0, 1))
+
+

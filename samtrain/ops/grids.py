@@ -1,0 +1,33 @@
+"""Where the automatic mask generator looks: grids of points, and crops of the picture; numbers as segment_anything's."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1; x1 and y1 are one past the last pixel
+
+
+def point_grid(num_per_side: int) -> np.ndarray:
+    """(n * n, 2) float64 (x, y) in 0 to 1, the centres of n x n cells, row by row."""
+    centres = np.linspace(1 / (2 * num_per_side), 1 - 1 / (2 * num_per_side), num_per_side)
+    x, y = np.meshgrid(centres, centres)
+    return np.stack([x, y], axis=-1).reshape(-1, 2)
+
+
+def crop_boxes(size: tuple[int, int], num_layers: int, overlap_ratio: float) -> list[tuple[int, Box]]:
+    """(layer, box) of each crop of an (H, W) picture: layer 0 is the picture, layer i has 2^i crops a side.
+
+    Crops of layer 1 overlap by `overlap_ratio` of the picture's short side, those of each further layer by half as much.
+    """
+    H, W = size
+    crops: list[tuple[int, Box]] = [(0, (0, 0, W, H))]
+    for layer in range(1, num_layers + 1):
+        per_side = 2**layer
+        overlap = int(overlap_ratio * min(H, W) * (2 / per_side))
+        w, h = (math.ceil((overlap * (per_side - 1) + side) / per_side) for side in (W, H))
+        for x0 in (column * (w - overlap) for column in range(per_side)):
+            for y0 in (row * (h - overlap) for row in range(per_side)):
+                crops.append((layer, (x0, y0, min(x0 + w, W), min(y0 + h, H))))
+    return crops

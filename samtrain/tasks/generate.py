@@ -1,0 +1,244 @@
+"""`task=generate`: fully automatic masks of a folder of pictures, written as SA-1B's tars (paper, stage 3)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from rich.progress import Progress, TextColumn
+
+from samtrain.automatic.fragments import MANIFEST, Fragments
+from samtrain.automatic.inputs import InputPicture, digest_of, list_pictures
+from samtrain.automatic.produce import Pace, Part, produce
+from samtrain.data.once import write_whole
+from samtrain.data.shards import digest
+from samtrain.data.tar_index import check_on_error
+from samtrain.generator import SamAutomaticMaskGenerator
+from samtrain.modeling.build import load_sam
+from samtrain.report.page import write_report
+from samtrain.tasks.build import Config, device_of
+from samtrain.tasks.generated import compare_with_truth, draw_panels, generated_metrics, write_generated
+from samtrain.tasks.run_dir import Metrics, write_metrics
+
+log = logging.getLogger(__name__)
+
+# what of `generator` is not the mask generator's own
+PRODUCTION = (
+    "input", "output", "num_workers", "num_parts", "part", "pictures_per_shard", "first_image_id", "on_error", "panels",
+    "truth", "release",
+)  # fmt: skip
+# what may differ between those who work in one folder, now or later: it changes no byte of a shard
+FREE = ("input", "output", "num_workers", "num_parts", "part", "on_error", "panels", "truth")
+LINE_EVERY = 30  # seconds, where the output is no terminal
+LOOK_EVERY = 0.5
+
+
+def run(config: Config, run_dir: Path) -> Metrics:
+    """Finish this part of the pictures; whoever finishes the last one writes the manifest. Killed, it goes on."""
+    settings = config["generator"]
+    _check(config)
+    output = Path(settings["output"] or run_dir / "shards")
+    settings["output"] = str(output)
+    pictures = list_pictures(settings["input"])
+    facts = _facts(config, pictures)
+    fragments = Fragments(output, len(pictures), settings["pictures_per_shard"])
+    _check_same(output, facts)
+
+    counts = _work(config, pictures, fragments)
+    total = fragments.close_all(facts)
+    if total is None:
+        total = {**facts, **fragments.so_far()}
+        log.info("this part is finished, others are at work: %d of %d pictures", total["pictures"], len(pictures))
+    for name, reason in total["refused"][:20]:
+        log.warning("left out: %s (%s)", name, reason)
+
+    metrics = generated_metrics(total, seconds=counts.seconds, new=counts.done)
+    tars = sorted(output.glob("*.tar"))
+    truth = compare_with_truth(tars, pictures, settings["first_image_id"]) if settings["truth"] and tars else None
+    if truth is not None:
+        metrics.update({f"generated/{key}": value for key, value in truth.items() if not isinstance(value, list)})
+    draw_panels(run_dir, tars, settings["panels"])
+    write_generated(run_dir, total, truth)
+    write_metrics(run_dir, metrics)
+    log.info(
+        "%s: %d pictures, %d masks, %d left out", output, total["pictures"], total["masks"], len(total["refused"])
+    )
+    log.info("report: %s", write_report(run_dir))
+    return metrics
+
+
+def make_generator(config: Config, device: torch.device) -> SamAutomaticMaskGenerator:
+    """The generator that `config.generator` and `config.checkpoint` say."""
+    settings = {key: value for key, value in config["generator"].items() if key not in PRODUCTION}
+    return instantiate(settings)(load_sam(config["checkpoint"]).to(device))
+
+
+# ---- who does what
+
+
+def _work(config: Config, pictures: list[InputPicture], fragments: Fragments) -> Pace:
+    """This part's workers, to their end; ValueError where one of them failed."""
+    settings = config["generator"]
+    count = settings["num_workers"]
+    parts = [Part(settings["part"] * count + i, settings["num_parts"] * count) for i in range(count)]
+    todo = sum(not fragments.is_finished(n) for part in parts for n in part.numbers(len(pictures)))
+    pace = Pace(todo)
+    if not todo:
+        return pace
+    log.info("%d of %d pictures to do, %d processes, into %s", todo, len(pictures), count, fragments.output)
+    # processes that are begun anew, for CUDA and OpenMP do not survive a fork
+    context = multiprocessing.get_context("spawn")
+    counters = [context.Value("q", 0) for _ in range(3)]
+    if count == 1:
+        with _Display(pace) as display:
+            _run_worker(config, pictures, parts[0], 0, lambda *counts: display.add(1, *counts))
+        return pace
+    workers = [
+        context.Process(target=_worker, args=(config, part, i, counters), name=f"part {part.index}")
+        for i, part in enumerate(parts)
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        with _Display(pace) as display:
+            while any(worker.is_alive() for worker in workers):
+                time.sleep(LOOK_EVERY)
+                display.set(*(counter.value for counter in counters))
+                if any(worker.exitcode for worker in workers):
+                    break
+            display.set(*(counter.value for counter in counters))
+    finally:
+        for worker in workers:
+            if worker.is_alive() and any(other.exitcode for other in workers):
+                worker.terminate()
+            worker.join()
+    if failed := [worker for worker in workers if worker.exitcode]:
+        raise ValueError(
+            f"{len(failed)} of {count} processes failed ({failed[0].name} with exit status {failed[0].exitcode}); what it said "
+            "stands above. What is finished stays: mend it and give the same command with the same generator.output"
+        )
+    return pace
+
+
+def _worker(config: Config, part: Part, number: int, counters: Any) -> None:
+    """What a process of several does."""
+    logging.basicConfig(level=logging.INFO, format="[%(asctime)s][%(name)s][%(levelname)s] - %(message)s")
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // config["generator"]["num_workers"]))
+
+    def report(masks: int, refused: bool) -> None:
+        for counter, value in zip(counters, (1, masks, int(refused)), strict=True):
+            with counter.get_lock():
+                counter.value += value
+
+    try:
+        _run_worker(config, list_pictures(config["generator"]["input"]), part, number, report)
+    except (ValueError, OSError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        sys.exit(str(error))
+
+
+def _run_worker(config: Config, pictures: list[InputPicture], part: Part, number: int, report: Any) -> None:
+    settings = config["generator"]
+    device = device_of(config)
+    if device.type == "cuda":
+        device = torch.device("cuda", number % torch.cuda.device_count())
+    produce(
+        pictures,
+        make_generator(config, device),
+        Fragments(Path(settings["output"]), len(pictures), settings["pictures_per_shard"]),
+        part,
+        first_image_id=settings["first_image_id"],
+        release=instantiate(settings["release"]) if settings["release"] else None,
+        on_error=settings["on_error"],
+        report=lambda _, masks, refused: report(masks, refused),
+    )
+
+
+class _Display:
+    """A live line on a terminal, a line of the log now and then elsewhere."""
+
+    def __init__(self, pace: Pace) -> None:
+        self.pace = pace
+        self._said = time.monotonic()
+        self._live = Progress(TextColumn("{task.description}"), transient=True, disable=not sys.stdout.isatty())
+
+    def __enter__(self) -> _Display:
+        self._live.start()
+        self._task = self._live.add_task(self.pace.line())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+        log.info(self.pace.line())
+
+    def set(self, done: int, masks: int, refused: int) -> None:
+        """The counts as they are now."""
+        pace = self.pace
+        self.add(done - pace.done, masks - pace.masks, refused - pace.refused)
+
+    def add(self, done: int, masks: int, refused: int) -> None:
+        self.pace.add(done, masks, refused)
+        self._live.update(self._task, description=self.pace.line())
+        if self._live.disable and time.monotonic() - self._said > LINE_EVERY:
+            self._said = time.monotonic()
+            log.info(self.pace.line())
+
+
+# ---- what must be so
+
+
+def _check(config: Config) -> None:
+    settings = config["generator"]
+    for key, value in (("checkpoint", config["checkpoint"]), ("generator.input", settings["input"])):
+        if value is None:
+            raise ValueError(f"{key} is null: give checkpoint=FILE generator.input=PICTURES generator.output=FOLDER")
+    if config["data"]["frame"] == "native":
+        raise ValueError("data.frame is native: the generator cuts crops of its own, set generator.crop_n_layers")
+    if settings["output_mode"] != "coco_rle":
+        raise ValueError(f"generator.output_mode is {settings['output_mode']!r}: shards hold coco_rle")
+    check_on_error(settings["on_error"])
+    for key in ("num_workers", "num_parts", "pictures_per_shard"):
+        if not isinstance(settings[key], int) or settings[key] < 1:
+            raise ValueError(f"generator.{key} is {settings[key]!r}: take a whole number of 1 and more")
+    if not 0 <= settings["part"] < settings["num_parts"]:
+        raise ValueError(f"generator.part is {settings['part']}: take 0 to {settings['num_parts'] - 1} (generator.num_parts)")
+    if settings["output"] is None and settings["num_workers"] * settings["num_parts"] > 1:
+        raise ValueError("generator.output is null: several processes need one folder, generator.output=FOLDER")
+
+
+def _facts(config: Config, pictures: list[InputPicture]) -> dict[str, Any]:
+    """What decides every byte of the shards."""
+    settings = {key: value for key, value in config["generator"].items() if key not in FREE}
+    return {
+        "checkpoint": digest(config["checkpoint"]),
+        "generator": settings,
+        "input_pictures": len(pictures),
+        "input": digest_of(pictures),
+    }
+
+
+def _check_same(output: Path, facts: dict[str, Any]) -> None:
+    """Raises ValueError where the folder was begun with something else; a new one is begun."""
+    begun = output / ".work" / "begun.json"
+    finished = output / MANIFEST
+    for path in (finished, begun):
+        if path.is_file():
+            there = json.loads(path.read_text())
+            different = [key for key in facts if there.get(key) != facts[key]]
+            if different:
+                told = "\n".join(f"  {key}: {there.get(key)} there, {facts[key]} now" for key in different)
+                cure = "Take another generator.output, or the same settings"
+                raise ValueError(f"{output} was begun with something else:\n{told}\n{cure}")
+            return
+    if sorted(output.glob("*.tar")):
+        raise ValueError(f"{output} holds tars that task=generate has not begun there: take an empty generator.output")
+    write_whole(begun, json.dumps(facts, indent=1) + "\n")
