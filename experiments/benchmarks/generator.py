@@ -37,11 +37,12 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", choices=("float32", "bf16"), default=["float32"])
     parser.add_argument("--checkpoint", type=Path, default=None, help="compare records instead of timing")
     parser.add_argument("--pictures", type=Path, nargs="+", default=[], help="with --checkpoint")
+    parser.add_argument("--thresholds", type=float, nargs=2, default=[0.88, 0.95], help="of predicted IoU and stability, too")
     options = parser.parse_args()
     begin(options)
     if options.checkpoint is not None:
         for picture in options.pictures:
-            agreement(options.checkpoint, picture)
+            agreement(options.checkpoint, picture, options.thresholds)
         return
     rows, notes = [], {}
     for precision in options.precision:
@@ -121,7 +122,7 @@ def _as_field(values: np.ndarray) -> Tensor:
 # ---- the same records
 
 
-def agreement(checkpoint: Path, path: Path) -> None:
+def agreement(checkpoint: Path, path: Path, thresholds: list[float]) -> None:
     """Ours and segment_anything's records of a picture, with crop layers 0 to 2, with and without clean-up."""
     from segment_anything import SamAutomaticMaskGenerator as OfficialGenerator
 
@@ -132,8 +133,8 @@ def agreement(checkpoint: Path, path: Path) -> None:
         for min_area in (0, 100):
             settings = {
                 "points_per_side": 32, "crop_n_layers": layers, "crop_n_points_downscale_factor": 2,
-                "min_mask_region_area": min_area, "output_mode": "coco_rle", "pred_iou_thresh": 0.6,
-                "stability_score_thresh": 0.8,
+                "min_mask_region_area": min_area, "output_mode": "coco_rle", "pred_iou_thresh": thresholds[0],
+                "stability_score_thresh": thresholds[1],
             }  # fmt: skip
             theirs = OfficialGenerator(official, **settings).generate(picture)
             own = SamAutomaticMaskGenerator(ours, **settings).generate(picture)

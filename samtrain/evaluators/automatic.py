@@ -92,7 +92,7 @@ def average_recall(pictures: Sequence[PictureMasks], max_masks: int = MAX_MASKS)
         return None
     if not found:
         return 0.0
-    images = [{"id": number} for number in range(1, len(pictures) + 1)]
+    images = [{"id": number, "height": 1, "width": 1} for number in range(1, len(pictures) + 1)]  # RLEs carry their own
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {"images": images, "annotations": objects, "categories": [{"id": 1}]}
