@@ -53,7 +53,9 @@ class Fragments:
 
     def is_finished(self, number: int) -> bool:
         """Whether picture `number`, counted in the order of the input from 0, has its masks, or was refused."""
-        return self._outcome_path(number).is_file() or self.is_whole(self.shard_of(number))
+        if self._outcome_path(number).is_file() or self.is_whole(self.shard_of(number)):
+            return True
+        return (self.output / MANIFEST).is_file()
 
     def is_whole(self, shard: int) -> bool:
         """Whether the shard has its name; one whose pictures were all refused has no file."""

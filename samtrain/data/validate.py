@@ -145,10 +145,11 @@ def _annotation_faults(each: dict[str, Any], size: tuple[int, int], where: str) 
     area, box = rle_area(rle), rle_to_box_xywh(rle)
     if area == 0:
         yield Fault("the mask is empty", where)
-    elif "bbox" in each and not _is_near(each["bbox"], box):
-        yield Fault("bbox is not the mask's", where, f"{each['bbox']}, the mask's is {box}")
-    if "area" in each and each["area"] != area:
-        yield Fault("area is not the mask's", where, f"{each['area']}, the mask has {area} pixels")
+    else:
+        if "bbox" in each and not _is_near(each["bbox"], box):
+            yield Fault("bbox is not the mask's", where, f"{each['bbox']}, the mask's is {box}")
+        if "area" in each and each["area"] != area:
+            yield Fault("area is not the mask's", where, f"{each['area']}, the mask has {area} pixels")
 
     # scores, crop, click
     for key, (low, high) in (("predicted_iou", PREDICTED_IOU), ("stability_score", (0.0, 1.0))):

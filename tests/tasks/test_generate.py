@@ -1,0 +1,244 @@
+"""Stage 3 by its command: shards that validate, kills that change no byte, the loop closed by a training on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from samtrain import tasks
+from samtrain.data.validate import validate
+from tests.automatic.pictures import as_jpeg, shapes, write_model, write_pictures
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+PICTURES = 30
+SETTINGS = [
+    "+experiment=stage3", "generator=sam", "generator.points_per_side=5", "generator.pred_iou_thresh=0.0",
+    "generator.stability_score_thresh=0.1", "generator.box_nms_thresh=0.97", "generator.pictures_per_shard=8",
+    "trainer.accelerator=cpu",
+]  # fmt: skip
+
+
+def overrides(model: Path, source: Path, output: Path, run_dir: Path, *more: str) -> list[str]:
+    given = [f"checkpoint={model}", f"generator.input={source}", f"generator.output={output}", f"run_dir={run_dir}"]
+    return [*SETTINGS, *given, *more]
+
+
+def run(run_dir: Path, given: list[str]) -> dict | None:
+    """A task in this process."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = tasks.resolve(compose("config", overrides=given))
+    run_dir.mkdir(exist_ok=True)
+    return tasks.run(config, run_dir)
+
+
+def generate(model: Path, source: Path, output: Path, run_dir: Path, *more: str) -> dict | None:
+    return run(run_dir, overrides(model, source, output, run_dir, *more))
+
+
+def by_command(model: Path, source: Path, output: Path, run_dir: Path, *more: str) -> None:
+    arguments = [sys.executable, "-m", "samtrain", *overrides(model, source, output, run_dir, *more)]
+    ended = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def shards(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(output.glob("*.tar"))}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """Pictures, some of them odd, two broken."""
+    folder = write_pictures(tmp_path_factory.mktemp("source") / "in", PICTURES - 5)
+    (folder / "broken.jpg").write_bytes(as_jpeg(shapes(100))[:200])
+    (folder / "no picture.png").write_bytes(b"nothing")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a viewer
+    (folder / "turned.jpg").write_bytes(as_jpeg(shapes(101), exif=exif.tobytes()))
+    Image.fromarray(shapes(102)[..., 0]).save(folder / "grey.png")
+    Image.fromarray((np.arange(4800).reshape(60, 80) * 13).astype(np.uint16)).save(folder / "deep.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: Path, source: Path, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    by_command(model, source, folder / "out", folder / "run")
+    return folder
+
+
+def test_what_it_leaves_behind(undisturbed: Path, source: Path) -> None:
+    output = undisturbed / "out"
+    verdict = validate(str(output))
+    assert verdict.is_sound, verdict.faults
+    assert verdict.pictures == PICTURES - 2 and verdict.masks > PICTURES
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert (manifest["pictures"], manifest["masks"]) == (verdict.pictures, verdict.masks)
+    assert sorted(Path(name).name for name, _ in manifest["refused"]) == ["broken.jpg", "no picture.png"]
+    metrics = json.loads((undisturbed / "run" / "metrics.json").read_text())
+    assert metrics["generated/masks"] == verdict.masks and metrics["generated/left_out"] == 2
+    page = (undisturbed / "run" / "report.html").read_text()
+    assert "Automatic masks" in page and "no picture.png" in page and "Concavity" in page
+    assert not (output / ".work").exists()
+
+
+def test_three_readers(undisturbed: Path) -> None:
+    """webdataset, pycocotools, and what Meta's README says of the form."""
+    names = []
+    for path in sorted((undisturbed / "out").glob("*.tar")):
+        for sample in webdataset.WebDataset(str(path), shardshuffle=False):
+            content = json.loads(sample["json"])
+            assert sample.get("jpg") or sample.get("png")
+            names.append(sample["__key__"])
+            assert content["image"]["file_name"].split(".")[0] == sample["__key__"]
+            for each in content["annotations"]:
+                mask = coco_mask.decode(each["segmentation"])
+                assert mask.shape == (content["image"]["height"], content["image"]["width"])
+                assert mask.sum() == each["area"]
+        with tarfile.open(path) as tar:
+            for name in (n for n in tar.getnames() if n.endswith(".json")):
+                content = json.load(tar.extractfile(name))
+                image = content["image"]
+                assert isinstance(image["image_id"], int) and image["file_name"] in tar.getnames()
+                with Image.open(tar.extractfile(image["file_name"])) as picture:
+                    assert picture.size == (image["width"], image["height"])
+                for each in content["annotations"]:
+                    x, y, w, h = each["bbox"]
+                    assert 0 <= x <= x + w < image["width"] and 0 <= y <= y + h < image["height"]
+                    (px, py), = each["point_coords"]
+                    assert 0 <= px <= image["width"] and 0 <= py <= image["height"]
+                    assert 0 <= each["stability_score"] <= 1 and isinstance(each["predicted_iou"], float)
+                    assert len(each["crop_box"]) == 4 and isinstance(each["id"], int)
+    assert len(names) == len(set(names)) == PICTURES - 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_ten_times_it_ends_the_same(model: Path, source: Path, undisturbed: Path, tmp_path: Path, workers: int) -> None:
+    """With its workers, by SIGKILL, at random moments of writing: no byte is another.
+
+    Undisturbed by as many processes, for each has its share of the threads, and they decide how float32 rounds.
+    """
+    output, rng = tmp_path / "out", random.Random(workers)
+    alike = undisturbed / "out"
+    if workers > 1:
+        alike = tmp_path / "undisturbed"
+        by_command(model, source, alike, tmp_path / "first", f"generator.num_workers={workers}")
+    kills = 0
+    while kills < 10 and not (output / "manifest.json").is_file():
+        given = overrides(model, source, output, tmp_path / "run", f"generator.num_workers={workers}")
+        arguments = [sys.executable, "-m", "samtrain", *given]
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        finished = len(list(output.rglob("*.json")))
+        # from its first new file on, within what one picture takes
+        deadline = time.monotonic() + 120
+        while process.poll() is None and len(list(output.rglob("*.json"))) <= finished and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.08))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills >= 8
+    by_command(model, source, output, tmp_path / "run", f"generator.num_workers={workers}")
+    assert shards(output) == shards(alike)
+    assert validate(str(output)).is_sound
+    assert not list(output.rglob("*.tmp")) and not (output / ".work").exists()
+
+
+def test_two_parts_share_the_work(model: Path, source: Path, undisturbed: Path, tmp_path: Path, caplog) -> None:
+    """As two jobs of a SLURM array would: the first finds the other's part missing and says so."""
+    output = tmp_path / "out"
+    caplog.set_level("INFO")
+    generate(model, source, output, tmp_path / "a", "generator.num_parts=2", "generator.part=0")
+    assert "others are at work" in caplog.text and not (output / "manifest.json").exists()
+    metrics = generate(model, source, output, tmp_path / "b", "generator.num_parts=2", "generator.part=1")
+    assert metrics["generated/pictures"] == PICTURES - 2
+    assert shards(output) == shards(undisturbed / "out")
+
+
+def test_again_it_does_nothing_and_others_are_refused(model: Path, source: Path, undisturbed: Path, tmp_path: Path) -> None:
+    output = undisturbed / "out"
+    before = {path: path.stat().st_mtime_ns for path in output.glob("*.tar")}
+    generate(model, source, output, tmp_path / "again")
+    assert {path: path.stat().st_mtime_ns for path in output.glob("*.tar")} == before
+    with pytest.raises(ValueError, match="was begun with something else"):
+        generate(model, source, output, tmp_path / "other", "generator.points_per_side=4")
+    (tmp_path / "filled").mkdir()
+    (tmp_path / "filled" / "x.tar").write_bytes(b"someone's")
+    with pytest.raises(ValueError, match="holds tars"):
+        generate(model, source, tmp_path / "filled", tmp_path / "third")
+
+
+def test_the_release_form(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install 'samtrain[release]'")
+    photos = pytest.importorskip("skimage.data", reason="needs pictures: pip install scikit-image")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.fromarray(photos.astronaut()).save(folder / "astronaut.png")
+    original = (folder / "astronaut.png").read_bytes()
+    more = ("+generator/release=sa1b", "generator.release.short_side=256", "generator.crop_n_layers=1")
+    generate(model, folder, tmp_path / "out", tmp_path / "run", *more)
+    verdict = validate(str(tmp_path / "out"))
+    assert verdict.is_sound and verdict.masks > 0, verdict.faults
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["blurred"]["faces"] >= 1
+    with tarfile.open(tmp_path / "out" / "sa_000000.tar") as tar:
+        with Image.open(tar.extractfile("sa_1.jpg")) as picture:
+            assert picture.size == (256, 256) and not picture.getexif()
+        content = json.load(tar.extractfile("sa_1.json"))
+    assert all(each["segmentation"]["size"] == [256, 256] for each in content["annotations"])
+    assert (folder / "astronaut.png").read_bytes() == original
+    assert "no guarantee of privacy" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_what_stage_3_wrote_is_trained_on(undisturbed: Path, tmp_path: Path) -> None:
+    """The loop is closed: `fit` takes the shards as they are."""
+    output = undisturbed / "out"
+    given = [
+        "+experiment=sa1b", "data=sa1b", f"data.train.automatic.urls={output}", f"data.val={output}", "model.name=vit_tiny",
+        "scale.sa1b.steps=3", "scale.val_every_steps=3", "loader.max_val_masks=2", "trainer.accelerator=cpu",
+        f"run_dir={tmp_path / 'fit'}",
+    ]  # fmt: skip
+    run(tmp_path / "fit", given)
+    assert (tmp_path / "fit" / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["generator.input=null"], "generator.input is null"),
+        (["checkpoint=null"], "checkpoint is null"),
+        (["generator.num_workers=0"], "generator.num_workers"),
+        (["generator.part=3"], "generator.part"),
+        (["generator.output=null", "generator.num_workers=2"], "generator.output"),
+        (["generator.on_error=never"], "on_error"),
+        (["generator.output_mode=binary_mask"], "coco_rle"),
+        (["generator.truth=true"], "generator.truth=false"),
+        (["generator.on_error=raise"], "generator.on_error=skip"),
+        (["generator.points_per_side=null"], "points_per_side"),
+    ],
+)
+def test_what_cannot_be_is_said_with_its_key(model: Path, source: Path, tmp_path: Path, more: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        generate(model, source, tmp_path / "out", tmp_path / "run", *more)
