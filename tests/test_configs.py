@@ -23,12 +23,14 @@ from samtrain.data_engine.pool import share_out
 from samtrain.detector import DetectorRecipe, build_detector
 from samtrain.loggers import make_loggers
 from samtrain.modeling.build import sam_config
+from samtrain.modeling.checkpoints import save_official, save_safetensors
 from samtrain.modeling.sam import SAM_CONFIGS, Sam
 from samtrain.optim import OptimConfig, param_groups, rate_factor, run_milestones
 from samtrain.prompts import seeded_generator
 from samtrain.tasks import TASKS, resolve
 from samtrain.tasks import detector as detector_task
 from samtrain.tasks.build import learning_rate_of, make_loss, make_prompts, make_sam, optim_config, sam_config_of
+from samtrain.tasks.generate import PRODUCTION
 from samtrain.tasks.schedule import rounds_of
 from samtrain.tasks.training import micro_batches, validation_interval
 
@@ -40,7 +42,9 @@ MISSING = {  # what only the user knows
         *(f"data.train.{stage}.urls=a.tar" for stage in ("automatic", "manual", "semi_automatic")),
         "data.val=v.tar",
     ],
+    "data=sa1b_annotated": ["data.train.manual.urls=a.tar", "data.train.semi_automatic.urls=b.tar", "data.val=v.tar"],
 }
+OWN_DATA = {"sa1b": "data=sa1b", "generator_model": "data=sa1b_annotated"}  # experiments that bring a form of data along
 
 
 def options(group: str) -> list[str]:
@@ -70,8 +74,8 @@ def experiment_of(name: str, scale: str = "laptop", *overrides: str) -> dict[str
     given = [f"+experiment={name}", f"scale={scale}", *overrides]
     if name == "finetune":
         given.append("checkpoint=sam.pth")
-    if name == "sa1b" and not any(each.startswith("data=") for each in overrides):
-        given += MISSING["data=sa1b"]
+    if name in OWN_DATA and not any(each.startswith("data=") for each in overrides):
+        given += MISSING[OWN_DATA[name]]
     return config_of(*given)
 
 
@@ -195,6 +199,13 @@ OWN = {
         "mae": "model.mae",
     },
     "sa1b": {"sa1b.model": "model.name", "image_size": "model.image_size", "mae": "model.mae"},
+    "generator_model": {
+        "generator_model.model": "model.name",
+        "image_size": "model.image_size",
+        "mae": "model.mae",
+        "large_scale_jitter": "loader.large_scale_jitter",
+    },
+    "stage3": {},
     "detector": {
         f"detector.{name}": f"detector.{name}"
         for name in (
@@ -214,6 +225,7 @@ SEMI_AUTOMATIC = {
     for k in range(7, 12)
     for name in ("model", "images", "steps", "learning_rate_factor", "detector_steps")
 }
+FIXED = {"generator_model": {"prompts.num_points"}}  # 3 after the first at every scale: it is what that model is
 ROUNDS = {"stage1": ASSISTED, "stage2": SEMI_AUTOMATIC, "data_engine": ASSISTED | SEMI_AUTOMATIC}
 
 
@@ -221,7 +233,7 @@ ROUNDS = {"stage1": ASSISTED, "stage2": SEMI_AUTOMATIC, "data_engine": ASSISTED 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_numbers_of_the_scale_win(experiment: str, scale: str) -> None:
     config = experiment_of(experiment, scale)
-    training = "pretrain" if experiment in ROUNDS else experiment  # its first model's
+    training = "pretrain" if experiment in ROUNDS or experiment == "stage3" else experiment  # its first model's
     pairs = COMMON | OWN[experiment]
     if experiment != "detector":  # its numbers stand in a node of its own
         pairs |= {
@@ -230,7 +242,8 @@ def test_the_numbers_of_the_scale_win(experiment: str, scale: str) -> None:
         }
     pairs |= ROUNDS.get(experiment, {})
     wins = {place: source for source, place in pairs.items()}  # an experiment's own number before the common one
-    for place, source in wins.items():
+    for place in wins.keys() - FIXED.get(experiment, set()):
+        source = wins[place]
         assert at(config, place) == at(config["scale"], source), place
 
 
@@ -246,7 +259,7 @@ def test_experiments_set_no_number_that_a_scale_sets(experiment: str) -> None:
 def test_no_number_of_a_scale_goes_unasked() -> None:
     """Each one stands above with the place where it wins, so that none is written in vain."""
     known = {*COMMON, *(key for pairs in (*OWN.values(), *ROUNDS.values()) for key in pairs)}
-    trainings = ("pretrain", "finetune", "overfit", "sa1b")
+    trainings = ("pretrain", "finetune", "overfit", "sa1b", "generator_model")
     known |= {f"{name}.{key}" for name in trainings for key in ("steps", "learning_rate_factor")}
     body = yaml.safe_load((CONF / "scale" / "laptop.yaml").read_text())
     assert {key for key, _ in leaves(body)} - known == {"finetune.model"}  # the checkpoint's own
@@ -292,13 +305,56 @@ def test_all_scales_have_the_same_keys() -> None:
 # ---- what is built from them
 
 
-@pytest.mark.parametrize("override", overrides_of("prompts", "loss", "annotator"))
+GENERATORS = [name for name in overrides_of("generator") if name != "generator=base"]
+
+
+@pytest.mark.parametrize(
+    "override", [*overrides_of("prompts", "loss", "annotator"), *GENERATORS, "+generator/release=sa1b"]
+)
 def test_every_target_takes_its_keys(override: str) -> None:
     found = list(targets(config_of(override)))
     assert found
     for node in found:
         accepted = set(inspect.signature(get_class(node["_target_"])).parameters)
-        assert set(node) - {"_target_"} <= accepted, node["_target_"]
+        beside = {"_target_", "_partial_"}
+        if node["_target_"].endswith("SamAutomaticMaskGenerator"):
+            beside |= set(PRODUCTION)
+        assert set(node) - beside <= accepted, node["_target_"]
+
+
+def test_sam_and_sa1b_are_what_their_sources_say() -> None:
+    """The public class's defaults; appendix B: 3,072 clicks on 21 crops."""
+    defaults = inspect.signature(get_class("samtrain.generator.SamAutomaticMaskGenerator")).parameters
+    sam = config_of("generator=sam")["generator"]
+    for key in sam.keys() - {*PRODUCTION, "_target_", "_partial_", "output_mode"}:
+        assert sam[key] == pytest.approx(defaults[key].default), key
+    sa1b = config_of("generator=sa1b")["generator"]
+    sides = [int(sa1b["points_per_side"] / sa1b["crop_n_points_downscale_factor"] ** layer) for layer in range(3)]
+    assert sides == [32, 16, 8] and sum(4**layer * side**2 for layer, side in enumerate(sides)) == 3072
+    assert {key for key in sa1b if sa1b[key] != sam[key]} == {
+        "crop_n_layers", "crop_n_points_downscale_factor", "min_mask_region_area", "drop_small_masks", "max_mask_area",
+    }  # fmt: skip
+
+
+def test_the_generator_model_is_the_papers() -> None:
+    """Appendix B: three layers, four clicks in all, no boxes, large-scale jitter, 177,656 steps."""
+    config = experiment_of("generator_model", "paper")
+    with torch.device("meta"):
+        sam = Sam(sam_config_of(config))
+    assert len(sam.mask_decoder.transformer.layers) == 3
+    with pytest.raises(ValueError, match="3 .*save_safetensors"):
+        save_official(sam, "never_written.pth")
+    assert make_prompts(config).box_probability == 0 and make_prompts(config).num_points == 3
+    assert config["trainer"]["max_steps"] == 177656 and config["loader"]["large_scale_jitter"] == [0.1, 2.0]
+    made = make_sam(experiment_of("generator_model"), model="vit_tiny", init=None)
+    assert made.config.decoder_depth == 3
+
+
+def test_a_decoder_of_another_depth_is_no_continuation(tmp_path: Path) -> None:
+    config = experiment_of("generator_model")
+    other = save_safetensors(Sam(SAM_CONFIGS["vit_tiny"]), tmp_path / "two_layers.safetensors")
+    with pytest.raises(ValueError, match="model.decoder_depth"):
+        make_sam(config, model=None, init=other)
 
 
 def test_prompts_and_loss_are_built() -> None:

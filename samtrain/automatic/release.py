@@ -37,9 +37,10 @@ class CascadeDetector:
                 "another detector in generator.release.detectors"
             ) from error
         self.min_size, self.min_neighbours, self.mirrored = min_size, min_neighbours, mirrored
-        self._cascades = [cv2.CascadeClassifier(cv2.data.haarcascades + name) for name in cascades]
+        folder = cv2.data.haarcascades  # type: ignore[attr-defined] # its stubs know no data
+        self._cascades = [cv2.CascadeClassifier(folder + name) for name in cascades]
         if missing := [name for name, cascade in zip(cascades, self._cascades, strict=True) if cascade.empty()]:
-            raise ValueError(f"OpenCV has no cascades {missing}: see the folder {cv2.data.haarcascades}")
+            raise ValueError(f"OpenCV has no cascades {missing}: see the folder {folder}")
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         grey = np.asarray(Image.fromarray(image).convert("L"))

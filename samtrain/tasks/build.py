@@ -50,18 +50,23 @@ def make_sam(config: Config, *, model: str | None, init: str | Path | None, key:
         recipe = recipe_of(config, model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            sam = build_sam(model, image_size=settings["image_size"], **_rates(recipe))
+            sam = build_sam(model, image_size=settings["image_size"], **_rates(recipe), **_own_sizes(settings))
         if settings["mae"]:
             load_mae(sam, _mae(recipe, model))
         return sam
 
     parent = load_sam(init, image_size=settings["image_size"])
+    if (depth := settings["decoder_depth"]) not in (None, parent.config.decoder_depth):
+        raise ValueError(
+            f"model.decoder_depth is {depth}, the decoder of {init} has {parent.config.decoder_depth} layers: set "
+            "model.decoder_depth=null to go on with it, or checkpoint=null to begin anew"
+        )
     model = model or parent.config.model
     recipe = recipe_of(config, model)
     if model == parent.config.model:
         return _with_rates(parent, recipe)
     log.info("%s grows into %s", parent.config.model, model)
-    target = sam_config(model, image_size=parent.config.image_size, **_rates(recipe))
+    target = sam_config(model, image_size=parent.config.image_size, decoder_depth=parent.config.decoder_depth, **_rates(recipe))
     return next_model(parent, target, _mae(recipe, model) if settings["mae"] else None, seed=seed, key=key)
 
 
@@ -80,7 +85,7 @@ def sam_config_of(config: Config) -> SamConfig:
     """The sizes of the model that `model` and `checkpoint` name, without training anything."""
     settings = config["model"]
     if config["checkpoint"] is None or (settings["name"] and settings["image_size"]):
-        return sam_config(settings["name"], image_size=settings["image_size"])
+        return sam_config(settings["name"], image_size=settings["image_size"], **_own_sizes(settings))
     own = load_sam(config["checkpoint"], image_size=settings["image_size"]).config
     return sam_config(settings["name"], image_size=own.image_size) if settings["name"] else own
 
@@ -88,6 +93,11 @@ def sam_config_of(config: Config) -> SamConfig:
 def learning_rate_of(config: Config, model: str, factor: float) -> float:
     """The recipe's rate times the factor of a scale or round."""
     return recipe_of(config, model)["learning_rate"] * factor
+
+
+def _own_sizes(settings: Config) -> dict[str, Any]:
+    """What `model` says of a size beyond its name."""
+    return {} if settings["decoder_depth"] is None else {"decoder_depth": settings["decoder_depth"]}
 
 
 def _rates(recipe: Config) -> dict[str, Any]:
