@@ -54,9 +54,20 @@ def begin(options: argparse.Namespace) -> None:
     torch.manual_seed(0)
 
 
-def compare(what: str, peer: str, theirs: Job, ours: Job, *, pairs: int, memory: bool = False, difference: str = "") -> Row:
+def compare(
+    what: str,
+    peer: str,
+    theirs: Job,
+    ours: Job,
+    *,
+    pairs: int,
+    memory: bool = False,
+    difference: str = "",
+    warm_up: bool = True,
+) -> Row:
     """Time both in turn; with `memory` one more run of each says what it needs at its peak."""
-    theirs(), ours()
+    if warm_up:
+        theirs(), ours()
     times = [(timed(theirs), timed(ours)) for _ in range(pairs)]
     ratios = [their / our for their, our in times]
     row = Row(
