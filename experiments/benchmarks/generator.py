@@ -17,10 +17,11 @@ import torch
 from models import official_like, official_sam, our_sam
 from paired import Row, arguments, begin, compare, finish
 from PIL import Image
+from segment_anything.utils.amg import coco_encode_rle
 from torch import Tensor
 
 from samtrain import SamAutomaticMaskGenerator, load_sam
-from samtrain.ops.rle import rle_iou
+from samtrain.ops.rle import rle_iou, runs_to_counts
 from samtrain.types import SamOutput
 
 SETTINGS = {
@@ -35,6 +36,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--precision", nargs="+", choices=("float32", "bf16"), default=["float32"])
+    parser.add_argument("--unfiltered", type=int, default=None, help="compare the candidates of so many clicks a side instead")
     parser.add_argument("--checkpoint", type=Path, default=None, help="compare records instead of timing")
     parser.add_argument("--pictures", type=Path, nargs="+", default=[], help="with --checkpoint")
     parser.add_argument("--thresholds", type=float, nargs=2, default=[0.88, 0.95], help="of predicted IoU and stability, too")
@@ -43,6 +45,9 @@ def main() -> None:
     if options.checkpoint is not None:
         for picture in options.pictures:
             agreement(options.checkpoint, picture, options.thresholds)
+        return
+    if options.unfiltered is not None:
+        print(candidates_agree(options.unfiltered))
         return
     rows, notes = [], {}
     for precision in options.precision:
@@ -146,6 +151,35 @@ def agreement(checkpoint: Path, path: Path, thresholds: list[float]) -> None:
             own = SamAutomaticMaskGenerator(ours, **settings).generate(picture)
             where = f"{path.name} {picture.shape[1]} x {picture.shape[0]}, {layers} crop layers, clean-up {min_area}"
             print(f"{where}: {same_records(theirs, own)}", flush=True)
+
+
+def candidates_agree(per_side: int) -> str:
+    """Of ViT-B with random weights, whose masks no NMS keeps apart: all of them, before anything is dropped."""
+    from segment_anything import SamAutomaticMaskGenerator as OfficialGenerator
+
+    official = official_sam()
+    ours = our_sam(official)
+    settings = {"points_per_side": per_side, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "output_mode": "coco_rle"}
+    theirs, own = OfficialGenerator(official, **settings), SamAutomaticMaskGenerator(ours, **settings)
+    picture = np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8).repeat(10, axis=0).repeat(10, axis=1)
+    H, W = picture.shape[:2]
+    theirs.predictor.set_image(picture)
+    data = theirs._process_batch(theirs.point_grids[0] * (W, H), (H, W), [0, 0, W, H], (H, W))
+    found = [
+        {"segmentation": rle, "predicted_iou": float(iou), "stability_score": float(stable), "point_coords": [point.tolist()]}
+        for rle, iou, stable, point in zip(
+            map(coco_encode_rle, data["rles"]), data["iou_preds"], data["stability_score"], data["points"], strict=True
+        )
+    ]
+    candidates = [c for some, _ in own._look(own._crops(0, (H, W), (H, W)), [picture]) for c in some]
+    ours_found = [
+        {
+            "segmentation": {"size": [H, W], "counts": runs_to_counts(c.runs)}, "predicted_iou": c.predicted_iou,
+            "stability_score": c.stability_score, "point_coords": [list(c.point)],
+        }
+        for c in candidates
+    ]  # fmt: skip
+    return same_records(found, ours_found)
 
 
 def same_records(theirs: list[dict], own: list[dict]) -> str:

@@ -21,7 +21,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from samtrain import tasks
+from samtrain.data.shards import ShardWriter
 from samtrain.data.validate import validate
+from samtrain.ops.rle import encode_mask
 from tests.automatic.pictures import as_jpeg, shapes, write_model, write_pictures
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -242,3 +244,85 @@ def test_what_stage_3_wrote_is_trained_on(undisturbed: Path, tmp_path: Path) -> 
 def test_what_cannot_be_is_said_with_its_key(model: Path, source: Path, tmp_path: Path, more: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         generate(model, source, tmp_path / "out", tmp_path / "run", *more)
+
+
+# ---- against ground truth, audited, validated
+
+
+def rectangle(top: int, left: int) -> np.ndarray:
+    mask = np.zeros((60, 80), bool)
+    mask[top : top + 20, left : left + 25] = True
+    return mask
+
+
+@pytest.fixture(scope="module")
+def with_truth(tmp_path_factory) -> Path:
+    """A tar of six pictures with two objects each."""
+    folder = tmp_path_factory.mktemp("truth") / "in"
+    with ShardWriter(folder, "scene") as writer:
+        for number in range(6):
+            picture = shapes(number)
+            masks = [rectangle(5, 10 + number), rectangle(35, 40)]
+            for mask, colour in zip(masks, ((250, 20, 20), (20, 20, 250)), strict=True):
+                picture[mask] = colour
+            annotations = [{"id": i, "segmentation": encode_mask(mask)} for i, mask in enumerate(masks)]
+            image = {"image_id": number, "width": 80, "height": 60}
+            writer.write(f"scene_{number}", as_jpeg(picture), "jpg", {"image": image, "annotations": annotations})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(model: Path, with_truth: Path, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("compared")
+    generate(model, with_truth, folder / "out", folder / "run", "generator.truth=true")
+    return folder
+
+
+def test_recall_and_precision_are_in_numbers_and_report(compared: Path) -> None:
+    metrics = json.loads((compared / "run" / "metrics.json").read_text())
+    assert 0 <= metrics["generated/ar_100"] <= 1 and 0 <= metrics["generated/precision_50"] <= 1
+    page = (compared / "run" / "report.html").read_text()
+    assert "AR@100" in page and "stability score of at least" in page
+
+
+def test_the_audit_counts_what_a_hand_counts(compared: Path, with_truth: Path, tmp_path: Path) -> None:
+    """Simulated corrections; then the same shares from the lines that it leaves, and from corrected JSONs."""
+    given = ["task=audit", f"audit.dataset={compared / 'out'}", "audit.min_iou=0.05", "audit.pictures=4"]
+    metrics = run(tmp_path / "run", [*given, f"audit.truth={with_truth}", f"run_dir={tmp_path / 'run'}"])
+    pairs = [json.loads(line) for line in (tmp_path / "run" / "audit.jsonl").read_text().splitlines()]
+    assert len(pairs) == metrics["audit/pairs"] > 4 and len({pair["picture"] for pair in pairs}) <= 4
+    for level in (0.9, 0.75):
+        assert metrics[f"audit/share_above_{100 * level:.0f}"] == sum(pair["iou"] > level for pair in pairs) / len(pairs)
+    assert "97 %" in (tmp_path / "run" / "report.html").read_text()
+
+    # people's corrections: of each picture the first mask as it was, and the others grown to the whole picture
+    (tmp_path / "corrected").mkdir()
+    expected = []
+    with tarfile.open(compared / "out" / "sa_000000.tar") as tar:
+        for name in (n for n in tar.getnames() if n.endswith(".json")):
+            content = json.load(tar.extractfile(name))
+            for number, each in enumerate(content["annotations"]):
+                if number:
+                    expected.append(each["area"] / 4800)
+                    each["segmentation"] = encode_mask(np.ones((60, 80), bool))
+                else:
+                    expected.append(1.0)
+            (tmp_path / "corrected" / name).write_text(json.dumps(content))
+    given = ["task=audit", f"audit.dataset={compared / 'out'}", f"audit.corrected={tmp_path / 'corrected'}"]
+    metrics = run(tmp_path / "people", [*given, f"run_dir={tmp_path / 'people'}"])
+    assert metrics["audit/pairs"] == len(expected)
+    assert metrics["audit/share_above_90"] == pytest.approx(np.mean(np.array(expected) > 0.9))
+    assert metrics["audit/share_above_75"] == pytest.approx(np.mean(np.array(expected) > 0.75))
+    assert metrics["audit/mean_iou"] == pytest.approx(np.mean(expected))
+
+
+def test_the_verdict_is_an_exit_status(undisturbed: Path, tmp_path: Path) -> None:
+    given = ["task=validate_dataset", f"validate.dataset={undisturbed / 'out'}", f"run_dir={tmp_path / 'run'}"]
+    assert run(tmp_path / "run", given)["validation/faults"] == 0
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes((undisturbed / "out" / "sa_000000.tar").read_bytes()[:9000])
+    given = ["task=validate_dataset", f"validate.dataset={cut}", f"run_dir={tmp_path / 'cli'}"]
+    arguments = [sys.executable, "-m", "samtrain", *given]
+    ended = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and str(cut) in ended.stdout + ended.stderr
+    assert json.loads((tmp_path / "cli" / "validation.json").read_text())["sound"] is False
