@@ -104,13 +104,14 @@ class PromptSampler:
 class CentreSampler:
     """The evaluation protocol: the point farthest from the border, of the object first and of its error then (appendix D).
 
-    Deterministic. The larger of missing and surplus region is clicked, measured by its inner radius (RITM's rule).
+    Deterministic but for a random first click (the paper's second protocol). The larger of missing and surplus region is
+    clicked, measured by its inner radius (RITM's rule).
     """
 
     def __init__(self, *, num_points: int = 5, first: str = "point") -> None:
-        """`num_points` counts the first click; `first` is "point" or "box"."""
-        if first not in ("point", "box"):
-            raise ValueError(f"first is {first!r}: take 'point' or 'box'")
+        """`num_points` counts the first click; `first` is "point", "box", or "random": a click anywhere on the object."""
+        if first not in ("point", "box", "random"):
+            raise ValueError(f"first is {first!r}: take 'point', 'box' or 'random'")
         self.num_points = num_points
         self.kind = first
 
@@ -123,7 +124,11 @@ class CentreSampler:
         found = objects.flatten(1).any(dim=1)
         if self.kind == "box":
             return first_prompts(boxes[:, :2], boxes, found, found)
-        points, _ = centre_points(objects)
+        if self.kind == "random":
+            assert generator is not None, "what is random has a seed"
+            points, _ = uniform_points(objects, generator)
+        else:
+            points, _ = centre_points(objects)
         return first_prompts(points, boxes, torch.zeros_like(found), found)
 
     def next(

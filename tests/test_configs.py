@@ -206,6 +206,9 @@ OWN = {
         "large_scale_jitter": "loader.large_scale_jitter",
     },
     "stage3": {},
+    "zero_shot_points": {},
+    "zero_shot_proposals": {},
+    "zero_shot_instances": {},
     "detector": {
         f"detector.{name}": f"detector.{name}"
         for name in (
@@ -233,7 +236,8 @@ ROUNDS = {"stage1": ASSISTED, "stage2": SEMI_AUTOMATIC, "data_engine": ASSISTED 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_numbers_of_the_scale_win(experiment: str, scale: str) -> None:
     config = experiment_of(experiment, scale)
-    training = "pretrain" if experiment in ROUNDS or experiment == "stage3" else experiment  # its first model's
+    untrained = experiment.startswith(("stage3", "zero_shot"))
+    training = "pretrain" if experiment in ROUNDS or untrained else experiment  # its first model's, the default
     pairs = COMMON | OWN[experiment]
     if experiment != "detector":  # its numbers stand in a node of its own
         pairs |= {

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from samtrain.ops.rle import RLE, rle_area, rle_iou, rle_to_box_xywh, to_compressed
+from samtrain.evaluators.masks import ScoredMasks, mask_metrics
+from samtrain.ops.rle import RLE, rle_iou
 
 MAX_MASKS = 100  # a picture, the best by predicted IoU: AR@100
 PRECISE = (0.5, 0.75)  # IoU with some object above which an automatic mask shows it
@@ -33,7 +30,7 @@ def evaluate_automatic(pictures: Sequence[PictureMasks]) -> dict[str, Any]:
     records that reach each threshold, where the generator's own was not higher than that.
 
     Records were filtered before NMS, and are filtered once more here after it: with pred_iou_thresh that is the same,
-    with the stability score nearly.
+    with the stability score nearly. Precision is None where no mask is left, AR where there is no object.
     """
     best = [_best_ious(picture) for picture in pictures]
     result: dict[str, Any] = _measure(pictures, best)
@@ -69,37 +66,11 @@ def _best_ious(picture: PictureMasks) -> np.ndarray:
 
 
 def average_recall(pictures: Sequence[PictureMasks], max_masks: int = MAX_MASKS) -> float | None:
-    """COCO's mask AR over IoU 0.50 to 0.95 with `max_masks` a picture, whatever the objects are; None without objects."""
-    objects = [
-        {
-            "id": 0, "image_id": number, "category_id": 1, "iscrowd": 0, "segmentation": to_compressed(rle),
-            "bbox": rle_to_box_xywh(rle), "area": rle_area(rle),
-        }
-        for number, picture in enumerate(pictures, 1)
-        for rle in picture.objects
-    ]  # fmt: skip
-    for identity, each in enumerate(objects, 1):  # from 1: COCOeval takes 0 for "no match"
-        each["id"] = identity
-    found = [
-        {
-            "image_id": number, "category_id": 1, "score": record["predicted_iou"],
-            "segmentation": to_compressed(record["segmentation"]), "bbox": record["bbox"], "area": record["area"],
-        }
-        for number, picture in enumerate(pictures, 1)
-        for record in picture.records
-    ]  # fmt: skip
-    if not objects:
+    """COCO's mask AR over IoU 0.50 to 0.95 with the `max_masks` of highest predicted IoU a picture; None without objects."""
+    if not any(picture.objects for picture in pictures):
         return None
-    if not found:
-        return 0.0
-    images = [{"id": number, "height": 1, "width": 1} for number in range(1, len(pictures) + 1)]  # RLEs carry their own
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = {"images": images, "annotations": objects, "categories": [{"id": 1}]}
-        coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(found), "segm")
-        evaluation.params.maxDets = [max_masks]
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return float(evaluation.eval["recall"].mean())
+    scored = [
+        ScoredMasks(p.objects, [r["segmentation"] for r in p.records], [r["predicted_iou"] for r in p.records])
+        for p in pictures
+    ]
+    return mask_metrics(scored, max_masks=[max_masks])[f"mask_ar_{max_masks}"]

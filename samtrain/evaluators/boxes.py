@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from samtrain.data.box_samples import annotated_boxes
 from samtrain.data.decode import decode_image
 from samtrain.data.shards import Record
+from samtrain.evaluators.coco import COCO_SIZES, Annotation, accumulate, known_means, size_ranges
 
 Detect = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # (H, W, 3) uint8 to boxes (N, 4) xyxy and scores (N,)
 
-COCO_SIZES = (32**2, 96**2)  # pixels of a mask: below the first it is small, from the second on large (COCO)
 MAX_DETECTIONS = (1, 10, 20, 100)  # COCO's, and 20: what pre-filling may look at
 LOOSE_IOU = 0.7  # a box that holds its object well enough for a prompt: AR's mean hides how many do
-UNLIMITED = 1e10  # square pixels, as COCO writes it
 
 
 @dataclass(frozen=True)
@@ -69,18 +63,12 @@ def box_metrics(pictures: Sequence[PictureBoxes], *, size_limits: tuple[float, f
     `_large` by `size_limits`, square pixels of the mask; a size that no object has gives no number. Raises ValueError
     where there is no object at all, or limits do not ascend.
     """
-    if not 0 < size_limits[0] < size_limits[1]:
-        raise ValueError(f"size_limits are {list(size_limits)}: take two ascending areas in pixels, as [1024, 9216]")
+    sizes = size_ranges(size_limits)
     if not any(len(picture.boxes) for picture in pictures):
         raise ValueError("no picture to evaluate boxes on holds an object; check the validation and test splits (data)")
-    sizes = {
-        "": (0, UNLIMITED),
-        "_small": (0, size_limits[0]),
-        "_medium": size_limits,
-        "_large": (size_limits[1], UNLIMITED),
-    }
-    precision_TRAM, recall_TAM, thresholds = _accumulate(pictures, list(sizes.values()))
-    at = {round(float(threshold), 2): i for i, threshold in enumerate(thresholds)}
+    objects = [_annotations(picture.boxes, picture.areas, None) for picture in pictures]
+    answers = [_annotations(picture.found, None, picture.scores) for picture in pictures]
+    precision_TRAM, recall_TAM, at = accumulate("bbox", objects, answers, list(sizes.values()), MAX_DETECTIONS)
     last = len(MAX_DETECTIONS) - 1
     found = {
         "box_ap50": precision_TRAM[at[0.5], :, 0, last],
@@ -91,49 +79,16 @@ def box_metrics(pictures: Sequence[PictureBoxes], *, size_limits: tuple[float, f
     for a, size in enumerate(sizes):
         found[f"box_ap{size}"] = precision_TRAM[:, :, a, last]
         found[f"box_ar_100{size}"] = recall_TAM[:, a, last]
-    return {name: float(np.mean(values)) for name, values in sorted(found.items()) if np.min(values) >= 0}
+    return known_means(found)
 
 
-def _accumulate(
-    pictures: Sequence[PictureBoxes], ranges: list[tuple[float, float]]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """pycocotools' (T, R, A, M) precision and (T, A, M) recall, -1 where there is nothing to find, and its T thresholds."""
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
-        truth, found = _coco(pictures, found=False), _coco(pictures, found=True)
-        evaluation = COCOeval(truth, found, "bbox")
-        evaluation.params.maxDets = list(MAX_DETECTIONS)
-        evaluation.params.areaRng = [list(each) for each in ranges]
-        evaluation.params.areaRngLbl = [str(i) for i in range(len(ranges))]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    precision_TRKAM, recall_TKAM = evaluation.eval["precision"], evaluation.eval["recall"]
-    return precision_TRKAM[:, :, 0], recall_TKAM[:, 0], evaluation.params.iouThrs
-
-
-def _coco(pictures: Sequence[PictureBoxes], *, found: bool) -> COCO:
-    """Objects or answers in the form that COCOeval reads; ids count from 1, since 0 means "no match" there."""
-    annotations: list[dict[str, Any]] = []
-    for number, picture in enumerate(pictures):
-        boxes = np.asarray(picture.found if found else picture.boxes, dtype=np.float64).reshape(-1, 4)
-        sides = boxes[:, 2:] - boxes[:, :2]
-        areas, scores = (sides.prod(axis=1), picture.scores) if found else (picture.areas, np.ones(len(boxes)))
-        for box, side, area, score in zip(boxes, sides, areas, scores, strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": 1,
-                    "bbox": [*box[:2].tolist(), *side.tolist()],
-                    "area": float(area),
-                    "iscrowd": 0,
-                    "score": float(score),
-                }
-            )
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": number} for number in range(len(pictures))],
-        "annotations": annotations,
-        "categories": [{"id": 1, "name": "object"}],
-    }
-    coco.createIndex()
-    return coco
+def _annotations(boxes_xyxy: np.ndarray, areas: np.ndarray | None, scores: np.ndarray | None) -> list[Annotation]:
+    """Objects with the areas of their masks, or answers with scores and the areas of their boxes."""
+    boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    areas = sides.prod(axis=1) if areas is None else areas
+    scores = np.ones(len(boxes)) if scores is None else scores
+    return [
+        {"bbox": [*box[:2].tolist(), *side.tolist()], "area": float(area), "score": float(score)}
+        for box, side, area, score in zip(boxes, sides, areas, scores, strict=True)
+    ]

@@ -46,8 +46,8 @@ def evaluate_clicks(
     rows: list[Row] = []
     for record in records:
         try:
-            chosen = _choose(record, max_masks, seed)
-            image = _image(record)
+            chosen = choose_objects(record, max_masks, seed)
+            image = image_of(record)
         except ValueError as error:
             if on_error == "raise":
                 raise
@@ -71,30 +71,43 @@ def _rows_of_picture(
     chunk: int,
 ) -> list[Row]:
     rows: list[Row] = []
-    objects, size = record.annotation["annotations"], _size(record)
+    objects, size = record.annotation["annotations"], size_of(record)
     chunk = max(1, min(chunk, MAX_PIXELS // (size[0] * size[1])))
     for start in range(0, len(chosen), chunk):
         indices = chosen[start : start + chunk]
         masks = torch.from_numpy(np.stack([decode_rle(objects[i]["segmentation"], size) for i in indices]))
         masks = masks.to(predictor.device)
         scores = click_ious(predictor.decoder(), masks, num_points) | box_ious(predictor.decoder(), masks)
+        scores = {name: ious for name, ious in scores.items() if name not in _unreported(num_points)}
         for n, i in enumerate(indices):
             ious = {name: float(values[n]) for name, values in scores.items()}
             rows.append({"key": record.key, "object": i, "area": int(masks[n].sum()), **ious})
     return rows
 
 
-def click_ious(decoder: Decoder, masks_NHW: Tensor, num_points: int) -> dict[str, Tensor]:
-    """`iou_<clicks>` and `oracle_iou_1`: (N,) each, of the objects of the picture that the decoder answers for."""
+def _unreported(num_points: int) -> set[str]:
+    return {f"iou_{k}" for k in range(1, num_points + 1) if k not in REPORTED}
+
+
+def click_ious(
+    decoder: Decoder, masks_NHW: Tensor, num_points: int, *, first: str = "point", enough: float | None = None, seed: int = 0
+) -> dict[str, Tensor]:
+    """`oracle_iou_1` and `iou_1`, `iou_2`, ...: (N,) each, of the objects of the picture that the decoder answers for.
+
+    first: as of `CentreSampler`. enough: an IoU that ends it early, at one of the `REPORTED` clicks after which nothing
+    is reported, once all objects have had it.
+    """
     scores: dict[str, Tensor] = {}
-    for turn in _interact(decoder, masks_NHW, CentreSampler(num_points=num_points)):
+    best = torch.zeros(len(masks_NHW), device=masks_NHW.device)
+    for turn in _interact(decoder, masks_NHW, CentreSampler(num_points=num_points, first=first), seed):
+        scores[f"iou_{turn.index + 1}"] = iou = _iou(turn.logits(), masks_NHW)
+        best = torch.maximum(best, iou)
         if turn.index == 0:
-            scores["iou_1"] = _iou(turn.logits(), masks_NHW)
             low_res = turn.output.low_res_logits
             each = [_iou(decoder.to_frame(low_res[:, m : m + 1])[:, 0], masks_NHW) for m in range(low_res.shape[1])]
             scores["oracle_iou_1"] = torch.stack(each).amax(dim=0)
-        elif turn.index + 1 in REPORTED:
-            scores[f"iou_{turn.index + 1}"] = _iou(turn.logits(), masks_NHW)
+        if enough is not None and turn.index + 1 >= REPORTED[-1] and bool((best >= enough).all()):
+            break
     return scores
 
 
@@ -104,8 +117,8 @@ def box_ious(decoder: Decoder, masks_NHW: Tensor) -> dict[str, Tensor]:
     return {"box_iou": _iou(turn.logits(), masks_NHW)}
 
 
-def _interact(decoder: Decoder, masks_NHW: Tensor, sampler: CentreSampler) -> Iterator[Interaction]:
-    valid, generator = torch.ones_like(masks_NHW), torch.Generator()  # the sampler draws nothing
+def _interact(decoder: Decoder, masks_NHW: Tensor, sampler: CentreSampler, seed: int = 0) -> Iterator[Interaction]:
+    valid, generator = torch.ones_like(masks_NHW), seeded_generator(masks_NHW.device, seed)
     return interact(decoder, masks_NHW, sampler, schedule=sampler.schedule(), valid_NHW=valid, generator=generator)
 
 
@@ -113,7 +126,7 @@ def _iou(logits_NHW: Tensor, masks_NHW: Tensor) -> Tensor:
     return mask_iou(logits_NHW > 0, masks_NHW)
 
 
-def _choose(record: Record, max_masks: int | None, seed: int) -> list[int]:
+def choose_objects(record: Record, max_masks: int | None, seed: int) -> list[int]:
     """Indices of objects that have pixels, ascending; at most `max_masks`, drawn by the seed and the record's key."""
     indices = [i for i, each in enumerate(record.annotation["annotations"]) if _has_pixels(record, each)]
     if max_masks is None or len(indices) <= max_masks:
@@ -124,16 +137,16 @@ def _choose(record: Record, max_masks: int | None, seed: int) -> list[int]:
 
 def _has_pixels(record: Record, annotation: dict[str, Any]) -> bool:
     try:
-        return rle_area(to_compressed(annotation["segmentation"], _size(record))) > 0
+        return rle_area(to_compressed(annotation["segmentation"], size_of(record))) > 0
     except (ValueError, TypeError) as error:
         cure = "correct it, or set data.on_error=skip"
         raise ValueError(f"{record.name}: annotation {annotation.get('id')}: {error}; {cure}") from error
 
 
-def _size(record: Record) -> tuple[int, int]:
+def size_of(record: Record) -> tuple[int, int]:
     return record.annotation["image"]["height"], record.annotation["image"]["width"]
 
 
-def _image(record: Record) -> np.ndarray:
-    H, W = _size(record)
+def image_of(record: Record) -> np.ndarray:
+    H, W = size_of(record)
     return decode_image(record.image_bytes, W, H, record.name)

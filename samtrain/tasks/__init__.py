@@ -18,6 +18,7 @@ TASKS = {
     "plan": "what fits into a GPU's memory, and how many hours a training takes",
     "preview": "a contact sheet of pictures, masks and simulated prompts",
     "evaluate": "the test metrics of a checkpoint",
+    "zero_shot": "the paper's zero-shot experiments, on any number of sets",
     "predict": "masks for clicks on one picture",
     "embed": "encode pictures beforehand, for clicks that do not wait",
     "generate": "masks of everything in a folder of pictures, written as SA-1B's tars",

@@ -1,0 +1,90 @@
+"""The zero-shot experiments by their task: several sets, gone on with by picture, rows that anybody can read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from pretend_predictor import write_pool
+
+from samtrain import tasks
+from samtrain.tasks import zero_shot
+from tests.automatic.pictures import write_model
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def run(folder: Path, *overrides: str) -> dict:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = tasks.resolve(compose("config", overrides=[*overrides, f"run_dir={folder}", "trainer.accelerator=cpu"]))
+    folder.mkdir(exist_ok=True)
+    return tasks.run(config, folder)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("sets")
+    model = write_model(folder / "model.safetensors")
+    for name, first in (("one", 0), ("two", 10)):
+        write_pool(folder / name, 3, num=2, first=first)
+    return [f"checkpoint={model}", f"+zero_shot.sets.one={folder / 'one'}", f"+zero_shot.sets.two={folder / 'two'}"]
+
+
+def test_points_of_two_sets(tmp_path: Path, given: list[str]) -> None:
+    metrics = run(tmp_path / "run", "+experiment=zero_shot_points", *given)
+    assert metrics["mean/miou_1"] == pytest.approx((metrics["one/miou_1"] + metrics["two/miou_1"]) / 2)
+    assert metrics["one/objects"] == 6 and metrics["mean/objects"] == 12
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: pip install 'samtrain[parquet]'")
+    table = parquet.read_table(tmp_path / "run" / "objects.parquet").to_pylist()
+    assert len(table) == 12 and {row["set"] for row in table} == {"one", "two"}
+    own = [row["iou_1"] for row in table if row["set"] == "one"]
+    assert sum(own) / len(own) == pytest.approx(metrics["one/miou_1"])
+
+
+@pytest.mark.parametrize("protocol", ["proposals", "instances"])
+def test_the_other_protocols(tmp_path: Path, given: list[str], protocol: str) -> None:
+    more = ["generator.points_per_side=4"] if protocol == "proposals" else []
+    metrics = run(tmp_path / "run", f"+experiment=zero_shot_{protocol}", *given, *more)
+    name = "mask_ar_1000" if protocol == "proposals" else "mask_ap"
+    assert 0 <= metrics[f"one/{name}"] <= 1 and f"mean/{name}" in metrics
+
+
+def test_it_goes_on_by_picture(tmp_path: Path, given: list[str], monkeypatch) -> None:
+    whole = run(tmp_path / "whole", "+experiment=zero_shot_points", *given)
+    seen = []
+    real = zero_shot.point_rows
+
+    def counting(predictor, record, **settings):
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        seen.append(record.key)
+        return real(predictor, record, **settings)
+
+    monkeypatch.setattr(zero_shot, "point_rows", counting)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", "+experiment=zero_shot_points", *given)
+    rows = tmp_path / "cut" / "rows.jsonl"
+    assert len(rows.read_text().splitlines()) == 4
+    rows.write_text(rows.read_text() + '{"picture": "two/scene_01')  # killed while it wrote
+    monkeypatch.setattr(zero_shot, "point_rows", lambda *a, **s: seen.append(a[1].key) or real(*a, **s))
+    again = run(tmp_path / "cut", "+experiment=zero_shot_points", *given)
+    assert len(seen) == len(set(seen)) == 6
+    assert {k: v for k, v in again.items() if "seconds" not in k} == {k: v for k, v in whole.items() if "seconds" not in k}
+    assert all(json.loads(line) for line in rows.read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["checkpoint=null"], "checkpoint is null"),
+        (["zero_shot.protocol=edges"], "points, proposals"),
+        (["zero_shot.boxes=no.json"], "no file"),
+    ],
+)
+def test_what_cannot_be_is_said_with_its_key(tmp_path: Path, given: list[str], more: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        run(tmp_path / "run", "task=zero_shot", *given, *more)
