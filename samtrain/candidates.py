@@ -49,7 +49,10 @@ class Crop:
 
 @dataclass
 class Candidate:
-    """A mask on its way to a record; run lengths, click and inclusive xyxy box in the frame of the records."""
+    """A mask on its way to a record; run lengths, click and inclusive xyxy box in the frame of the records.
+
+    low_res_logits:  (h, w), where they were asked for; `crop.frame` renders them
+    """
 
     crop: Crop
     point: tuple[float, float]
@@ -58,17 +61,19 @@ class Candidate:
     box: tuple[int, int, int, int]
     area: int
     runs: np.ndarray
+    low_res_logits: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class MaskTests:
-    """What a mask has to pass; `max_area` is a share of the frame."""
+    """What a mask has to pass; `max_area` is a share of the frame. `keep_logits` leaves them with those that do."""
 
     pred_iou_thresh: float
     stability_score_thresh: float
     stability_score_offset: float
     mask_threshold: float
     max_area: float | None
+    keep_logits: bool = False
 
     def passing(self, logits_nMhw: Tensor, ious_nM: Tensor, crops: Sequence[Crop], points_n2: np.ndarray) -> list[Candidate]:
         """Those of M masks for each of n clicks that pass, in the order of clicks and masks.
@@ -93,7 +98,9 @@ class MaskTests:
                 box = _box(counts[3:], reaches[i]) if area else (0, 0, 0, 0)
                 if self._passes(owners[i], score, area, box):
                     point = points_n2[clicks[i]]
-                    passed.append(_candidate(owners[i], point, ious[i], score, box, area, mask_WH, reaches[i]))
+                    found = _candidate(owners[i], point, ious[i], score, box, area, mask_WH, reaches[i])
+                    found.low_res_logits = logits_mhw[i].clone() if self.keep_logits else None
+                    passed.append(found)
         return passed
 
     def _reaches(self, logits_mhw: Tensor, crops: list[Crop]) -> list[Reach]:

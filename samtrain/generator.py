@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice, repeat
 from typing import Any
 
@@ -101,7 +102,6 @@ class SamAutomaticMaskGenerator:
         """
         return next(self.generate_many([image], output_sizes=[output_size], progress=progress))
 
-    @torch.no_grad()
     def generate_many(
         self,
         images: Iterable[np.ndarray],
@@ -113,6 +113,22 @@ class SamAutomaticMaskGenerator:
 
         Pictures are taken as they are needed, and `progress` counts the clicks of those taken so far.
         """
+        for candidates in self._many(images, output_sizes, progress, self.tests):
+            yield [self._record(candidate) for candidate in candidates]
+
+    def candidates(self, image: np.ndarray) -> list[Candidate]:
+        """What `generate` makes its records of, with the low-resolution logits of each."""
+        return next(self._many([image], None, None, replace(self.tests, keep_logits=True)))
+
+    @torch.no_grad()
+    def _many(
+        self,
+        images: Iterable[np.ndarray],
+        output_sizes: Iterable[Size | None] | None,
+        progress: Progress | None,
+        tests: MaskTests,
+    ) -> Iterator[list[Candidate]]:
+        """The candidates that are left of each picture, in order."""
         work: dict[int, _Work] = {}
         done = todo = 0
 
@@ -127,7 +143,7 @@ class SamAutomaticMaskGenerator:
 
         waiting, finished = queue(), 0
         while batch := list(islice(waiting, self.crops_per_batch)):
-            for candidates, clicks in self._look(batch, [work[crop.picture].image for crop in batch]):
+            for candidates, clicks in self._look(batch, [work[crop.picture].image for crop in batch], tests):
                 for candidate in candidates:
                     work[candidate.crop.picture].found.append(candidate)
                 done += clicks
@@ -136,7 +152,7 @@ class SamAutomaticMaskGenerator:
             for crop in batch:
                 work[crop.picture].crops_left -= 1
             while finished in work and not work[finished].crops_left:
-                yield self._records(work.pop(finished))
+                yield self._best(work.pop(finished))
                 finished += 1
 
     # ---- look
@@ -163,7 +179,9 @@ class SamAutomaticMaskGenerator:
             crops.append(Crop(number, layer, box, input_size, (a, b, c, d), output_size, LogitFrame(rows, columns)))
         return crops
 
-    def _look(self, crops: list[Crop], images: list[np.ndarray]) -> Iterator[tuple[list[Candidate], int]]:
+    def _look(
+        self, crops: list[Crop], images: list[np.ndarray], tests: MaskTests
+    ) -> Iterator[tuple[list[Candidate], int]]:
         """Candidates of the crops in the order of crops, clicks and masks, with how many clicks they took."""
         sam, device = self.predictor.model, self.predictor.device
         points = [self.point_grids[crop.layer] * crop.size[::-1] for crop in crops]
@@ -178,7 +196,7 @@ class SamAutomaticMaskGenerator:
                 output = sam.decode(picture, index, _clicks(coords_n2[chunk], device), multimask_output=True)
             logits, ious = output.low_res_logits.float(), output.iou_predictions.float()
             owners = [crops[i] for i in owner[chunk]]
-            yield self.tests.passing(logits, ious, owners, points_n2[chunk]), len(owners)
+            yield tests.passing(logits, ious, owners, points_n2[chunk]), len(owners)
 
     def _encode(self, crops: list[Crop], images: list[np.ndarray]) -> Tensor:
         """(B, C, g, g) embeddings of the crops."""
@@ -193,7 +211,7 @@ class SamAutomaticMaskGenerator:
 
     # ---- compare
 
-    def _records(self, work: _Work) -> list[Record]:
+    def _best(self, work: _Work) -> list[Candidate]:
         """What is left of a picture's candidates when each is compared with the others."""
         # within a crop, the better ones first
         found = work.found
@@ -206,7 +224,7 @@ class SamAutomaticMaskGenerator:
             kept = self._without_small_regions(kept)
         if self.mask_nms_thresh is not None:
             kept = _mask_nms(kept, self.mask_nms_thresh)
-        return [self._record(candidate) for candidate in kept]
+        return kept
 
     def _without_small_regions(self, found: list[Candidate]) -> list[Candidate]:
         """Holes filled and islands removed; then boxes are compared again, and masks that were not touched come first."""

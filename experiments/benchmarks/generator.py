@@ -171,7 +171,7 @@ def candidates_agree(per_side: int) -> str:
             map(coco_encode_rle, data["rles"]), data["iou_preds"], data["stability_score"], data["points"], strict=True
         )
     ]
-    candidates = [c for some, _ in own._look(own._crops(0, (H, W), (H, W)), [picture]) for c in some]
+    candidates = [c for some, _ in own._look(own._crops(0, (H, W), (H, W)), [picture], own.tests) for c in some]
     ours_found = [
         {
             "segmentation": {"size": [H, W], "counts": runs_to_counts(c.runs)}, "predicted_iou": c.predicted_iou,
