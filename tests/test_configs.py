@@ -209,6 +209,7 @@ OWN = {
     "zero_shot_points": {},
     "zero_shot_proposals": {},
     "zero_shot_instances": {},
+    "zero_shot_edges": {},
     "detector": {
         f"detector.{name}": f"detector.{name}"
         for name in (

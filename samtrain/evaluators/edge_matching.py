@@ -19,7 +19,7 @@ THRESHOLDS = np.arange(1, 100) / 100  # of the edge's strength
 
 @dataclass(frozen=True)
 class EdgeCounts:
-    """Of one picture, (T,) each: pixels found, how many of them match any annotator's, pixels of all annotators, matched."""
+    """Of one picture, (T,): pixels found, how many of them match any annotator's, pixels of all annotators, matched."""
 
     found: np.ndarray
     found_matched: np.ndarray
@@ -88,6 +88,7 @@ def edge_metrics(pictures: Sequence[EdgeCounts]) -> dict[str, float]:
     if not pictures:
         raise ValueError("there is no picture to measure edges of")
     names = ("found", "found_matched", "annotated", "annotated_matched")
+    pictures = [EdgeCounts(*(np.asarray(getattr(picture, name)) for name in names)) for picture in pictures]
     total = [np.sum([getattr(picture, name) for picture in pictures], axis=0) for name in names]
     precision, recall = _rates(*total)
     best = [int(_f(*_rates(*(getattr(picture, name) for name in names))).argmax()) for picture in pictures]

@@ -2,14 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from scipy import ndimage
 
+from samtrain.data.decode import decode_shown
+from samtrain.evaluators.edge_matching import count_edges, read_boundaries
 from samtrain.generator import SamAutomaticMaskGenerator
 
 AROUND = np.ones((3, 3), dtype=bool)
 ROUNDING = 1e-5
 SMOOTHING = 2.0  # pixels: standard deviation of what the direction of an edge is taken from (ours; the paper says "edge NMS")
+
+
+@dataclass(frozen=True)
+class EdgePicture:
+    """A picture of BSDS500 and its annotators' file."""
+
+    key: str
+    image: Path
+    boundaries: Path
+
+
+def edge_pictures(folder: Path, split: str, *, key: str) -> Iterator[EdgePicture]:
+    """`<folder>/images/<split>/*.jpg` with `<folder>/groundTruth/<split>/*.mat`, as BSDS500 lies in its archive.
+
+    Raises ValueError that names `key` where there is no picture, or one without annotators.
+    """
+    images = sorted((folder / "images" / split).glob("*.jpg"))
+    if not images:
+        raise ValueError(f"{key} is {str(folder)!r}: there is no picture in {folder / 'images' / split}")
+    for image in images:
+        boundaries = folder / "groundTruth" / split / f"{image.stem}.mat"
+        if not boundaries.is_file():
+            raise ValueError(f"{key}: {image.name} has no annotators' file, {boundaries}")
+        yield EdgePicture(image.stem, image, boundaries)
+
+
+def edge_row(generator: SamAutomaticMaskGenerator, picture: EdgePicture) -> dict[str, Any]:
+    """The `EdgeCounts` of a picture as plain lists."""
+    image = decode_shown(picture.image.read_bytes(), str(picture.image))
+    counts = count_edges(edge_strength(generator, image), read_boundaries(picture.boundaries))
+    return {name: values.tolist() for name, values in vars(counts).items()}
 
 
 def edge_strength(generator: SamAutomaticMaskGenerator, image: np.ndarray) -> np.ndarray:

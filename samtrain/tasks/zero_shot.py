@@ -10,7 +10,9 @@ from typing import Any
 
 from samtrain.data.once import naming_full_disk
 from samtrain.data.shards import Record, expand_urls
+from samtrain.evaluators.edge_matching import EdgeCounts, edge_metrics
 from samtrain.evaluators.masks import ScoredMasks, mask_metrics
+from samtrain.evaluators.zero_shot_edges import EdgePicture, edge_pictures, edge_row
 from samtrain.evaluators.zero_shot_instances import instance_row, read_detections
 from samtrain.evaluators.zero_shot_points import mean_over_sets, point_rows, summarise
 from samtrain.evaluators.zero_shot_proposals import proposal_row
@@ -23,9 +25,10 @@ from samtrain.tasks.sets import open_set, records
 
 log = logging.getLogger(__name__)
 
-PROTOCOLS = ("points", "proposals", "instances")
+PROTOCOLS = ("points", "proposals", "instances", "edges")
 ROWS = "rows.jsonl"  # a line a picture: the set's name, the picture's key, its rows
-Look = Callable[[Record], list[dict[str, Any]]]
+Item = Record | EdgePicture
+Look = Callable[[Any], list[dict[str, Any]]]
 
 
 def run(config: Config, run_dir: Path) -> Metrics:
@@ -38,12 +41,12 @@ def run(config: Config, run_dir: Path) -> Metrics:
     metrics: Metrics = {}
     of_sets: list[dict[str, float]] = []
     with open(run_dir / ROWS, "a", encoding="utf-8") as file:
-        for name, tars in sets.items():
+        for name, urls in sets.items():
             found: list[dict[str, Any]] = []
-            for record in records(tars, config["data"]["on_error"]):
-                key = f"{name}/{record.key}"
+            for item in _items(config, name, urls):
+                key = f"{name}/{item.key}"
                 if key not in done:
-                    done[key] = look(record)
+                    done[key] = look(item)
                     with naming_full_disk(run_dir / ROWS):
                         file.write(json.dumps({"picture": key, "rows": done[key]}) + "\n")
                         file.flush()
@@ -65,8 +68,10 @@ def run(config: Config, run_dir: Path) -> Metrics:
 def _protocol(config: Config) -> tuple[Look, Callable[[list[dict[str, Any]]], dict[str, float]]]:
     """What is done with a picture, and what is made of all its rows."""
     settings, seed = config["zero_shot"], config["seed"]
-    if settings["protocol"] == "proposals":
+    if settings["protocol"] in ("proposals", "edges"):
         generator = make_generator(config, device_of(config))
+        if settings["protocol"] == "edges":
+            return lambda picture: [edge_row(generator, picture)], lambda rows: edge_metrics([EdgeCounts(**r) for r in rows])
         return lambda record: [proposal_row(generator, record)], lambda rows: mask_metrics(_scored(rows))
     predictor = make_predictor(load_sam(config["checkpoint"]).to(device_of(config)), native=False)
     if settings["protocol"] == "instances":
@@ -86,9 +91,22 @@ def _scored(rows: list[dict[str, Any]]) -> list[ScoredMasks]:
     return [ScoredMasks(row["objects"], row["found"], row["scores"], row["crowd"]) for row in rows]
 
 
+def _items(config: Config, name: str, urls: list[str]) -> Iterator[Item]:
+    """The pictures of a set."""
+    if config["zero_shot"]["protocol"] != "edges":
+        yield from records(urls, config["data"]["on_error"])
+        return
+    for folder in urls:
+        yield from edge_pictures(Path(folder), config["zero_shot"]["split"], key=f"zero_shot.sets.{name}")
+
+
 def _sets(config: Config) -> dict[str, list[str]]:
-    """Tars by the name of their set: those that are named, or the test split of the data."""
+    """Tars by the name of their set: those that are named, or the test split of the data; of edges, folders."""
     named = config["zero_shot"]["sets"]
+    if config["zero_shot"]["protocol"] == "edges":
+        if not named:
+            raise ValueError("zero_shot.sets is empty: name BSDS500's data folder, +zero_shot.sets.bsds500=BSDS500/data")
+        return {name: [folder] for name, folder in named.items()}
     if named:
         return {name: expand_urls(urls) for name, urls in named.items()}
     pictures = open_set(config["data"], config["data_dir"])
@@ -137,5 +155,5 @@ def _check(config: Config) -> None:
 
 
 def _line(metrics: dict[str, float]) -> str:
-    names = ("miou_1", "oracle_miou_1", "miou_3", "box_miou", "noc_90", "mask_ar_1000", "mask_ap", "mask_ap50")
+    names = ("miou_1", "oracle_miou_1", "miou_3", "box_miou", "noc_90", "mask_ar_1000", "mask_ap", "mask_ap50", "ods", "ois")
     return ", ".join(f"{name} {metrics[name]:.3f}" for name in names if name in metrics)

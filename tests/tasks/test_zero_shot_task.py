@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from pretend_predictor import write_pool
+from scipy.io import savemat
 
 from samtrain import tasks
 from samtrain.tasks import zero_shot
-from tests.automatic.pictures import write_model
+from tests.automatic.pictures import as_jpeg, shapes, write_model
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -53,6 +55,24 @@ def test_the_other_protocols(tmp_path: Path, given: list[str], protocol: str) ->
     assert 0 <= metrics[f"one/{name}"] <= 1 and f"mean/{name}" in metrics
 
 
+def test_edges_of_a_set_in_the_form_of_bsds(tmp_path: Path, given: list[str]) -> None:
+    for number in range(2):
+        for folder in ("images", "groundTruth"):
+            (tmp_path / "data" / folder / "test").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / "images" / "test" / f"{number}.jpg").write_bytes(as_jpeg(shapes(number)))
+        record = np.zeros((1, 1), dtype=[("Boundaries", object)])
+        record[0, 0] = (np.eye(60, 80, dtype=np.uint8),)
+        cells = np.empty((1, 1), dtype=object)
+        cells[0, 0] = record
+        savemat(tmp_path / "data" / "groundTruth" / "test" / f"{number}.mat", {"groundTruth": cells})
+    more = [given[0], f"+zero_shot.sets.bsds={tmp_path / 'data'}", "generator.points_per_side=4"]
+    metrics = run(tmp_path / "run", "+experiment=zero_shot_edges", *more)
+    assert all(0 <= metrics[f"bsds/{name}"] <= 1 for name in ("ods", "ois", "ap", "r50"))
+    (tmp_path / "data" / "groundTruth" / "test" / "1.mat").unlink()
+    with pytest.raises(ValueError, match="1.jpg has no annotators"):
+        run(tmp_path / "again", "+experiment=zero_shot_edges", *more)
+
+
 def test_it_goes_on_by_picture(tmp_path: Path, given: list[str], monkeypatch) -> None:
     whole = run(tmp_path / "whole", "+experiment=zero_shot_points", *given)
     seen = []
@@ -81,7 +101,8 @@ def test_it_goes_on_by_picture(tmp_path: Path, given: list[str], monkeypatch) ->
     ("more", "said"),
     [
         (["checkpoint=null"], "checkpoint is null"),
-        (["zero_shot.protocol=edges"], "points, proposals"),
+        (["zero_shot.protocol=fog"], "points, proposals"),
+        (["zero_shot.protocol=edges"], "no picture in"),
         (["zero_shot.boxes=no.json"], "no file"),
     ],
 )
