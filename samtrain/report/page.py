@@ -12,6 +12,7 @@ from samtrain.report.curves import round_charts, training_charts
 from samtrain.report.generated import audit_section, dataset_charts, generated_tables, truth_charts
 from samtrain.report.run_files import Panel, RunFiles, read_run
 from samtrain.report.tables import duration, key_numbers, ledger_table, metrics_table, other_metrics, paper_table
+from samtrain.report.zero_shot import zero_shot_table
 
 MAX_PANELS = 4  # sheets are some hundred KB each, and the page carries them inside
 GENERATED = """<p class="note">The first pictures that were written, each with its masks, the smaller ones on top.</p>"""
@@ -40,6 +41,7 @@ def build_page(run: RunFiles) -> str:
     sections = [
         _section("", key_numbers(run)),
         _section("Results", metrics_table(run)),
+        _section("Zero-shot", zero_shot_table(run)),
         _section("Rounds of the data engine", _charts(round_charts(run)) + ledger_table(run)),
         _section("Beside the paper", paper_table(run)),
         _section("Automatic masks", _charts(dataset_charts(run.generated)) + generated_tables(run.generated)),

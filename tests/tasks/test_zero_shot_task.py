@@ -40,6 +40,8 @@ def test_points_of_two_sets(tmp_path: Path, given: list[str]) -> None:
     metrics = run(tmp_path / "run", "+experiment=zero_shot_points", *given)
     assert metrics["mean/miou_1"] == pytest.approx((metrics["one/miou_1"] + metrics["two/miou_1"]) / 2)
     assert metrics["one/objects"] == 6 and metrics["mean/objects"] == 12
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Zero-shot" in page and f"{metrics['two/miou_1']:.3f} (" in page and "0.581" in page
     parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: pip install 'samtrain[parquet]'")
     table = parquet.read_table(tmp_path / "run" / "objects.parquet").to_pylist()
     assert len(table) == 12 and {row["set"] for row in table} == {"one", "two"}

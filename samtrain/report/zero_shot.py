@@ -1,0 +1,70 @@
+"""The zero-shot experiments on the page: a column a set, and the paper's figures beside them."""
+
+from __future__ import annotations
+
+from html import escape
+
+from samtrain.report.run_files import RunFiles
+from samtrain.report.tables import table
+
+# name, words, and what is known of ViT-H: the paper's own, and for clicks SAM 2's table 6 (23 sets; the paper has a plot)
+NAMES = (
+    ("miou_1", "mean IoU, 1 click", "0.581 (SAM 2, table 6)"),
+    ("miou_2", "2 clicks", ""),
+    ("miou_3", "3 clicks", ""),
+    ("miou_5", "5 clicks", "0.813 (SAM 2, table 6)"),
+    ("miou_9", "9 clicks", ""),
+    ("oracle_miou_1", "1 click, best of three masks", ""),
+    ("random_miou_1", "1 click anywhere on the object", ""),
+    ("random_miou_3", "3 clicks, the first anywhere", ""),
+    ("box_miou", "a box", ""),
+    ("noc_80", "clicks until IoU 0.80 (20 at most)", ""),
+    ("noc_85", "until 0.85", ""),
+    ("noc_90", "until 0.90", ""),
+    ("failures_90", "objects that 20 clicks do not bring to 0.90", ""),
+    ("click_seconds", "seconds a click", ""),
+    ("mask_ar_10", "AR@10", ""),
+    ("mask_ar_100", "AR@100", ""),
+    ("mask_ar_1000", "AR@1000", "0.593 (LVIS)"),
+    ("mask_ar_1000_small", "small", "0.455 (LVIS)"),
+    ("mask_ar_1000_medium", "medium", "0.816 (LVIS)"),
+    ("mask_ar_1000_large", "large", "0.869 (LVIS)"),
+    ("mask_ap", "mask AP", "0.465 (COCO), 0.447 (LVIS)"),
+    ("mask_ap_small", "small", "0.308 (COCO), 0.325 (LVIS)"),
+    ("mask_ap_medium", "medium", "0.510 (COCO), 0.576 (LVIS)"),
+    ("mask_ap_large", "large", "0.617 (COCO), 0.655 (LVIS)"),
+    ("ods", "ODS", "0.768 (BSDS500)"),
+    ("ois", "OIS", "0.786 (BSDS500)"),
+    ("ap", "AP of edges", "0.794 (BSDS500)"),
+    ("r50", "R50", "0.928 (BSDS500)"),
+    ("objects", "objects", ""),
+    ("pictures", "pictures", ""),
+)
+NOTE = "In brackets 95 % intervals, of a bootstrap over pictures. The paper's figures are those of ViT-H on its own sets."
+
+
+def zero_shot_table(run: RunFiles) -> str:
+    """"" where the run was none."""
+    if run.config.get("task") != "zero_shot" or not run.metrics:
+        return ""
+    others = {"proposals": "mask_ap", "instances": "mask_ar"}  # what is computed beside, and is not the protocol's
+    other = others.get(str(run.config.get("zero_shot", {}).get("protocol")))
+    sets = list(dict.fromkeys(key.rsplit("/", 1)[0] for key in run.metrics if not key.startswith(("time/", "memory/"))))
+    rows = []
+    for name, words, paper in NAMES:
+        if (other and name.startswith(other)) or not any(f"{each}/{name}" in run.metrics for each in sets):
+            continue
+        rows.append([escape(words), *(_cell(run, each, name) for each in sets), escape(paper)])
+    heads = ["", *(escape(each) for each in sets), "the paper, ViT-H"]
+    return f'<div class="scroll">{table(heads, rows)}</div><p class="note">{NOTE}</p>' if rows else ""
+
+
+def _cell(run: RunFiles, name_of_set: str, name: str) -> str:
+    value = run.metrics.get(f"{name_of_set}/{name}")
+    if value is None:
+        return ""
+    if name in ("objects", "pictures") or name.startswith("failures"):
+        return f"{value:,.0f}"
+    low, high = (run.metrics.get(f"{name_of_set}/{name}_{end}") for end in ("low", "high"))
+    interval = f" ({low:.3f} to {high:.3f})" if low is not None and high is not None else ""
+    return f"{value:.3f}{interval}"
