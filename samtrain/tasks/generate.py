@@ -25,6 +25,7 @@ from samtrain.generator import SamAutomaticMaskGenerator
 from samtrain.modeling.build import load_sam
 from samtrain.report.page import write_report
 from samtrain.tasks.build import Config, device_of
+from samtrain.tasks.fit import costs
 from samtrain.tasks.generated import compare_with_truth, draw_panels, generated_metrics, write_generated
 from samtrain.tasks.run_dir import Metrics, write_metrics
 
@@ -43,7 +44,7 @@ LOOK_EVERY = 0.5
 
 def run(config: Config, run_dir: Path) -> Metrics:
     """Finish this part of the pictures; whoever finishes the last one writes the manifest. Killed, it goes on."""
-    settings = config["generator"]
+    begin, settings = time.perf_counter(), config["generator"]
     _check(config)
     output = Path(settings["output"] or run_dir / "shards")
     settings["output"] = str(output)
@@ -67,6 +68,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
         metrics.update({f"generated/{key}": value for key, value in truth.items() if not isinstance(value, list)})
     draw_panels(run_dir, tars, settings["panels"])
     write_generated(run_dir, total, truth)
+    metrics.update(costs(run_dir, begin))
     write_metrics(run_dir, metrics)
     log.info(
         "%s: %d pictures, %d masks, %d left out", output, total["pictures"], total["masks"], len(total["refused"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from samtrain.evaluators.zero_shot_proposals import proposal_row
 from samtrain.modeling.build import load_sam
 from samtrain.report.page import write_report
 from samtrain.tasks.build import Config, device_of, make_predictor
+from samtrain.tasks.fit import costs
 from samtrain.tasks.generate import make_generator
 from samtrain.tasks.run_dir import Metrics, write_metrics
 from samtrain.tasks.sets import open_set, records
@@ -33,7 +35,7 @@ Look = Callable[[Any], list[dict[str, Any]]]
 
 def run(config: Config, run_dir: Path) -> Metrics:
     """Write `rows.jsonl`, `objects.parquet` (points: a row an object), `metrics.json` and `report.html`."""
-    settings = config["zero_shot"]
+    begin, settings = time.perf_counter(), config["zero_shot"]
     _check(config)
     sets = _sets(config)
     look, summary = _protocol(config)
@@ -60,6 +62,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
         metrics.update({f"mean/{key}": value for key, value in mean_over_sets(of_sets).items()})
     if settings["protocol"] == "points":
         _write_parquet(run_dir / "objects.parquet", done)
+    metrics.update(costs(run_dir, begin))
     write_metrics(run_dir, metrics)
     log.info("report: %s", write_report(run_dir))
     return metrics

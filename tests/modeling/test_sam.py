@@ -142,3 +142,29 @@ def test_config_survives_its_plain_form():
         assert SamConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ValueError, match="windowsize"):
         SamConfig.from_dict({"windowsize": 3})
+
+
+def test_what_is_made_again_in_the_backward_pass_has_the_same_gradients(monkeypatch):
+    """At any size, though it is only done where there is something to gain."""
+    from samtrain.modeling import recompute
+
+    torch.manual_seed(0)
+    sam = Sam(SAM_CONFIGS["vit_tiny"]).double().train()
+    images = torch.rand(1, 3, 96, 96, dtype=torch.float64)
+    prompts = Prompts(torch.tensor([[[20.0, 30], [0, 0]]]), torch.tensor([[1, -1]]), torch.randn(1, 1, 48, 48).double())
+
+    def gradients() -> list[torch.Tensor]:
+        output = sam.decode(sam.encode(images), torch.zeros(1, dtype=torch.int64), prompts, multimask_output=False)
+        total = output.low_res_logits.square().mean() + output.iou_predictions.sum()
+        return torch.autograd.grad(total, [p for p in sam.parameters() if p.requires_grad], allow_unused=True)
+
+    kept = gradients()
+    calls = []
+    real = recompute.checkpoint
+    monkeypatch.setattr(recompute, "WORTH_IT", 0)
+    monkeypatch.setattr(recompute, "checkpoint", lambda *a, **k: calls.append(1) or real(*a, **k))
+    for a, b in zip(kept, gradients(), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+    assert len(calls) > 4
