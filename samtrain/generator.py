@@ -166,7 +166,7 @@ class SamAutomaticMaskGenerator:
         crops = []
         for layer, box in crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio):
             x0, y0, x1, y1 = box
-            if x0 == x1 or y0 == y1:
+            if x0 >= x1 or y0 >= y1:
                 continue  # of a picture of few pixels
             input_size = self.predictor.transform.size((y1 - y0, x1 - x0))
             rows, columns = (
@@ -175,6 +175,8 @@ class SamAutomaticMaskGenerator:
                     ((y0, y1), (x0, x1)), zip(size, output_size, strict=True), input_size, strict=True
                 )
             )
+            if not len(rows[1].first) or not len(columns[1].first):
+                continue  # no pixel of the records' frame lies in it
             a, b, c, d = (edge * factor for edge, factor in zip(box, scale, strict=True))
             crops.append(Crop(number, layer, box, input_size, (a, b, c, d), output_size, LogitFrame(rows, columns)))
         return crops

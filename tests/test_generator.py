@@ -277,9 +277,10 @@ def test_what_is_no_picture_is_refused(ours, image) -> None:
         SamAutomaticMaskGenerator(ours, points_per_side=2).generate(image)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (3, 2)])
-def test_tiny_pictures(ours, size) -> None:
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (3, 2), (5, 5), (2, 102)])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_tiny_pictures(ours, size, layers) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    settings = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "crop_n_layers": 1}
+    settings = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "crop_n_layers": layers}
     for record in SamAutomaticMaskGenerator(ours, **settings, min_mask_region_area=2).generate(image):
         assert record["segmentation"].shape == size

@@ -186,7 +186,8 @@ def same_records(theirs: list[dict], own: list[dict]) -> str:
     """How far two lists of records agree, in their order."""
     if not theirs or len(theirs) != len(own):
         return f"{len(theirs)} records of theirs, {len(own)} of ours"
-    ious = np.array([rle_iou([a["segmentation"]], [b["segmentation"]])[0, 0] for a, b in zip(theirs, own, strict=True)])
+    pairs = [(a["segmentation"], b["segmentation"]) for a, b in zip(theirs, own, strict=True)]
+    ious = np.array([1.0 if a == b else rle_iou([a], [b])[0, 0] for a, b in pairs])  # empty masks are equal, too
     points = sum(a["point_coords"] == b["point_coords"] for a, b in zip(theirs, own, strict=True))
     scores = max(
         abs(a[key] - b[key]) for a, b in zip(theirs, own, strict=True) for key in ("predicted_iou", "stability_score")

@@ -38,8 +38,21 @@ class Fragments:
     def __init__(self, output: Path, num_pictures: int, per_shard: int, prefix: str = "sa") -> None:
         self.output, self.num_pictures, self.per_shard, self.prefix = output, num_pictures, per_shard, prefix
         self.work = output / ".work"
-        for folder in (self.work / "pictures", self.work / "shards"):
-            folder.mkdir(parents=True, exist_ok=True)
+
+    def begin(self, facts: dict[str, Any]) -> None:
+        """Make the folders, and say what the work was begun with; raises ValueError where that was something else."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            begun = self.work / "begun.json"
+            there = next((p for p in (self.output / MANIFEST, begun) if p.is_file()), None)
+            if there is not None:
+                _check_same(json.loads(there.read_text()), facts, self.output)
+                return
+            if sorted(self.output.glob("*.tar")):
+                raise ValueError(f"{self.output} holds tars that were not begun here: take an empty generator.output")
+            for folder in (self.work / "pictures", self.work / "shards"):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_whole(begun, json.dumps(facts, indent=1) + "\n")
 
     @property
     def num_shards(self) -> int:
@@ -76,40 +89,58 @@ class Fragments:
 
     def close_shard(self, shard: int) -> None:
         """Make the shard's tar if all its pictures are finished and nobody else has made it."""
-        numbers = range(shard * self.per_shard, min((shard + 1) * self.per_shard, self.num_pictures))
-        if not all(self._outcome_path(number).is_file() for number in numbers):
-            return
-        with self._alone():
-            if not self.is_whole(shard):
-                outcomes = [json.loads(self._outcome_path(number).read_text()) for number in numbers]
-                pieces = [self._piece_path(n) for n, each in zip(numbers, outcomes, strict=True) if "refused" not in each]
-                write_whole(self._summary_path(shard), json.dumps(_sum(outcomes)))
-                if pieces:
-                    self._join(shard, pieces)
-            for number in numbers:
-                self._piece_path(number).unlink(missing_ok=True)
-                self._outcome_path(number).unlink(missing_ok=True)
+        if self._is_ready(shard):
+            with self._alone():
+                self._close(shard)
+
+    def _is_ready(self, shard: int) -> bool:
+        return all(self._outcome_path(number).is_file() for number in self._numbers(shard))
+
+    def _numbers(self, shard: int) -> range:
+        return range(shard * self.per_shard, min((shard + 1) * self.per_shard, self.num_pictures))
+
+    def _close(self, shard: int) -> None:
+        """`close_shard` by the one who holds the folder: another may have been faster."""
+        numbers = self._numbers(shard)
+        if not self.is_whole(shard):
+            if not self._is_ready(shard):
+                return
+            outcomes = [json.loads(self._outcome_path(number).read_text()) for number in numbers]
+            pieces = [self._piece_path(n) for n, each in zip(numbers, outcomes, strict=True) if "refused" not in each]
+            write_whole(self._summary_path(shard), json.dumps(_sum(outcomes)))
+            if pieces:
+                self._join(shard, pieces)
+        for number in numbers:
+            self._piece_path(number).unlink(missing_ok=True)
+            self._outcome_path(number).unlink(missing_ok=True)
 
     def close_all(self, facts: dict[str, Any]) -> dict[str, Any] | None:
         """Write the manifest, `facts` and the sum of all shards, and tidy up; None where some shard is not whole yet."""
         manifest = self.output / MANIFEST
-        if not manifest.is_file():
-            for shard in range(self.num_shards):
-                self.close_shard(shard)  # one whose maker died between the last picture and the tar
-            if not all(self.is_whole(shard) for shard in range(self.num_shards)):
-                return None
-            summaries = [json.loads(self._summary_path(shard).read_text()) for shard in range(self.num_shards)]
-            with replaced_whole(manifest) as temporary:
-                temporary.write_text(json.dumps({**facts, **_sum(summaries)}, indent=1) + "\n")
-        shutil.rmtree(self.work, ignore_errors=True)
-        return json.loads(manifest.read_text())
+        with self._alone():
+            if not manifest.is_file():
+                for shard in range(self.num_shards):
+                    self._close(shard)  # one whose maker died between the last picture and the tar
+                if not all(self.is_whole(shard) for shard in range(self.num_shards)):
+                    return None
+                summaries = [json.loads(self._summary_path(shard).read_text()) for shard in range(self.num_shards)]
+                with replaced_whole(manifest) as temporary:
+                    temporary.write_text(json.dumps({**facts, **_sum(summaries)}, indent=1) + "\n")
+            shutil.rmtree(self.work, ignore_errors=True)
+            for left in self.output.glob(f".{self.prefix}_*.tar.*.tmp"):  # of a maker that was killed
+                left.unlink(missing_ok=True)
+            return json.loads(manifest.read_text())
 
     def so_far(self) -> dict[str, Any]:
         """The sum of what is finished, while others are still at work."""
-        summaries = [json.loads(path.read_text()) for path in sorted((self.work / "shards").glob("*.json"))]
-        whole = {int(path.stem) for path in (self.work / "shards").glob("*.json")}
-        outcomes = [p for p in sorted((self.work / "pictures").glob("*.json")) if self.shard_of(int(p.stem)) not in whole]
-        return _sum([*summaries, *(json.loads(path.read_text()) for path in outcomes)])
+        with self._alone():
+            if (manifest := self.output / MANIFEST).is_file():
+                return json.loads(manifest.read_text())
+            shards = sorted((self.work / "shards").glob("*.json"))
+            whole = {int(path.stem) for path in shards}
+            pictures = sorted((self.work / "pictures").glob("*.json"))
+            others = [path for path in pictures if self.shard_of(int(path.stem)) not in whole]
+            return _sum([json.loads(path.read_text()) for path in (*shards, *others)])
 
     def _join(self, shard: int, pieces: Sequence[Path]) -> None:
         """The pieces one after the other, and a tar's end."""
@@ -124,7 +155,7 @@ class Fragments:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One process of this folder at a time; the lock ends with its holder."""
-        with open(self.work / "lock", "w") as file:
+        with open(self.output / ".lock", "w") as file:  # stays: whoever waits at it must find it again
             fcntl.lockf(file, fcntl.LOCK_EX)
             yield
 
@@ -136,6 +167,13 @@ class Fragments:
 
     def _summary_path(self, shard: int) -> Path:
         return self.work / "shards" / f"{shard:06d}.json"
+
+
+def _check_same(there: dict[str, Any], facts: dict[str, Any], output: Path) -> None:
+    if different := [key for key in facts if there.get(key) != facts[key]]:
+        told = "\n".join(f"  {key}: {there.get(key)} there, {facts[key]} now" for key in different)
+        cure = "Take another generator.output, or the same settings"
+        raise ValueError(f"{output} was begun with something else:\n{told}\n{cure}")
 
 
 def _piece(members: dict[str, bytes]) -> bytes:

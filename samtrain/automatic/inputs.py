@@ -24,12 +24,15 @@ class InputPicture:
     source_name: str  # the file's own name, in its folder or tar
 
     def read(self) -> bytes:
-        """Its bytes; ValueError that names it where they are not all there."""
+        """Its bytes; ValueError that names it where they are not all there.
+
+        What may pass, as a server that does not answer, stays an OSError: such a picture is not done with.
+        """
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
                 data = file.read(self.size)
-        except OSError as error:
+        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             raise ValueError(f"{self.name}: it cannot be read ({error.strerror})") from error
         if len(data) < self.size:
             raise ValueError(f"{self.name}: {self.path} ended after {len(data)} of its {self.size} bytes")

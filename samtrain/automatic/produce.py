@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def produce(
     A picture that cannot be read is refused and counted, or with on_error="raise" ends the work with a ValueError. It
     ends early where the process that began it is gone.
     """
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()  # None in the process that was begun by hand
     for number in part.numbers(len(pictures)):
         if fragments.is_finished(number):
             continue
@@ -67,7 +67,7 @@ def produce(
         fragments.save(number, members, outcome)
         report(number, outcome.get("statistics", {}).get("masks", 0), members is None)
         fragments.close_shard(fragments.shard_of(number))
-        if os.getppid() != parent:
+        if parent is not None and not parent.is_alive():
             raise SystemExit("the process that began this one is gone")
 
 

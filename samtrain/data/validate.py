@@ -173,7 +173,8 @@ class _Whole:
 
     def add(self, record: Record) -> None:
         self.names.append(record.name)
-        self.image_ids.append(record.annotation["image"].get("image_id"))
+        image_id = record.annotation["image"].get("image_id")
+        self.image_ids.append(image_id if _is_whole(image_id) else None)
         self.keys.append(Path(record.key).name)
         self.digests.append(hashlib.sha256(record.image_bytes).digest())
         ids = [each.get("id") for each in record.annotation["annotations"]]

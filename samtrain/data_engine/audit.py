@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,9 @@ RESAMPLES = 2000  # of the bootstrap
 BINS = 20
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Pair:
     """The IoU of an automatic mask with its corrected version."""
@@ -32,7 +35,7 @@ class Pair:
     iou: float
 
 
-def sample(records: Sequence[Record], count: int, seed: int) -> list[Record]:
+def sample(records: Sequence[T], count: int, seed: int) -> list[T]:
     """`count` of them drawn evenly without putting back, in their order; all where there are fewer."""
     if len(records) <= count:
         return list(records)

@@ -36,10 +36,13 @@ def rle_to_box_xywh(rle: RLE) -> list[float]:
 
 
 def rle_iou(a: Sequence[RLE], b: Sequence[RLE]) -> np.ndarray:
-    """(N, P) float64 IoU of all pairs of masks of one size, without decoding them."""
+    """(N, P) float64 IoU of all pairs of masks of one size, without decoding them; ValueError where sizes differ."""
     if not len(a) or not len(b):
         return np.zeros((len(a), len(b)))
-    return np.asarray(coco_mask.iou([to_compressed(r) for r in a], [to_compressed(r) for r in b], [0] * len(b)))
+    a, b = [to_compressed(r) for r in a], [to_compressed(r) for r in b]
+    if len(sizes := {tuple(r["size"]) for r in (*a, *b)}) > 1:
+        raise ValueError(f"masks of different sizes have no IoU: {sorted(sizes)} (H, W)")
+    return np.asarray(coco_mask.iou(a, b, [0] * len(b)))
 
 
 def to_compressed(rle: RLE, size: tuple[int, int] | None = None) -> RLE:

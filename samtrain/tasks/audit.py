@@ -9,7 +9,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 
 from samtrain.data.once import write_whole
-from samtrain.data.shards import expand_urls
+from samtrain.data.shards import expand_urls, index_tar, read_record
 from samtrain.data_engine.audit import pairs_with_corrections, pairs_with_truth, rows, sample, summary
 from samtrain.ops.rle import RLE, to_compressed
 from samtrain.report.page import write_report
@@ -24,7 +24,8 @@ def run(config: Config, run_dir: Path) -> Metrics:
     """Write `audit.jsonl`, a line a pair, `audit.json` and `report.html`."""
     settings, seed = config["audit"], config["seed"]
     _check(config)
-    chosen = sample(list(records(expand_urls(settings["dataset"]))), settings["pictures"], seed)
+    places = [(index, i) for index in map(index_tar, expand_urls(settings["dataset"])) for i in range(len(index))]
+    chosen = [read_record(*place) for place in sample(places, settings["pictures"], seed)]
     if settings["corrected"] is not None:
         pairs, missing = pairs_with_corrections(chosen, Path(settings["corrected"]))
     else:
@@ -70,5 +71,7 @@ def _truth(urls: str) -> dict[str, list[RLE]]:
     for record in records(expand_urls(urls)):
         size = record.annotation["image"]["height"], record.annotation["image"]["width"]
         objects = [to_compressed(each["segmentation"], size) for each in record.annotation["annotations"]]
-        found[Path(record.key).name] = objects
+        if (name := Path(record.key).name) in found:
+            raise ValueError(f"audit.truth has two pictures {name!r}: {record.name} is the second")
+        found[name] = objects
     return found

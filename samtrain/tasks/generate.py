@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import os
@@ -15,10 +14,9 @@ import torch
 from hydra.utils import instantiate
 from rich.progress import Progress, TextColumn
 
-from samtrain.automatic.fragments import MANIFEST, Fragments
+from samtrain.automatic.fragments import Fragments
 from samtrain.automatic.inputs import InputPicture, digest_of, list_pictures
 from samtrain.automatic.produce import Pace, Part, produce
-from samtrain.data.once import write_whole
 from samtrain.data.shards import digest
 from samtrain.data.tar_index import check_on_error
 from samtrain.generator import SamAutomaticMaskGenerator
@@ -51,7 +49,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     pictures = list_pictures(settings["input"])
     facts = _facts(config, pictures)
     fragments = Fragments(output, len(pictures), settings["pictures_per_shard"])
-    _check_same(output, facts)
+    fragments.begin(facts)
 
     counts = _work(config, pictures, fragments)
     total = fragments.close_all(facts)
@@ -101,11 +99,11 @@ def _work(config: Config, pictures: list[InputPicture], fragments: Fragments) ->
     counters = [context.Value("q", 0) for _ in range(3)]
     if count == 1:
         with _Display(pace) as display:
-            _run_worker(config, pictures, parts[0], 0, lambda *counts: display.add(1, *counts))
+            _run_worker(config, pictures, parts[0], lambda *counts: display.add(1, *counts))
         return pace
     workers = [
-        context.Process(target=_worker, args=(config, part, i, counters), name=f"part {part.index}")
-        for i, part in enumerate(parts)
+        context.Process(target=_worker, args=(config, pictures, part, counters), name=f"part {part.index}")
+        for part in parts
     ]
     for worker in workers:
         worker.start()
@@ -117,12 +115,11 @@ def _work(config: Config, pictures: list[InputPicture], fragments: Fragments) ->
                 if any(worker.exitcode for worker in workers):
                     break
             display.set(*(counter.value for counter in counters))
-    finally:
-        for worker in workers:
-            if worker.is_alive() and any(other.exitcode for other in workers):
-                worker.terminate()
-            worker.join()
+    except BaseException:  # as by Ctrl-C
+        _end(workers)
+        raise
     if failed := [worker for worker in workers if worker.exitcode]:
+        _end(workers)
         raise ValueError(
             f"{len(failed)} of {count} processes failed ({failed[0].name} with exit status {failed[0].exitcode}); what it said "
             "stands above. What is finished stays: mend it and give the same command with the same generator.output"
@@ -130,7 +127,13 @@ def _work(config: Config, pictures: list[InputPicture], fragments: Fragments) ->
     return pace
 
 
-def _worker(config: Config, part: Part, number: int, counters: Any) -> None:
+def _end(workers: list[Any]) -> None:
+    for worker in workers:
+        worker.terminate()
+        worker.join()
+
+
+def _worker(config: Config, pictures: list[InputPicture], part: Part, counters: Any) -> None:
     """What a process of several does."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s][%(name)s][%(levelname)s] - %(message)s")
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // config["generator"]["num_workers"]))
@@ -141,18 +144,18 @@ def _worker(config: Config, part: Part, number: int, counters: Any) -> None:
                 counter.value += value
 
     try:
-        _run_worker(config, list_pictures(config["generator"]["input"]), part, number, report)
+        _run_worker(config, pictures, part, report)
     except (ValueError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         sys.exit(str(error))
 
 
-def _run_worker(config: Config, pictures: list[InputPicture], part: Part, number: int, report: Any) -> None:
+def _run_worker(config: Config, pictures: list[InputPicture], part: Part, report: Any) -> None:
     settings = config["generator"]
     device = device_of(config)
     if device.type == "cuda":
-        device = torch.device("cuda", number % torch.cuda.device_count())
+        device = torch.device("cuda", part.index % torch.cuda.device_count())
     produce(
         pictures,
         make_generator(config, device),
@@ -213,6 +216,8 @@ def _check(config: Config) -> None:
             raise ValueError(f"generator.{key} is {settings[key]!r}: take a whole number of 1 and more")
     if not 0 <= settings["part"] < settings["num_parts"]:
         raise ValueError(f"generator.part is {settings['part']}: take 0 to {settings['num_parts'] - 1} (generator.num_parts)")
+    if settings["truth"] and settings["release"]:
+        raise ValueError("generator.truth is of the pictures' own size, and generator.release makes another: leave out one")
     if settings["output"] is None and settings["num_workers"] * settings["num_parts"] > 1:
         raise ValueError("generator.output is null: several processes need one folder, generator.output=FOLDER")
 
@@ -226,21 +231,3 @@ def _facts(config: Config, pictures: list[InputPicture]) -> dict[str, Any]:
         "input_pictures": len(pictures),
         "input": digest_of(pictures),
     }
-
-
-def _check_same(output: Path, facts: dict[str, Any]) -> None:
-    """Raises ValueError where the folder was begun with something else; a new one is begun."""
-    begun = output / ".work" / "begun.json"
-    finished = output / MANIFEST
-    for path in (finished, begun):
-        if path.is_file():
-            there = json.loads(path.read_text())
-            different = [key for key in facts if there.get(key) != facts[key]]
-            if different:
-                told = "\n".join(f"  {key}: {there.get(key)} there, {facts[key]} now" for key in different)
-                cure = "Take another generator.output, or the same settings"
-                raise ValueError(f"{output} was begun with something else:\n{told}\n{cure}")
-            return
-    if sorted(output.glob("*.tar")):
-        raise ValueError(f"{output} holds tars that task=generate has not begun there: take an empty generator.output")
-    write_whole(begun, json.dumps(facts, indent=1) + "\n")

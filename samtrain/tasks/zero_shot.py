@@ -45,8 +45,12 @@ def run(config: Config, run_dir: Path) -> Metrics:
     with open(run_dir / ROWS, "a", encoding="utf-8") as file:
         for name, urls in sets.items():
             found: list[dict[str, Any]] = []
+            seen: set[str] = set()
             for item in _items(config, name, urls):
                 key = f"{name}/{item.key}"
+                if key in seen:
+                    raise ValueError(f"zero_shot.sets.{name} has two pictures {item.key!r}: make its shards sets of their own")
+                seen.add(key)
                 if key not in done:
                     done[key] = look(item)
                     with naming_full_disk(run_dir / ROWS):

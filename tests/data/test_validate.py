@@ -91,6 +91,7 @@ FAULTS = {
     "no size": (at("image.width", KeyError), "cannot be read", None),
     "another size": (at("image.width", 81), "does not fit its JSON", None),
     "image_id": (at("image.image_id", "two"), "image_id is no whole number", None),
+    "image_id is a list": (at("image.image_id", [2]), "image_id is no whole number", None),
     "file_name": (at("image.file_name", "sa_7.jpg"), "file_name is another file's", None),
     "keys": (at("mask.crop_box", KeyError), "keys are missing", 201),
     "id": (at("mask.id", "x"), "id is no whole number", "x"),

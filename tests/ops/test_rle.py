@@ -129,3 +129,9 @@ def test_texts_of_long_runs(runs: list[int]) -> None:
     text = runs_to_counts(np.array(runs))
     assert rle_runs(text.encode()).tolist() == runs
     assert text == coco_mask.frPyObjects({"size": [sum(runs), 1], "counts": runs}, sum(runs), 1)["counts"].decode()
+
+
+def test_masks_of_different_sizes_have_no_iou():
+    """pycocotools says -1 and nothing else."""
+    with pytest.raises(ValueError, match="different sizes"):
+        rle_iou([encode_mask(_mask((3, 4), 0.5))], [encode_mask(_mask((4, 3), 0.5))])

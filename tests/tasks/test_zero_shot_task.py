@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from pretend_predictor import write_pool
@@ -23,7 +24,8 @@ def run(folder: Path, *overrides: str) -> dict:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = tasks.resolve(compose("config", overrides=[*overrides, f"run_dir={folder}", "trainer.accelerator=cpu"]))
-    folder.mkdir(exist_ok=True)
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))  # as the command line does; the report reads it
     return tasks.run(config, folder)
 
 
