@@ -22,7 +22,7 @@ from samtrain.generator import SamAutomaticMaskGenerator
 log = logging.getLogger(__name__)
 
 IDS_A_PICTURE = 100_000  # annotation ids of a picture: its own times this, and counted on
-Report = Callable[[int, int, bool], None]  # number, masks, refused
+Report = Callable[[int, bool], None]  # masks, refused
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def produce(
             log.warning("left out: %s", error)
             members, outcome = None, {"refused": [[picture.name, str(error)]]}
         fragments.save(number, members, outcome)
-        report(number, outcome.get("statistics", {}).get("masks", 0), members is None)
+        report(outcome.get("statistics", {}).get("masks", 0), members is None)
         fragments.close_shard(fragments.shard_of(number))
         if parent is not None and not parent.is_alive():
             raise SystemExit("the process that began this one is gone")

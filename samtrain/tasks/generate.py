@@ -164,7 +164,7 @@ def _run_worker(config: Config, pictures: list[InputPicture], part: Part, report
         first_image_id=settings["first_image_id"],
         release=instantiate(settings["release"]) if settings["release"] else None,
         on_error=settings["on_error"],
-        report=lambda _, masks, refused: report(masks, refused),
+        report=report,
     )
 
 
