@@ -207,6 +207,10 @@ OWN = {
     },
     "stage3": {},
     "zero_shot_points": {},
+    "zero_shot_sa23": {},
+    "zero_shot_automatic": {},
+    "fairness": {},
+    "learning_curve": {},
     "zero_shot_proposals": {},
     "zero_shot_instances": {},
     "zero_shot_edges": {},
@@ -237,7 +241,7 @@ ROUNDS = {"stage1": ASSISTED, "stage2": SEMI_AUTOMATIC, "data_engine": ASSISTED 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_numbers_of_the_scale_win(experiment: str, scale: str) -> None:
     config = experiment_of(experiment, scale)
-    untrained = experiment.startswith(("stage3", "zero_shot"))
+    untrained = experiment.startswith(("stage3", "zero_shot", "fairness", "learning_curve"))
     training = "pretrain" if experiment in ROUNDS or untrained else experiment  # its first model's, the default
     pairs = COMMON | OWN[experiment]
     if experiment != "detector":  # its numbers stand in a node of its own

@@ -94,8 +94,10 @@ class CocoInstances:
         if len(self._images) < len(content["images"]):
             raise ValueError(f"{annotations}: two of its images have one file_name; make them one, masks and all")
         self._objects = defaultdict(list)
+        frequencies = {c.get("id"): c["frequency"] for c in content.get("categories", []) if "frequency" in c}  # LVIS has them
         for each in content["annotations"]:
-            self._objects[each.get("image_id")].append(each)
+            of_category = frequencies.get(each.get("category_id"))
+            self._objects[each.get("image_id")].append(each if of_category is None else {**each, "frequency": of_category})
         known = {image.get("id") for image in content["images"]}
         if lost := sum(len(objects) for key, objects in self._objects.items() if key not in known):
             log.warning("%s: %d annotations belong to no image in it", annotations, lost)

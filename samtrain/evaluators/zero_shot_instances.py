@@ -10,6 +10,7 @@ import torch
 
 from samtrain.data.shards import Record
 from samtrain.evaluators.clicks import image_of, size_of
+from samtrain.evaluators.objects import picture_row
 from samtrain.ops.boxes import xywh_to_xyxy
 from samtrain.ops.rle import encode_mask, rle_area, rle_to_box_xywh, to_compressed
 from samtrain.predictor import SamPredictor
@@ -21,7 +22,7 @@ Boxes = tuple[np.ndarray, np.ndarray]  # (N, 4) xyxy in the picture's pixels, (N
 
 
 def instance_row(predictor: SamPredictor, record: Record, detections: Mapping[Any, Boxes] | None) -> Row:
-    """Masks for the boxes of a picture, beside its objects: `key`, `objects`, `crowd`, `found`, `scores`.
+    """Masks for the boxes of a picture, beside its objects, as `objects.picture_row`.
 
     detections: by image id or key, as `read_detections` gives them; None: the objects' own boxes, scored by predicted IoU.
     A box is first asked alone, and then with the mask of highest predicted IoU, which gives the one that counts. Raises
@@ -39,13 +40,7 @@ def instance_row(predictor: SamPredictor, record: Record, detections: Mapping[An
         found_boxes, scores = detections.get(image_id, detections.get(record.key, nothing))
         boxes = torch.as_tensor(found_boxes, dtype=torch.float32)
     masks, ious = masks_of_boxes(predictor, image_of(record), boxes)
-    return {
-        "key": record.key,
-        "objects": [each["segmentation"] for each in annotations],
-        "crowd": [bool(each.get("iscrowd", 0)) for each in annotations],
-        "found": masks,
-        "scores": ious if scores is None else [float(score) for score in scores],
-    }
+    return picture_row(record, masks, ious if scores is None else [float(score) for score in scores])
 
 
 @torch.no_grad()

@@ -29,6 +29,9 @@ NAMES = (
     ("mask_ar_1000_small", "small", "0.455 (LVIS)"),
     ("mask_ar_1000_medium", "medium", "0.816 (LVIS)"),
     ("mask_ar_1000_large", "large", "0.869 (LVIS)"),
+    ("mask_ar_1000_frequent", "categories that are frequent", "0.591 (LVIS)"),
+    ("mask_ar_1000_common", "common", "0.639 (LVIS)"),
+    ("mask_ar_1000_rare", "rare", "0.658 (LVIS)"),
     ("mask_ap", "mask AP", "0.465 (COCO), 0.447 (LVIS)"),
     ("mask_ap_small", "small", "0.308 (COCO), 0.325 (LVIS)"),
     ("mask_ap_medium", "medium", "0.510 (COCO), 0.576 (LVIS)"),
@@ -37,6 +40,23 @@ NAMES = (
     ("ois", "OIS", "0.786 (BSDS500)"),
     ("ap", "AP of edges", "0.794 (BSDS500)"),
     ("r50", "R50", "0.928 (BSDS500)"),
+    ("ar_100", "AR@100", ""),
+    ("precision_50", "masks with an IoU above 0.50 with some object", ""),
+    ("precision_75", "above 0.75", ""),
+    ("nuclei_ap", "nuclei AP, IoU 0.50 to 0.95", ""),
+    ("nuclei_ap50", "at 0.50", ""),
+    ("nuclei_ap75", "at 0.75", ""),
+    ("pq", "panoptic quality", ""),
+    ("pq_small", "small", ""),
+    ("pq_medium", "medium", ""),
+    ("pq_large", "large", ""),
+    ("object_dice", "Dice of an object's best mask", ""),
+    ("foreground_dice", "Dice of all masks and all objects together", ""),
+    ("boundary_f", "boundary F of an object's best mask", ""),
+    ("gap_1", "best group less worst, 1 click", ""),
+    ("gap_3", "3 clicks", ""),
+    ("ungrouped", "objects without a group", ""),
+    ("masks_per_image", "masks a picture", ""),
     ("objects", "objects", ""),
     ("pictures", "pictures", ""),
 )
@@ -59,11 +79,24 @@ def zero_shot_table(run: RunFiles) -> str:
     return f'<div class="scroll">{table(heads, rows)}</div><p class="note">{NOTE}</p>' if rows else ""
 
 
+def missing_sets(run: RunFiles) -> str:
+    """Known sets that were not on disk, and how each is had."""
+    missing = run.zero_shot.get("missing", {})
+    rows = [
+        [escape(name), *(escape(str(said[key])) for key in ("images", "masks", "licence", "get"))]
+        for name, said in missing.items()
+    ]
+    if not rows:
+        return ""
+    body = table(["", "pictures", "masks", "licence", "how it is had"], rows, "words")
+    return f"<details><summary>{len(rows)} sets are missing</summary>{body}</details>"
+
+
 def _cell(run: RunFiles, name_of_set: str, name: str) -> str:
     value = run.metrics.get(f"{name_of_set}/{name}")
     if value is None:
         return ""
-    if name in ("objects", "pictures") or name.startswith("failures"):
+    if name in ("objects", "pictures", "ungrouped") or name.startswith("failures"):
         return f"{value:,.0f}"
     low, high = (run.metrics.get(f"{name_of_set}/{name}_{end}") for end in ("low", "high"))
     interval = f" ({low:.3f} to {high:.3f})" if low is not None and high is not None else ""

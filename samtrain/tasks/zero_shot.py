@@ -4,163 +4,296 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
+import os
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from samtrain.data.once import naming_full_disk
+import torch
+
+from samtrain.data.once import naming_full_disk, write_whole
 from samtrain.data.shards import Record, expand_urls
-from samtrain.evaluators.edge_matching import EdgeCounts, edge_metrics
-from samtrain.evaluators.masks import ScoredMasks, mask_metrics
-from samtrain.evaluators.zero_shot_edges import EdgePicture, edge_pictures, edge_row
-from samtrain.evaluators.zero_shot_instances import instance_row, read_detections
-from samtrain.evaluators.zero_shot_points import mean_over_sets, point_rows, summarise
-from samtrain.evaluators.zero_shot_proposals import proposal_row
-from samtrain.modeling.build import load_sam
+from samtrain.evaluators.learning_curve import Milestone, milestones
+from samtrain.evaluators.zero_shot_edges import EdgePicture, edge_pictures
+from samtrain.evaluators.zero_shot_points import mean_over_sets
 from samtrain.report.page import write_report
-from samtrain.tasks.build import Config, device_of, make_predictor
+from samtrain.tasks.build import Config, device_of
 from samtrain.tasks.fit import costs
-from samtrain.tasks.generate import make_generator
+from samtrain.tasks.protocols import PROTOCOLS, Protocol
 from samtrain.tasks.run_dir import Metrics, write_metrics
 from samtrain.tasks.sets import open_set, records
+from samtrain.tasks.training import num_devices
 
 log = logging.getLogger(__name__)
 
-PROTOCOLS = ("points", "proposals", "instances", "edges")
-ROWS = "rows.jsonl"  # a line a picture: the set's name, the picture's key, its rows
-Item = Record | EdgePicture
-Look = Callable[[Any], list[dict[str, Any]]]
+ROWS = "rows*.jsonl"  # a file a process, a line a picture: the set's name, the picture's key and number, its rows
+SAY_EVERY = 30.0  # seconds
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One set with one checkpoint; `name` is what its numbers begin with."""
+
+    name: str
+    urls: list[str]
+    checkpoint: str
 
 
 def run(config: Config, run_dir: Path) -> Metrics:
-    """Write `rows.jsonl`, `objects.parquet` (points: a row an object), `metrics.json` and `report.html`."""
-    begin, settings = time.perf_counter(), config["zero_shot"]
+    """Write `rows*.jsonl`, `objects.parquet` (a row an object), `zero_shot.json`, `metrics.json` and `report.html`."""
+    begin = time.perf_counter()
     _check(config)
-    sets = _sets(config)
-    look, summary = _protocol(config)
-    done = dict(_finished(run_dir / ROWS))
+    sets, missing = _sets(config)
+    steps = milestones(Path(config["zero_shot"]["run"]), num_devices(config)) if _is_curve(config) else []
+    parts = _parts(config, sets, steps)
+    _look_at_all(config, run_dir, parts)
+
+    rows = _finished(run_dir)
+    protocol = _protocol(config, parts[0].checkpoint, 0)
     metrics: Metrics = {}
     of_sets: list[dict[str, float]] = []
-    with open(run_dir / ROWS, "a", encoding="utf-8") as file:
-        for name, urls in sets.items():
-            found: list[dict[str, Any]] = []
-            seen: set[str] = set()
-            for item in _items(config, name, urls):
-                key = f"{name}/{item.key}"
-                if key in seen:
-                    raise ValueError(f"zero_shot.sets.{name} has two pictures {item.key!r}: make its shards sets of their own")
-                seen.add(key)
-                if key not in done:
-                    done[key] = look(item)
-                    with naming_full_disk(run_dir / ROWS):
-                        file.write(json.dumps({"picture": key, "rows": done[key]}) + "\n")
-                        file.flush()
-                found += done[key]
-            if not found:
-                raise ValueError(f"zero_shot.sets.{name}: no picture of it holds an object")
-            of_sets.append(summary(found))
-            metrics.update({f"{name}/{key}": value for key, value in of_sets[-1].items()})
-            log.info("%s: %s", name, _line(of_sets[-1]))
-    if len(of_sets) > 1:
+    for part in parts:
+        found = [row for _, of_picture in rows.get(part.name, []) for row in of_picture]
+        if not found:
+            raise ValueError(f"zero_shot.sets.{part.name}: no picture of it holds an object")
+        of_sets.append(protocol.summary(found))
+        metrics.update({f"{part.name}/{key}": value for key, value in of_sets[-1].items()})
+        log.info("%s: %s", part.name, _line(of_sets[-1]))
+    if len(of_sets) > 1 and not steps:
         metrics.update({f"mean/{key}": value for key, value in mean_over_sets(of_sets).items()})
-    if settings["protocol"] == "points":
-        _write_parquet(run_dir / "objects.parquet", done)
+    _write_parquet(run_dir / "objects.parquet", protocol, rows)
+    told = {"missing": missing, "sets": list(sets), "milestones": [asdict(each) for each in steps]}
+    write_whole(run_dir / "zero_shot.json", json.dumps(told, indent=1) + "\n")
     metrics.update(costs(run_dir, begin))
     write_metrics(run_dir, metrics)
     log.info("report: %s", write_report(run_dir))
     return metrics
 
 
-def _protocol(config: Config) -> tuple[Look, Callable[[list[dict[str, Any]]], dict[str, float]]]:
-    """What is done with a picture, and what is made of all its rows."""
-    settings, seed = config["zero_shot"], config["seed"]
-    if settings["protocol"] in ("proposals", "edges"):
-        generator = make_generator(config, device_of(config))
-        if settings["protocol"] == "edges":
-            return lambda picture: [edge_row(generator, picture)], lambda rows: edge_metrics([EdgeCounts(**r) for r in rows])
-        return lambda record: [proposal_row(generator, record)], lambda rows: mask_metrics(_scored(rows))
-    predictor = make_predictor(load_sam(config["checkpoint"]).to(device_of(config)), native=False)
-    if settings["protocol"] == "instances":
-        boxes = settings["boxes"]
-        detections = None if boxes is None else read_detections(json.loads(Path(boxes).read_text()), str(boxes))
-        return (
-            lambda record: [instance_row(predictor, record, detections)],
-            lambda rows: mask_metrics(_scored(rows), max_masks=[1, 10, 100]),
-        )
-    return (
-        lambda record: point_rows(predictor, record, max_masks=settings["max_masks"], seed=seed),
-        lambda rows: summarise(rows, seed),
-    )
+# ---- what is looked at
 
 
-def _scored(rows: list[dict[str, Any]]) -> list[ScoredMasks]:
-    return [ScoredMasks(row["objects"], row["found"], row["scores"], row["crowd"]) for row in rows]
+def _sets(config: Config) -> tuple[dict[str, list[str]], dict[str, dict[str, Any]]]:
+    """Tars by the name of their set, and the entries of known sets that are not on disk.
 
-
-def _items(config: Config, name: str, urls: list[str]) -> Iterator[Item]:
-    """The pictures of a set."""
-    if config["zero_shot"]["protocol"] != "edges":
-        yield from records(urls, config["data"]["on_error"])
-        return
-    for folder in urls:
-        yield from edge_pictures(Path(folder), config["zero_shot"]["split"], key=f"zero_shot.sets.{name}")
-
-
-def _sets(config: Config) -> dict[str, list[str]]:
-    """Tars by the name of their set: those that are named, or the test split of the data; of edges, folders."""
-    named = config["zero_shot"]["sets"]
+    Sets are those that are named, or the test split of the data; of edges, folders.
+    """
+    named: dict[str, Any] = config["zero_shot"]["sets"]
     if config["zero_shot"]["protocol"] == "edges":
         if not named:
             raise ValueError("zero_shot.sets is empty: name BSDS500's data folder, +zero_shot.sets.bsds500=BSDS500/data")
-        return {name: [folder] for name, folder in named.items()}
-    if named:
-        return {name: expand_urls(urls) for name, urls in named.items()}
-    pictures = open_set(config["data"], config["data_dir"])
-    if not pictures.test:
-        raise ValueError("no pictures are held back for the test (data.test): name sets, zero_shot.sets.NAME=SHARDS")
-    return {"test": pictures.test}
+        return {name: [folder] for name, folder in named.items()}, {}
+    if not named:
+        pictures = open_set(config["data"], config["data_dir"])
+        if not pictures.test:
+            raise ValueError("no pictures are held back for the test (data.test): name sets, zero_shot.sets.NAME=SHARDS")
+        return {"test": pictures.test}, {}
+    found, missing = {}, {}
+    for name, said in named.items():
+        if not isinstance(said, dict):
+            found[name] = expand_urls(said)
+        elif _is_there(said["shards"]):
+            found[name] = expand_urls(said["shards"])
+        else:
+            missing[name] = said
+            how = f"licence: {said['licence']}; {' '.join(said['get'].split())}"
+            log.warning("%s is not there, %s (%s)", name, said["shards"], how)
+    if not found:
+        raise ValueError(f"none of the {len(missing)} sets is on disk: how each is had stands above, and in zero_shot.sets")
+    return found, missing
 
 
-def _finished(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Pictures of an interrupted run; a line that was cut is taken off the file."""
-    if not path.is_file():
+def _is_there(shards: str) -> bool:
+    try:
+        return bool(expand_urls(shards))
+    except (ValueError, OSError):
+        return False
+
+
+def _parts(config: Config, sets: dict[str, list[str]], steps: list[Milestone]) -> list[Part]:
+    if not steps:
+        return [Part(name, urls, str(config["checkpoint"])) for name, urls in sets.items()]
+    return [Part(f"{name}/{step.name}", urls, step.checkpoint) for name, urls in sets.items() for step in steps]
+
+
+def _items(config: Config, part: Part) -> Iterator[tuple[int, Record | EdgePicture]]:
+    """The pictures of a set with their numbers; ValueError where two have one key."""
+    if config["zero_shot"]["protocol"] == "edges":
+        items: Iterator[Any] = (
+            picture
+            for folder in part.urls
+            for picture in edge_pictures(Path(folder), config["zero_shot"]["split"], key=f"zero_shot.sets.{part.name}")
+        )
+    else:
+        items = records(part.urls, config["data"]["on_error"])
+    seen: set[str] = set()
+    for number, item in enumerate(items):
+        if item.key in seen:
+            raise ValueError(f"zero_shot.sets.{part.name} has two pictures {item.key!r}: make its shards sets of their own")
+        seen.add(item.key)
+        yield number, item
+
+
+def _protocol(config: Config, checkpoint: str, worker: int) -> Protocol:
+    device = device_of(config)
+    if device.type == "cuda":
+        device = torch.device("cuda", worker % torch.cuda.device_count())
+    return PROTOCOLS[config["zero_shot"]["protocol"]](config, checkpoint, device)
+
+
+# ---- who looks at it
+
+
+def _look_at_all(config: Config, run_dir: Path, parts: list[Part]) -> None:
+    """Every picture that has no rows yet, by `zero_shot.num_workers` processes, one a GPU where there are any."""
+    count, done = config["zero_shot"]["num_workers"], _done(run_dir)
+    if count == 1:
+        _look(config, run_dir / "rows.jsonl", parts, done, 0, 1)
         return
-    whole = 0
-    with open(path, "rb+") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            content = json.loads(line)
-            yield content["picture"], content["rows"]
-        file.truncate(whole)
+    context = multiprocessing.get_context("spawn")  # begun anew, for CUDA and OpenMP do not survive a fork
+    workers = [
+        context.Process(target=_worker, args=(config, run_dir / f"rows_{i}.jsonl", parts, done, i, count)) for i in range(count)
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        while any(worker.is_alive() for worker in workers) and not any(worker.exitcode for worker in workers):
+            time.sleep(0.2)
+    finally:
+        failed = any(worker.exitcode for worker in workers)
+        for worker in workers:
+            if failed or sys.exc_info()[0]:
+                worker.terminate()
+            worker.join()
+    if failed:
+        raise ValueError(
+            "one of the processes failed, what it said stands above; what is finished stays: mend it and give the same command "
+            f"with run_dir={run_dir}"
+        )
 
 
-def _write_parquet(path: Path, done: dict[str, list[dict[str, Any]]]) -> None:
+def _worker(config: Config, path: Path, parts: list[Part], done: set[tuple[str, str]], index: int, count: int) -> None:
+    """What a process of several does."""
+    logging.basicConfig(level=logging.INFO, format="[%(asctime)s][%(name)s][%(levelname)s] - %(message)s")
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+    try:
+        _look(config, path, parts, done, index, count)
+    except (ValueError, OSError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        log.error("%s", error)
+        sys.exit(1)
+
+
+def _look(config: Config, path: Path, parts: list[Part], done: set[tuple[str, str]], index: int, count: int) -> None:
+    """Those pictures whose number leaves `index` when divided by `count`; a line each is added to the file."""
+    parent, said = multiprocessing.parent_process(), time.monotonic()
+    protocols: dict[str, Protocol] = {}  # of the checkpoint at work
+    with open(path, "a", encoding="utf-8") as file:
+        for part in parts:
+            for number, item in _items(config, part):
+                if number % count != index or (part.name, item.key) in done:
+                    continue
+                if part.checkpoint not in protocols:
+                    protocols = {part.checkpoint: _protocol(config, part.checkpoint, index)}
+                rows = protocols[part.checkpoint].look(item)
+                with naming_full_disk(path):
+                    file.write(json.dumps({"set": part.name, "number": number, "picture": item.key, "rows": rows}) + "\n")
+                    file.flush()
+                if parent is not None and not parent.is_alive():
+                    return
+                if time.monotonic() - said > SAY_EVERY:
+                    said = time.monotonic()
+                    log.info("%s: picture %d", part.name, number + 1)
+
+
+def _done(run_dir: Path) -> set[tuple[str, str]]:
+    """Pictures of an interrupted run, by set and key; a line that was cut is taken off its file."""
+    done = set()
+    for path in run_dir.glob(ROWS):
+        whole = 0
+        with open(path, "rb+") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                content = json.loads(line)
+                done.add((content["set"], content["picture"]))
+            file.truncate(whole)
+    return done
+
+
+def _finished(run_dir: Path) -> dict[str, list[tuple[int, list[Row]]]]:
+    """All rows by set, in the order of the pictures, whoever looked at them."""
+    found: dict[str, list[tuple[int, list[Row]]]] = {}
+    for path in sorted(run_dir.glob(ROWS)):
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                content = json.loads(line)
+                found.setdefault(content["set"], []).append((content["number"], content["rows"]))
+    return {name: sorted(pictures, key=lambda each: each[0]) for name, pictures in found.items()}
+
+
+def _write_parquet(path: Path, protocol: Protocol, rows: dict[str, list[tuple[int, list[Row]]]]) -> None:
     """A row an object, with its set."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        log.warning("%s is not written, %s has the same rows: pip install 'samtrain[parquet]'", path.name, ROWS)
+        log.warning("%s is not written, rows.jsonl has the same rows: pip install 'samtrain[parquet]'", path.name)
         return
-    rows = [{"set": key.split("/")[0], **row} for key, of_picture in done.items() for row in of_picture]
+    found = [
+        {"set": name, **_typed(each)}
+        for name, pictures in rows.items()
+        for _, of_picture in pictures
+        for row in of_picture
+        for each in protocol.objects(row)
+    ]
+    if not found:
+        return
     partial = path.with_name(f"{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist(rows), partial)
+    pq.write_table(pa.Table.from_pylist(found), partial)
     partial.replace(path)
+
+
+def _typed(row: Row) -> Row:
+    """Ids as text: of some sets they are numbers, of others names."""
+    return {**row, "id": None if row["id"] is None else str(row["id"])} if "id" in row else row
+
+
+# ---- what must be so
+
+
+def _is_curve(config: Config) -> bool:
+    return config["zero_shot"]["protocol"] == "learning_curve"
 
 
 def _check(config: Config) -> None:
     settings = config["zero_shot"]
-    if config["checkpoint"] is None:
-        raise ValueError("checkpoint is null: task=zero_shot needs one, checkpoint=FILE")
     if settings["protocol"] not in PROTOCOLS:
         raise ValueError(f"zero_shot.protocol is {settings['protocol']!r}: take one of {', '.join(PROTOCOLS)}")
-    if settings["boxes"] is not None and not Path(settings["boxes"]).is_file():
-        raise ValueError(f"zero_shot.boxes is {settings['boxes']!r}, which is no file: a COCO result JSON, or null")
+    if _is_curve(config):
+        if settings["run"] is None or not Path(settings["run"]).is_dir():
+            raise ValueError(f"zero_shot.run is {settings['run']!r}: give the directory of a run that has trained")
+    elif config["checkpoint"] is None:
+        raise ValueError("checkpoint is null: task=zero_shot needs one, checkpoint=FILE")
+    if settings["protocol"] == "fairness" and settings["group_by"] is None:
+        raise ValueError("zero_shot.group_by is null: name the field of the annotations, or the column of zero_shot.groups")
+    for key in ("boxes", "groups"):
+        if settings[key] is not None and not Path(settings[key]).is_file():
+            raise ValueError(f"zero_shot.{key} is {settings[key]!r}, which is no file")
+    if not isinstance(settings["num_workers"], int) or settings["num_workers"] < 1:
+        raise ValueError(f"zero_shot.num_workers is {settings['num_workers']!r}: take a whole number of 1 and more")
 
 
 def _line(metrics: dict[str, float]) -> str:
-    names = ("miou_1", "oracle_miou_1", "miou_3", "box_miou", "noc_90", "mask_ar_1000", "mask_ap", "mask_ap50", "ods", "ois")
+    names = (
+        "miou_1", "oracle_miou_1", "miou_3", "box_miou", "noc_90", "mask_ar_1000", "mask_ap", "mask_ap50", "ods", "ois",
+        "ar_100", "precision_50", "nuclei_ap", "pq", "gap_1", "gap_3",
+    )  # fmt: skip
     return ", ".join(f"{name} {metrics[name]:.3f}" for name in names if name in metrics)

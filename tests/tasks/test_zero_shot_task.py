@@ -14,7 +14,7 @@ from pretend_predictor import write_pool
 from scipy.io import savemat
 
 from samtrain import tasks
-from samtrain.tasks import zero_shot
+from samtrain.tasks import protocols
 from tests.automatic.pictures import as_jpeg, shapes, write_model
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -80,7 +80,7 @@ def test_edges_of_a_set_in_the_form_of_bsds(tmp_path: Path, given: list[str]) ->
 def test_it_goes_on_by_picture(tmp_path: Path, given: list[str], monkeypatch) -> None:
     whole = run(tmp_path / "whole", "+experiment=zero_shot_points", *given)
     seen = []
-    real = zero_shot.point_rows
+    real = protocols.point_rows
 
     def counting(predictor, record, **settings):
         if len(seen) == 4:
@@ -88,19 +88,80 @@ def test_it_goes_on_by_picture(tmp_path: Path, given: list[str], monkeypatch) ->
         seen.append(record.key)
         return real(predictor, record, **settings)
 
-    monkeypatch.setattr(zero_shot, "point_rows", counting)
+    monkeypatch.setattr(protocols, "point_rows", counting)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", "+experiment=zero_shot_points", *given)
     rows = tmp_path / "cut" / "rows.jsonl"
     assert len(rows.read_text().splitlines()) == 4
     rows.write_text(rows.read_text() + '{"picture": "two/scene_01')  # killed while it wrote
-    monkeypatch.setattr(zero_shot, "point_rows", lambda *a, **s: seen.append(a[1].key) or real(*a, **s))
+    monkeypatch.setattr(protocols, "point_rows", lambda *a, **s: seen.append(a[1].key) or real(*a, **s))
     again = run(tmp_path / "cut", "+experiment=zero_shot_points", *given)
     assert len(seen) == len(set(seen)) == 6
     costs = ("seconds", "memory")
     first, second = ({k: v for k, v in each.items() if not any(c in k for c in costs)} for each in (whole, again))
     assert first == second
     assert all(json.loads(line) for line in rows.read_text().splitlines())
+
+
+def numbers(metrics: dict) -> dict:
+    return {name: value for name, value in metrics.items() if not any(word in name for word in ("seconds", "memory"))}
+
+
+def test_two_processes_find_the_same(tmp_path: Path, given: list[str]) -> None:
+    """Up to rounding: threads decide the last bits."""
+    one = numbers(run(tmp_path / "one", "+experiment=zero_shot_points", *given))
+    two = numbers(run(tmp_path / "two", "+experiment=zero_shot_points", *given, "zero_shot.num_workers=2"))
+    assert sorted(path.name for path in (tmp_path / "two").glob("rows*")) == ["rows_0.jsonl", "rows_1.jsonl"]
+    assert two == pytest.approx(one, abs=1e-4)
+    rows = [json.loads(line) for path in (tmp_path / "two").glob("rows_*") for line in path.read_text().splitlines()]
+    assert len(rows) == len({(row["set"], row["picture"]) for row in rows}) == 6
+    # gone on with by one process: nothing is left to do
+    again = run(tmp_path / "two", "+experiment=zero_shot_points", *given)
+    assert numbers(again) == two and not (tmp_path / "two" / "rows.jsonl").read_text()
+
+
+def test_known_sets_that_are_not_on_disk_are_listed(tmp_path: Path, given: list[str], caplog) -> None:
+    (tmp_path / "data" / "zero_shot").mkdir(parents=True)
+    command = ["+experiment=zero_shot_sa23", given[0], f"data_dir={tmp_path / 'data'}"]
+    with pytest.raises(ValueError, match="none of the 23 sets"):
+        run(tmp_path / "none", *command)
+    write_pool(tmp_path / "data" / "zero_shot" / "doors", 2, num=2)
+    metrics = run(tmp_path / "run", *command)
+    assert metrics["doors/objects"] == 4 and "mean/miou_1" not in metrics
+    told = json.loads((tmp_path / "run" / "zero_shot.json").read_text())
+    assert told["sets"] == ["doors"] and len(told["missing"]) == 22
+    assert told["missing"]["lvis"]["images"] == 945
+    assert "lvis is not there" in caplog.text and "CC BY 4.0" in caplog.text
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "22 sets are missing" in page and "timberseg" in page
+
+
+def test_automatic_masks_against_full_ground_truth(tmp_path: Path, given: list[str]) -> None:
+    more = ["generator.points_per_side=4", "generator.pred_iou_thresh=0", "generator.stability_score_thresh=0"]
+    metrics = run(tmp_path / "run", "+experiment=zero_shot_automatic", *given, *more)
+    for name in ("ar_100", "precision_50", "nuclei_ap", "pq", "object_dice", "boundary_f"):
+        assert 0 <= metrics[f"one/{name}"] <= 1, name
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: pip install 'samtrain[parquet]'")
+    table = parquet.read_table(tmp_path / "run" / "objects.parquet").to_pylist()
+    assert len(table) == 12 and all(row["rank"] >= 1 and 0 <= row["iou"] <= 1 for row in table)
+
+
+def test_fairness_by_a_table_of_groups(tmp_path: Path, given: list[str]) -> None:
+    table = tmp_path / "groups.csv"
+    points = run(tmp_path / "points", "+experiment=zero_shot_points", *given)
+    rows = [json.loads(line) for line in (tmp_path / "points" / "rows.jsonl").read_text().splitlines()]
+    objects = [row for each in rows if each["set"] == "one" for row in each["rows"]]
+    lines = [f"{row['key']},{row['id']},{'large' if row['area'] > 100 else 'small'}" for row in objects[:-1]]
+    table.write_text("\n".join(["key,id,size", *lines]))
+    more = ["zero_shot.group_by=size", f"zero_shot.groups={table}", "~zero_shot.sets.two"]
+    metrics = run(tmp_path / "run", "+experiment=fairness", *given, *more)
+    groups = {line.split(",")[2] for line in lines}
+    assert sum(metrics[f"one/{group}/objects"] for group in groups) == points["one/objects"] - 1
+    assert metrics["one/ungrouped"] == 1
+    assert all(metrics[f"one/{g}/miou_3_low"] <= metrics[f"one/{g}/miou_3"] <= metrics[f"one/{g}/miou_3_high"] for g in groups)
+    table.write_text("key,size\n")
+    with pytest.raises(ValueError, match="no column id"):
+        run(tmp_path / "again", "+experiment=fairness", *given, *more)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +171,9 @@ def test_it_goes_on_by_picture(tmp_path: Path, given: list[str], monkeypatch) ->
         (["zero_shot.protocol=fog"], "points, proposals"),
         (["zero_shot.protocol=edges"], "no picture in"),
         (["zero_shot.boxes=no.json"], "no file"),
+        (["zero_shot.protocol=fairness"], "group_by is null"),
+        (["zero_shot.protocol=learning_curve"], "zero_shot.run is None"),
+        (["zero_shot.num_workers=0"], "num_workers"),
     ],
 )
 def test_what_cannot_be_is_said_with_its_key(tmp_path: Path, given: list[str], more: list[str], said: str) -> None:
