@@ -6,6 +6,8 @@ import ctypes
 import logging
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -85,6 +87,7 @@ def compose_and_run() -> None:
             tasks.check_task(config.task)
             values = tasks.resolve(config)
             keep_freed_memory()
+            end_with_parent()
             from samtrain.tasks.run_dir import is_first_rank, open_run  # from here on it takes seconds: torch
 
             if not is_first_rank():  # what the first one says is true of all
@@ -99,6 +102,20 @@ def compose_and_run() -> None:
             sys.exit("HYDRA_FULL_ERROR=1 shows where this came from")
 
     job()
+
+
+def end_with_parent() -> None:
+    """End where the sweep that began this run is gone (`SAMTRAIN_PARENT`): nobody would read what it finds."""
+    parent = os.environ.pop("SAMTRAIN_PARENT", None)  # not for what this run begins
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while str(os.getppid()) == parent:
+            time.sleep(1)
+        os._exit(1)  # as killed: what is half done is gone on with
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def keep_freed_memory() -> None:

@@ -1,0 +1,107 @@
+"""What is searched: config keys with the values that they may take, the default among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FORMS = "{low: 0.1, high: 10.0, log: true}, {low: 1, high: 9, step: 2} or {choices: [a, b]}"
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A key and its values: a range of whole numbers or of floats, both ends included, or choices.
+
+    default: what the config has, with which trial 0 is run
+    """
+
+    key: str
+    default: Value
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = False
+    step: float | None = None
+    choices: tuple[Value, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def suggest(self, trial: Any) -> Value:
+        """The value that Optuna's trial takes."""
+        if self.choices:
+            return trial.suggest_categorical(self.key, self.choices)
+        suggest = trial.suggest_int if self.is_whole else trial.suggest_float
+        step = {} if self.step is None else {"step": self.step}
+        return suggest(self.key, self.low, self.high, log=self.log, **step)
+
+    def contains(self, value: Any) -> bool:
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        assert self.low is not None and self.high is not None
+        on_step = self.step is None or abs((value - self.low) / self.step - round((value - self.low) / self.step)) < 1e-9
+        return self.low <= value <= self.high and on_step and (float(value).is_integer() or not self.is_whole)
+
+
+def read_space(space: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any], *, model: str | None) -> list[Dimension]:
+    """The dimensions of `tune.space`, with the config's own values as defaults; `{model}` in a key stands for `model`.
+
+    Raises ValueError for an empty space, a key that the config has not, a form that is none, or a default outside.
+    """
+    if not space:
+        raise ValueError("tune.space is empty: take a search space, tune=training, or write one into conf/tune/")
+    return [_dimension(key.replace("{model}", str(model)), values, config) for key, values in space.items()]
+
+
+def _dimension(key: str, values: Mapping[str, Any], config: Mapping[str, Any]) -> Dimension:
+    name = f"tune.space.{key}"
+    known = {"low", "high", "log", "step", "choices"}
+    is_range = "low" in values and "high" in values and "choices" not in values
+    if set(values) - known or not (is_range or (set(values) == {"choices"} and values["choices"])):
+        raise ValueError(f"{name} is {dict(values)}: take {FORMS}")
+    default = _at(config, key, name)
+    if not is_range:
+        dimension = Dimension(key, _plain(default), choices=tuple(map(_plain, values["choices"])))
+    else:
+        low, high = values["low"], values["high"]
+        if not all(isinstance(v, (int, float)) for v in (low, high)) or not low < high:
+            raise ValueError(f"{name} goes from {low!r} to {high!r}: take two ascending numbers")
+        log, step = bool(values.get("log", False)), values.get("step")
+        if log and (low <= 0 or step is not None):
+            raise ValueError(f"{name} is logarithmic: low must be above 0, and there is no step")
+        dimension = Dimension(key, default, low, high, log, step)
+    if not dimension.contains(dimension.default):
+        raise ValueError(f"{name} does not contain the default, {default!r}: widen it, for the default is trial 0")
+    return dimension
+
+
+def _at(config: Mapping[str, Any], key: str, name: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            known = ", ".join(sorted(map(str, value))) if isinstance(value, Mapping) else "nothing"
+            raise ValueError(f"{name}: the config has no {key!r} (before {part!r} there is {known})")
+        value = value[part]
+    return value
+
+
+def _plain(value: Any) -> Value:
+    """A choice as Optuna and the command line take it: lists as text."""
+    if isinstance(value, list):
+        return "[" + ",".join(map(str, value)) + "]"
+    return value
+
+
+def override(key: str, value: Value) -> str:
+    """`key=value` as Hydra reads it back to the same value."""
+    if value is None:
+        return f"{key}=null"
+    if isinstance(value, bool):
+        return f"{key}={str(value).lower()}"
+    if isinstance(value, float):
+        return f"{key}={value!r}"
+    return f"{key}={value}"

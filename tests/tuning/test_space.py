@@ -1,0 +1,62 @@
+"""What is searched: forms, defaults, and that a value comes back from the command line as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from samtrain.tuning.space import override, read_space
+
+CONFIG = {"optim": {"rate": 1.0}, "prompts": {"points": 3}, "jitter": [0.8, 1.25], "flip": True, "name": None}
+
+
+def space(**values: Any) -> list[Any]:
+    return read_space({key.replace("_dot_", "."): value for key, value in values.items()}, CONFIG, model="vit_b")
+
+
+def test_defaults_are_the_configs() -> None:
+    rate, points, jitter, flip = space(
+        optim_dot_rate={"low": 0.1, "high": 10, "log": True},
+        prompts_dot_points={"low": 1, "high": 9, "step": 2},
+        jitter={"choices": [None, [0.8, 1.25]]},
+        flip={"choices": [True, False]},
+    )
+    assert (rate.default, points.default, jitter.default, flip.default) == (1.0, 3, "[0.8,1.25]", True)
+    assert not rate.is_whole and points.is_whole
+    assert [v for v in range(11) if points.contains(v)] == [1, 3, 5, 7, 9]
+    assert not points.contains(3.5) and not points.contains(True) and rate.contains(10)
+
+
+def test_the_model_stands_in_keys() -> None:
+    config = {"recipes": {"vit_b": {"decay": 0.1}}}
+    (decay,) = read_space({"recipes.{model}.decay": {"low": 0.0, "high": 1.0}}, config, model="vit_b")
+    assert (decay.key, decay.default) == ("recipes.vit_b.decay", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "said"),
+    [
+        ("optim.rate", {"low": 2.0, "high": 3.0}, "does not contain the default, 1.0"),
+        ("optim.rate", {"low": 3.0, "high": 2.0}, "ascending"),
+        ("optim.rate", {"low": 0.0, "high": 2.0, "log": True}, "above 0"),
+        ("optim.rate", {"low": 0.0}, "take {low"),
+        ("optim.rate", {"choices": []}, "take {low"),
+        ("optim.rate", {"low": 0.0, "high": 2.0, "hight": 2}, "take {low"),
+        ("optim.rates", {"low": 0.0, "high": 2.0}, "no 'optim.rates'"),
+        ("prompts.points.x", {"low": 0.0, "high": 2.0}, "no 'prompts.points.x'"),
+    ],
+)
+def test_what_cannot_be_searched_is_said_with_its_key(key: str, values: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=f"tune.space.{key}.*{said}"):
+        read_space({key: values}, CONFIG, model=None)
+    with pytest.raises(ValueError, match="tune.space is empty"):
+        read_space({}, CONFIG, model=None)
+
+
+@pytest.mark.parametrize("value", [1, 0.1 + 0.2, 1e-7, True, False, None, "cosine", "[0.8,1.25]"])
+def test_a_value_comes_back_from_the_command_line(value: Any) -> None:
+    (parsed,) = OverridesParser.create().parse_overrides([override("a.b", value)])
+    wanted = [0.8, 1.25] if value == "[0.8,1.25]" else value
+    assert parsed.value() == wanted and isinstance(parsed.value(), type(wanted))
