@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -18,6 +19,23 @@ FOREGROUND, BACKGROUND, BOX = (30, 200, 80), (230, 40, 60), (255, 214, 0)
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 FILL = 0.45  # how much a mask covers the picture
 CAPTION = 20  # height of a caption in pixels
+
+
+@dataclass(frozen=True)
+class ClickedObject:
+    """One object of a validation and what was made of each click, in pixels of the model's input.
+
+    picture, number: its name, and which object of the batch. image: (S, S, 3) uint8. truth: (S, S) bool. predicted: K of
+    these. clicks: K of (x, y, label). ious: K.
+    """
+
+    picture: str
+    number: int
+    image: np.ndarray
+    truth: np.ndarray
+    predicted: Sequence[np.ndarray]
+    clicks: Sequence[tuple[float, float, int]]
+    ious: Sequence[float]
 
 
 def draw_panel(

@@ -17,7 +17,8 @@ LAYERS = {
     "interact": 2, "predictor": 2, "tiled": 2, "embeddings": 2, "candidates": 2, "generator": 2, "export": 2,
     "panels": 2, "plan": 2,
     "lit_sam": 3, "fsdp": 3, "callbacks": 3, "loggers": 3, "evaluators": 3,
-    "data_engine": 4, "automatic": 4, "detector": 4, "annotator": 4, "report": 4,
+    "data_engine": 4, "automatic": 4, "tuning": 4, "detector": 4, "annotator": 4, "report": 4,
+    "dashboard": 4,
     "tasks": 5, "__main__": 5,
 }  # fmt: skip
 # within layer 2 the loop comes before those who prompt by it; the losses' one neighbour is the model they are taken of

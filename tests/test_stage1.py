@@ -6,15 +6,14 @@ import csv
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from wandb_records import offline_runs
 
 from samtrain.data_engine.rounds import identify
 
@@ -78,17 +77,9 @@ def test_what_a_run_leaves_behind(whole_run: Path) -> None:
 
 def test_wandb_offline_reads_back(whole_run: Path) -> None:
     """Metrics by pictures seen, panels and the ledger, as W&B will show them once synced."""
-    pb2 = pytest.importorskip("wandb.proto.wandb_internal_pb2")
-    (path,) = whole_run.glob("wandb/offline-run-*/run-*.wandb")
-    history, axes = [], {}
-    for data in leveldb_records(path.read_bytes()):
-        record = pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            history.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
-        elif record.WhichOneof("record_type") == "metric":
-            axes[record.metric.name or record.metric.glob_name] = record.metric.step_metric
+    pytest.importorskip("wandb")
+    (main,) = (each for each in offline_runs(whole_run) if each.job_type != "round")
+    history, axes = main.history, main.axes
 
     # every curve against the pictures seen, which never fall
     assert axes["*"] == "images_seen"
@@ -106,13 +97,20 @@ def test_wandb_offline_reads_back(whole_run: Path) -> None:
     for line in ledger(whole_run):
         assert rounds[line["round"]]["ledger/masks_total"] == line["masks_total"]
         assert rounds[line["round"]]["ledger/promoted"] == line["promoted"]
+        assert rounds[line["round"]]["ledger/metrics_after/val/miou_1"] == line["metrics_after"]["val/miou_1"]
+
+    # what runs and sweeps are compared by
+    metrics = json.loads((whole_run / "metrics.json").read_text())
+    assert main.summary["test/miou_1"] == metrics["test/miou_1"]
+    assert main.summary["val/miou_1"] == metrics["val/miou_1"]  # of the promoted model, not of the last validation
+    assert main.config["loader"]["max_masks"] == 3
 
     # panels: the pictures lie beside the run
     panels = [row for row in history if "panels/sheet/path" in row]
     assert len(panels) >= NUM_ROUNDS + 1
     for row in panels:
         names = [row["panels/sheet/path"], *row["panels/objects/filenames"]]
-        assert len(names) > 1 and all((path.parent / "files" / name).is_file() for name in names)
+        assert len(names) > 1 and all((main.files / name).is_file() for name in names)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -158,21 +156,3 @@ def wait_for(run: Path, name: str, process: subprocess.Popen) -> bool:
             return True
         time.sleep(0.002)
     return False
-
-
-def leveldb_records(data: bytes) -> Iterator[bytes]:
-    """The records of a LevelDB log behind W&B's header: blocks of 32 KiB, a record in one piece or in several."""
-    block, header, position, parts = 32768, 7, 7, b""
-    while position + header <= len(data):
-        if block - position % block < header:
-            position += block - position % block
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + header])
-        if kind == 0:
-            position += block - position % block
-            continue
-        parts += data[position + header : position + header + length]
-        position += header + length
-        if kind in (1, 4):  # whole, or the last piece
-            yield parts
-            parts = b""

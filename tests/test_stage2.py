@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wandb_records import offline_runs
 
 from samtrain.data.shards import index_tar, read_record
 from samtrain.data_engine.rounds import identify
@@ -75,8 +76,54 @@ def numbers(run: Path) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two rounds of each stage that nothing disturbed."""
-    return finish(tmp_path_factory.mktemp("engine"), "+experiment=data_engine", *FIRST, *SECOND, "run_dir=whole")
+    """Two rounds of each stage that nothing disturbed, logged to W&B offline."""
+    overrides = ["+experiment=data_engine", *FIRST, *SECOND, "logger=wandb", "logger.wandb.offline=true"]
+    return finish(tmp_path_factory.mktemp("engine"), *overrides, "run_dir=whole")
+
+
+def test_wandb_offline_reads_back_the_lineage_of_both_stages(whole_run: Path) -> None:
+    """A run a round: it used the model that annotated and the masks so far, and made masks, detector and model."""
+    pytest.importorskip("wandb")
+    main, *rounds = offline_runs(whole_run)
+    lines = ledger(whole_run)
+    assert [each.job_type for each in rounds] == ["round"] * len(lines)
+    assert {each.group for each in rounds} == {main.group}
+    digests, shards = {line["digest"]: line["round"] for line in lines}, []
+    for line, each in zip(lines, rounds, strict=True):
+        used = {a.type: json.loads(a.metadata) for a in each.used}
+        made = {a.type: json.loads(a.metadata) for a in each.made}
+        assert set(made) == {"model"} | ({"masks"} if line["round"] else set()) | ({"detector"} if line["detector"] else set())
+        assert made["model"]["sha256"] == line["digest"] and made["model"]["promoted"] == line["promoted"]
+        assert set(used) == ({"model"} if line["round"] else set()) | ({"masks"} if line["round"] > 1 else set())
+        if line["round"]:
+            assert used["model"] == {"round": digests[line["parent"]], "sha256": line["parent"]}
+            assert made["masks"]["annotated_with"] == line["parent"]
+            assert used.get("masks", {"sha256": []})["sha256"] == shards
+        shards += [shard["sha256"] for shard in line["shards"]]
+        assert made["model"]["shards"] == shards
+        assert each.summary["masks_total"] == line["masks_total"] and each.config["round"] == line["round"]
+    # an artifact that is used is the one that was made: the same files under the same name
+    made_models = {a.client_id: (a.name, a.digest) for each in rounds for a in each.made if a.type == "model"}
+    assert all((a.name, a.digest) in made_models.values() for each in rounds for a in each.used if a.type == "model")
+    assert not any("latest" in a.aliases for each in rounds for a in each.used)  # a name that only the newest has
+
+
+def test_wandb_offline_reads_back_masks_and_clicks(whole_run: Path) -> None:
+    """Overlays of both layers, and each click in a table."""
+    pytest.importorskip("wandb")
+    main = offline_runs(whole_run)[0]
+    shown = [row for row in main.history if "panels/objects/all_masks" in row]
+    assert len(shown) >= len(ledger(whole_run))
+    for row in shown:
+        assert row["images_seen"] > 0
+        for layers in row["panels/objects/all_masks"]:
+            assert {"ground_truth", "prediction_1_clicks", "prediction_5_clicks"} <= set(layers)
+            assert all((main.files / mask["path"]).is_file() for mask in layers.values())
+        table = json.loads((main.files / row["panels/clicks/path"]).read_text())
+        clicks = [dict(zip(table["columns"], values, strict=True)) for values in table["data"]]
+        assert {each["click"] for each in clicks} == {1, 2, 3, 4, 5}
+        assert all(0 <= each["x"] < 64 and 0 <= each["y"] < 64 and 0 <= each["iou"] <= 1 for each in clicks)
+        assert {each["label"] for each in clicks if each["click"] == 1} == {"object"}  # the first lies on it
 
 
 def test_both_stages_in_one_ledger_and_one_report(whole_run: Path) -> None:

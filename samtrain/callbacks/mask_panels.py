@@ -9,12 +9,12 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from samtrain.interact import Interaction
 from samtrain.ops.masks import mask_iou
-from samtrain.panels import draw_panel, tile_panels
+from samtrain.panels import ClickedObject, draw_panel, tile_panels
 from samtrain.types import Batch
 
 
@@ -47,8 +47,9 @@ class MaskPanels(pl.Callback):
         self.directory.mkdir(parents=True, exist_ok=True)
         Image.fromarray(sheet).save(self.directory / f"step_{trainer.global_step:06d}.png")
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                _to_wandb(logger, sheet, _Masks(batch, outputs, rows), trainer.global_step, pl_module.images_seen)
+            if hasattr(logger, "log_interactions"):  # the one of W&B
+                objects = _Masks(batch, outputs, rows).clicked(outputs, rows)
+                logger.log_interactions(sheet, objects, step=trainer.global_step, images_seen=pl_module.images_seen)
             elif isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("panels", sheet, trainer.global_step, dataformats="HWC")
 
@@ -99,6 +100,22 @@ class _Masks:
     def truth(self, i: int) -> np.ndarray:
         return self.crop(self.truths[i], i)
 
+    def clicked(self, turns: list[Interaction], rows: list[int]) -> list[ClickedObject]:
+        """With the padding: W&B wants one size for all."""
+        newest = [(turn.prompts.coords[rows, 0].tolist(), turn.prompts.labels[rows, 0].tolist()) for turn in turns]
+        return [
+            ClickedObject(
+                picture=self.key(i),
+                number=row,
+                image=self.batch.images[self.images[i]].permute(1, 2, 0).cpu().numpy(),
+                truth=self.truths[i],
+                predicted=[predicted[i] for predicted in self.predicted],
+                clicks=[(*coords[i], labels[i]) for coords, labels in newest],
+                ious=[ious[i] for ious in self.ious],
+            )
+            for i, row in enumerate(rows)
+        ]
+
 
 def _spread(weights_N: Tensor, num: int) -> list[int]:
     """Up to `num` real objects, evenly spread over the batch and so over its pictures."""
@@ -106,18 +123,3 @@ def _spread(weights_N: Tensor, num: int) -> list[int]:
     if len(real) <= num:
         return real
     return [real[i * len(real) // num] for i in range(num)]
-
-
-def _to_wandb(logger: WandbLogger, sheet: np.ndarray, masks: _Masks, step: int, images_seen: int) -> None:
-    """The sheet, and each object with overlays that can be switched on and off: the object, and the mask of each click."""
-    import wandb
-
-    pictures: list[Any] = []
-    for i, number in enumerate(masks.images):  # with the padding: W&B wants one size for all
-        image = masks.batch.images[number].permute(1, 2, 0).cpu().numpy()
-        shown = {"object": masks.truths[i]}
-        shown |= {f"clicks_{turn}": predicted[i] for turn, predicted in enumerate(masks.predicted, start=1)}
-        overlays = {name: {"mask_data": mask.astype(np.uint8), "class_labels": {1: name}} for name, mask in shown.items()}
-        pictures.append(wandb.Image(image, masks=overlays, caption=masks.key(i)))
-    values = {"panels/sheet": wandb.Image(sheet), "panels/objects": pictures}
-    logger.experiment.log({**values, "images_seen": images_seen, "trainer/global_step": step})

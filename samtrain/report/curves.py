@@ -23,14 +23,14 @@ def training_charts(run: RunFiles) -> list[str]:
     """Loss, validation, and dice at the first and the last interaction, over pictures seen."""
     if not run.trainings:
         return []
-    name, place = _x_axis(run.trainings)
+    name, place = x_axis(run.trainings)
     starts = [(place(t, t.rows[0]), t.label.removeprefix("round ")) for t in run.trainings if t.label]
     marks = Marks([(x, {"first model": ""}.get(word, word)) for x, word in starts])
     note = "Thin lines: rounds of the data engine begin." if len(starts) > 1 else ""
     x = Axis(name)
 
     def curves(columns: Sequence[tuple[str, str]]) -> list[Series]:
-        return [Series(label, _pieces(run.trainings, key, place), i + 1) for i, (key, label) in enumerate(columns)]
+        return [Series(label, pieces(run.trainings, key, place), i + 1) for i, (key, label) in enumerate(columns)]
 
     last = _last_interaction(run.trainings)
     dice = [("train/dice_0", "first prompt")] + [(f"train/dice_{last}", f"interaction {last + 1}")] * (last > 0)
@@ -149,11 +149,11 @@ def _stage_marks(lines: Sequence[dict[str, Any]]) -> Marks:
 
 def _quality_chart(lines: Sequence[dict[str, Any]], metric: str, x: Axis, marks: Marks) -> str:
     """The metric that promotes: the model in use as a line, each new model as a dot, a ring if it was not better."""
-    used = _promoted_values(lines, metric)
+    used = promoted_values(lines, metric)
     new = [(float(line["round"]), line["metrics_after"].get(metric)) for line in lines]
     known = [(point, line["promoted"]) for point, line in zip(new, lines, strict=True) if point[1] is not None]
     hollow = frozenset(i for i, (_, promoted) in enumerate(known) if not promoted)
-    oracle = _promoted_values(lines, metric.replace("miou_1", "oracle_miou_1")) if "/miou_1" in metric else []
+    oracle = promoted_values(lines, metric.replace("miou_1", "oracle_miou_1")) if "/miou_1" in metric else []
     dots = [[point] for point, _ in known]
     series = [
         Series("best of three masks", [oracle], 3, dashed=True),
@@ -164,7 +164,8 @@ def _quality_chart(lines: Sequence[dict[str, Any]], metric: str, x: Axis, marks:
     return line_chart("Quality by round", x, Axis("mean IoU, validation"), series, marks, note)
 
 
-def _promoted_values(lines: Sequence[dict[str, Any]], name: str) -> list[Point]:
+def promoted_values(lines: Sequence[dict[str, Any]], name: str) -> list[Point]:
+    """A metric of the model in use, by round."""
     points: list[Point] = []
     for line in lines:
         value = line["metrics_after"].get(name) if line["promoted"] else (points[-1][1] if points else None)
@@ -184,7 +185,7 @@ def _round_labels(lines: Sequence[dict[str, Any]]) -> dict[float, str]:
     return labels
 
 
-def _x_axis(trainings: Sequence[Training]) -> tuple[str, Callable[[Training, Row], float]]:
+def x_axis(trainings: Sequence[Training]) -> tuple[str, Callable[[Training, Row], float]]:
     """Pictures seen, which go on from training to training; steps put end to end where they were not counted."""
     if all("images_seen" in row for training in trainings for row in training.rows):
         return "pictures seen", lambda training, row: row["images_seen"]
@@ -195,13 +196,16 @@ def _x_axis(trainings: Sequence[Training]) -> tuple[str, Callable[[Training, Row
     return "steps", lambda training, row: offsets[training.label] + row.get("step", 0.0)
 
 
-def _pieces(trainings: Sequence[Training], key: str, place: Callable[[Training, Row], float]) -> list[list[Point]]:
-    return [_thinned([(place(t, row), row[key]) for row in t.rows if key in row]) for t in trainings]
+def pieces(
+    trainings: Sequence[Training], key: str, place: Callable[[Training, Row], float], most: int = MAX_POINTS
+) -> list[list[Point]]:
+    """A column of `metrics.csv`, a piece a training of at most so many points."""
+    return [_thinned([(place(t, row), row[key]) for row in t.rows if key in row], most) for t in trainings]
 
 
-def _thinned(points: list[Point]) -> list[Point]:
-    """At most MAX_POINTS points, each the mean of its neighbours."""
-    size = -(-len(points) // MAX_POINTS)
+def _thinned(points: list[Point], most: int) -> list[Point]:
+    """At most so many points, each the mean of its neighbours."""
+    size = -(-len(points) // most)
     groups = [points[i : i + size] for i in range(0, len(points), max(size, 1))]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 

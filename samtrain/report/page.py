@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from samtrain.report.clicks import clicks_charts, zero_shot_clicks
 from samtrain.report.curves import round_charts, training_charts
+from samtrain.report.frame import charts, document, facts, section, write_page
 from samtrain.report.generated import audit_section, dataset_charts, generated_tables, truth_charts
+from samtrain.report.learning_curve import learning_curve_charts
+from samtrain.report.rounds_picture import rounds_picture
 from samtrain.report.run_files import Panel, RunFiles, read_run
 from samtrain.report.tables import duration, key_numbers, ledger_table, metrics_table, other_metrics, paper_table
-from samtrain.report.zero_shot import zero_shot_table
+from samtrain.report.tuning import tuning_section
+from samtrain.report.zero_shot import missing_sets, zero_shot_table
 
 MAX_PANELS = 4  # sheets are some hundred KB each, and the page carries them inside
 GENERATED = """<p class="note">The first pictures that were written, each with its masks, the smaller ones on top.</p>"""
 KEY = """<p class="note">Pictures of the validation, a row an object: first the object itself, then the prediction after each
 click with its IoU. White line: the ground truth. Filled: the model's mask. Green clicks: on the object, red: off it.</p>"""
-STYLE = Path(__file__).with_name("style.css")
 
 
 def write_report(run_dir: Path) -> Path:
@@ -27,75 +30,44 @@ def write_report(run_dir: Path) -> Path:
     Raises ValueError where there is no such directory or a file in it is damaged.
     """
     run_dir = Path(run_dir)
-    page = build_page(read_run(run_dir))
-    path = run_dir / "report.html"
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return write_page(run_dir / "report.html", build_page(read_run(run_dir)))
 
 
 def build_page(run: RunFiles) -> str:
     """The whole page."""
-    title = escape(f"{run.name} · samtrain")
+    clicked = charts([*zero_shot_clicks(run), *learning_curve_charts(run)])
+    rounds = rounds_picture(run.ledger) + charts(round_charts(run)) + ledger_table(run)
     sections = [
-        _section("", key_numbers(run)),
-        _section("Results", metrics_table(run)),
-        _section("Zero-shot", zero_shot_table(run)),
-        _section("Rounds of the data engine", _charts(round_charts(run)) + ledger_table(run)),
-        _section("Beside the paper", paper_table(run)),
-        _section("Automatic masks", _charts(dataset_charts(run.generated)) + generated_tables(run.generated)),
-        _section("Automatic masks against ground truth", _charts(truth_charts(run.generated.get("truth")))),
-        _section("Audit", audit_section(run.audit)),
-        _section("Learning", _charts(training_charts(run))),
-        _section("Masks", _panels(run.panels)),
-        _section("Settings", _settings(run)),
+        section("", key_numbers(run)),
+        section("Sweep", tuning_section(run.tune)),
+        section("Results", metrics_table(run) + charts(clicks_charts(run))),
+        section("Zero-shot", zero_shot_table(run) + clicked + missing_sets(run)),
+        section("Rounds of the data engine", rounds),
+        section("Beside the paper", paper_table(run)),
+        section("Automatic masks", charts(dataset_charts(run.generated)) + generated_tables(run.generated)),
+        section("Automatic masks against ground truth", charts(truth_charts(run.generated.get("truth")))),
+        section("Audit", audit_section(run.audit)),
+        section("Learning", charts(training_charts(run))),
+        section("Masks", _panels(run.panels)),
+        section("Settings", _settings(run)),
     ]
-    style = STYLE.read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>\n{style}</style></head>\n<body><main>\n{_header(run)}\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main></body></html>\n"
-    )
+    return document(f"{run.name} · samtrain", _header(run), sections)
 
 
 def _header(run: RunFiles) -> str:
     """What was run, from which commit, on what, for how long."""
     known = run.environment
-    commit = str(known.get("commit") or "not recorded") + (
-        " with uncommitted changes" if known.get("uncommitted") else ""
-    )
-    seconds = run.metrics.get("time/seconds") or sum(sum(line["wall"].values()) for line in run.ledger)
     versions = [f"{name} {known[name]}" for name in ("python", "torch", "timm", "pytorch-lightning") if known.get(name)]
-    facts = [
+    listed = [
         ("command", f"<code>{escape(str(known.get('command', 'not recorded')))}</code>"),
-        ("commit", f"<code>{escape(commit)}</code>"),
-        ("hardware", escape(_hardware(run))),
-        ("time", escape(duration(seconds) if seconds else "not recorded")),
+        ("commit", f"<code>{escape(run.commit or 'not recorded')}</code>"),
+        ("hardware", escape(run.hardware or "not recorded")),
+        ("time", escape(duration(run.seconds) if run.seconds else "not recorded")),
         ("versions", escape(", ".join(versions) or "not recorded")),
         ("directory", f"<code>{escape(run.run_dir.resolve().name)}</code>"),
     ]
-    listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts)
     unfinished = "" if run.metrics else '<p class="warning">This run has not ended: there are no final numbers yet.</p>'
-    return f"<header><p>samtrain run</p><h1>{escape(run.name)}</h1>{unfinished}<dl>{listed}</dl></header>"
-
-
-def _hardware(run: RunFiles) -> str:
-    known = run.environment
-    parts = [f"{known['cpus']} CPU cores" if known.get("cpus") else "", str(known.get("gpu") or "")]
-    parts.append(f"host {known['host']}" if known.get("host") else "")
-    return ", ".join(part for part in parts if part) or "not recorded"
-
-
-def _section(title: str, body: str) -> str:
-    heading = f"<h2>{escape(title)}</h2>" if title else ""
-    return f"<section>{heading}{body}</section>" if body else ""
-
-
-def _charts(charts: Sequence[str]) -> str:
-    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+    return f"<header><p>samtrain run</p><h1>{escape(run.name)}</h1>{unfinished}{facts(listed)}</header>"
 
 
 def _panels(panels: Sequence[Panel]) -> str:

@@ -45,11 +45,32 @@ class RunFiles:
     panels: list[Panel] = field(default_factory=list)
     generated: dict[str, Any] = field(default_factory=dict)
     audit: dict[str, Any] = field(default_factory=dict)
+    tune: dict[str, Any] = field(default_factory=dict)
+    zero_shot: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The experiment's name, or the directory's."""
         return str(self.config.get("name") or self.run_dir.resolve().name)
+
+    @property
+    def commit(self) -> str:
+        """And whether it is all of the code; "" where none was recorded."""
+        commit = str(self.environment.get("commit") or "")
+        return f"{commit or 'not recorded'} with uncommitted changes" if self.environment.get("uncommitted") else commit
+
+    @property
+    def hardware(self) -> str:
+        """Processors, graphics cards and the host; "" where none was recorded."""
+        known = self.environment
+        parts = [f"{known['cpus']} CPU cores" if known.get("cpus") else "", str(known.get("gpu") or "")]
+        parts.append(f"host {known['host']}" if known.get("host") else "")
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run, or of its rounds so far; 0 where no clock was read."""
+        return self.metrics.get("time/seconds") or sum(sum(line["wall"].values()) for line in self.ledger)
 
 
 def read_run(run_dir: Path) -> RunFiles:
@@ -70,6 +91,8 @@ def read_run(run_dir: Path) -> RunFiles:
         panels=[panel for label, folder in folders for panel in _panels(label, folder / "panels")],
         generated=_json(run_dir / "generated.json"),
         audit=_json(run_dir / "audit.json"),
+        tune=_json(run_dir / "tune.json"),
+        zero_shot=_json(run_dir / "zero_shot.json"),
     )
 
 

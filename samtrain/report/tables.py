@@ -34,6 +34,7 @@ METRICS = (
     ("miou_2", "2 clicks"),
     ("miou_3", "3 clicks"),
     ("miou_5", "5 clicks"),
+    ("miou_9", "9 clicks"),
     ("box_miou", "a box"),
     ("ceiling_miou_1", "the best that any single mask a click could reach"),
     ("flood_fill_miou_1", "baseline: flood fill of the colour under the click"),

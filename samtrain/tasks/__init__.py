@@ -18,12 +18,15 @@ TASKS = {
     "plan": "what fits into a GPU's memory, and how many hours a training takes",
     "preview": "a contact sheet of pictures, masks and simulated prompts",
     "evaluate": "the test metrics of a checkpoint",
+    "tune": "a sweep over settings by Optuna, of an experiment that trains",
     "zero_shot": "the paper's zero-shot experiments, on any number of sets",
     "predict": "masks for clicks on one picture",
     "embed": "encode pictures beforehand, for clicks that do not wait",
     "generate": "masks of everything in a folder of pictures, written as SA-1B's tars",
     "validate_dataset": "whether shards or a folder are sound SA-1B; exit status 1 where they are not",
     "audit": "how good automatic masks are, beside corrected ones",
+    "compare": "several runs side by side on one page",
+    "dashboard": "the W&B dashboard of these runs, as a file and on the server",
     "export": "write a checkpoint in the official layout, or as safetensors",
 }
 

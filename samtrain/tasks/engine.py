@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from samtrain.data_engine.prefill import PrefillConfig
 from samtrain.data_engine.rounds import DataEngine
 from samtrain.data_engine.stages import DetectorRequest, FitRequest, FitResult, Probe, RoundConfig, Stage, Tools
 from samtrain.detector import MAX_DETECTIONS, Detector, load_detector, train_detector
-from samtrain.loggers import make_loggers
+from samtrain.loggers import RoundFiles, SamWandbLogger, finish, log_round, make_loggers
 from samtrain.modeling.build import load_sam
 from samtrain.report import write_report
 from samtrain.tasks.build import Config, device_of, learning_rate_of, make_predictor, sam_config_of
@@ -48,7 +49,7 @@ class Work:
         self.measured: dict[Path, dict[str, float]] = {}  # val/* that a training has found for its best checkpoint
         # one run of W&B for all trainings; on several devices each is a process of its own that logs for itself
         self.apart = num_devices(config) > 1
-        self.shared: list[Logger] = [] if self.apart else make_loggers(run_dir, config["logger"])[1:]
+        self.shared: list[Logger] = [] if self.apart else make_loggers(run_dir, config["logger"], config)[1:]
 
     def first_model(self) -> Path:
         """`config.checkpoint`, or a model pretrained on public data in `<run_dir>/pretrain`."""
@@ -102,14 +103,14 @@ class Work:
         csv = make_loggers(training.directory, {})
         return train(self.config, training, [*csv, *self.shared])
 
-    def log_ledger_at_the_end(self) -> None:
-        """Where trainings logged for themselves, the ledger comes after the last of them."""
+    def finish_loggers(self, metrics: Mapping[str, float | None]) -> None:
+        """Where trainings logged for themselves, the ledger comes after the last of them; then the final numbers."""
         if self.apart:
-            self.shared = make_loggers(self.run_dir, self.config["logger"])[1:]
-            for line in read_ledger(self.run_dir):
-                self._log_line(line)
-        for logger in self.shared:
-            logger.finalize("success")
+            self.shared = make_loggers(self.run_dir, self.config["logger"], self.config)[1:]
+            ledger = read_ledger(self.run_dir)
+            for number in range(len(ledger)):
+                self._log_lines(ledger[: number + 1])
+        finish(self.shared, metrics)
 
     def _public(self) -> dict[str, Any]:
         """What a first model is trained on; of scenes that are only for this, no pool and no test are painted."""
@@ -217,20 +218,48 @@ class Work:
         join_metrics(self.run_dir)
         write_report(self.run_dir)
         if not self.apart:
-            self._log_line(line)
+            self._log_lines(read_ledger(self.run_dir))
 
-    def _log_line(self, line: LedgerLine) -> None:
-        """The numbers of a ledger line beside the curves."""
-        numbers = {key: value for key, value in _flat(asdict(line)).items() if isinstance(value, (int, float))}
-        seen = numbers.pop("images_seen") or self.images_seen
-        values = {f"ledger/{key}": float(value) for key, value in numbers.items()} | {"images_seen": float(seen)}
+    def _log_lines(self, ledger: list[LedgerLine]) -> None:
+        """The last line's numbers beside the curves, and its round as a run of its own with what it used and made."""
+        line = ledger[-1]
+        numbers = {key: float(value) for key, value in _flat(asdict(line)).items() if isinstance(value, (int, float))}
+        seen = numbers.pop("images_seen") or float(self.images_seen)
+        values = {f"ledger/{key}": value for key, value in numbers.items()} | {"images_seen": seen}
         for logger in self.shared:
             logger.log_metrics(values, step=line.round)
+            if isinstance(logger, SamWandbLogger):
+                log_round(logger, self._files(ledger), numbers)
+
+    def _files(self, ledger: list[LedgerLine]) -> RoundFiles:
+        """What the last round of a ledger made, and of what."""
+        *before, line = ledger
+        parent = next((each for each in before if each.digest == line.parent), None)
+        shards = [[(self.run_dir / s["path"], s["sha256"]) for s in each.shards] for each in ledger]
+        return RoundFiles(
+            number=line.round,
+            stage=line.stage,
+            checkpoint=self.run_dir / line.checkpoint,
+            digest=line.digest,
+            promoted=line.promoted,
+            parent=self.run_dir / parent.checkpoint if parent else None,
+            parent_digest=line.parent,
+            parent_round=parent.round if parent else None,
+            shards=shards[-1],
+            earlier=[each for round_ in shards[:-1] for each in round_],
+            detector=self.run_dir / line.detector if line.detector else None,
+            detector_digest=line.detector_digest,
+        )
 
 
 def _flat(line: dict[str, Any]) -> dict[str, Any]:
-    """The line with `coverage/small` and the like in place of `coverage`; what stands elsewhere too is left out."""
-    nested = {f"{key}/{name}": value for key in line if "coverage" in key for name, value in line[key].items()}
+    """The line with `coverage/small`, `metrics_after/val/miou_1` and the like in place of what is nested."""
+    nested = {
+        f"{key}/{name}": value
+        for key in line
+        if "coverage" in key or key.startswith("metrics_")
+        for name, value in line[key].items()
+    }
     return line | nested
 
 

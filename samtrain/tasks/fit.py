@@ -12,7 +12,7 @@ from pathlib import Path
 from samtrain.data.datasets import SamDataset, Source
 from samtrain.data.once import make_once
 from samtrain.data.shards import ShardWriter
-from samtrain.loggers import make_loggers
+from samtrain.loggers import finish, make_loggers
 from samtrain.modeling.build import load_sam
 from samtrain.report import write_report
 from samtrain.tasks.build import Config, learning_rate_of, sam_config_of, transforms_of
@@ -33,13 +33,15 @@ def run(config: Config, run_dir: Path) -> Metrics:
     training = first_training(config, run_dir, pictures)
     if is_first_rank():
         look_at(config, pictures, image_size=sam_config_of(config).image_size, native=training.native)
-    result = train(config, training, make_loggers(run_dir, config["logger"]))
+    loggers = make_loggers(run_dir, config["logger"], config)
+    result = train(config, training, loggers)
     if not is_first_rank():
         return {}
     metrics: Metrics = {**result.metrics}
     metrics.update(test_metrics(config, load_sam(result.checkpoint), pictures, native=training.native))
     metrics.update(difficulty_metrics(config, pictures))
     metrics.update(costs(run_dir, begin))
+    finish(loggers, metrics)
     write_metrics(run_dir, metrics)
     log.info("report: %s", write_report(run_dir))
     return metrics

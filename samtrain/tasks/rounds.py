@@ -35,7 +35,6 @@ def run(config: Config, run_dir: Path) -> Metrics:
     work.look_at_pools()
     initial = work.first_model()
     best = work.engine(initial).run()
-    work.log_ledger_at_the_end()
 
     # what the rounds were worth, on pictures that nothing was chosen by
     ledger = read_ledger(run_dir)
@@ -46,6 +45,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     metrics.update(work.test_detector(ledger))
     metrics.update(difficulty_metrics(config, pictures))
     metrics.update(costs(run_dir, begin))
+    work.finish_loggers(metrics)
     write_metrics(run_dir, metrics)
     log.info("report: %s", write_report(run_dir))
     return metrics

@@ -26,7 +26,10 @@ log = logging.getLogger(__name__)
 Metrics = dict[str, float | None]  # None: no number came out
 
 # what may differ between the parts of one run: it changes neither data, nor order, nor weights
-FREE = ("run_dir", "loader.num_workers", "scale.num_workers", "logger", "callbacks.progress")
+FREE = (
+    "run_dir", "loader.num_workers", "scale.num_workers", "logger", "callbacks.progress", "zero_shot.num_workers",
+    "tune.num_trials", "tune.num_workers", "tune.stale_after", "tune.seeds", "tune.compare_by",
+)  # fmt: skip
 PACKAGES = ("torch", "timm", "pytorch-lightning", "hydra-core", "webdataset", "numpy")
 
 

@@ -103,7 +103,7 @@ def test_what_comes_from_outside_is_escaped(demo: Path) -> None:
 def test_every_chart_has_named_axes(demo: Path) -> None:
     page = write_report(demo).read_text()
     charts = re.findall(r'<figure class="chart">.*?</figure>', page, re.S)
-    assert len(charts) == 10
+    assert len(charts) == 11
     assert all(chart.count('<text class="name"') == 2 for chart in charts)
 
 

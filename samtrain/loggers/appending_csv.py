@@ -1,21 +1,19 @@
-"""Where the scalars of a run go: always `metrics.csv`, and W&B or TensorBoard where they are asked for."""
+"""`metrics.csv`, which a continued run continues."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
-import uuid
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-AXIS = "images_seen"  # what W&B draws everything against
 WALL_CLOCK = "speed/*"  # names that tell of the machine, not of the model
 
 
@@ -125,63 +123,6 @@ class AppendingCSVLogger(Logger):
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, self.path)
-
-
-def make_loggers(run_dir: str | Path, config: Mapping[str, Any]) -> list[Logger]:
-    """`metrics.csv`, and what `logger.wandb` and `logger.tensorboard` configure; ValueError where a package is missing.
-
-    `wandb` takes what `WandbLogger` takes, `{project: samtrain, offline: true}` say; a run that goes on keeps its id.
-    """
-    run_dir = Path(run_dir)
-    unknown = set(config) - {"csv", "wandb", "tensorboard"}
-    if unknown:
-        raise ValueError(f"unknown loggers {sorted(unknown)} (logger): there are csv, wandb and tensorboard")
-    loggers: list[Logger] = [AppendingCSVLogger(run_dir / "metrics.csv")]
-    if (settings := config.get("wandb")) is not None:
-        loggers.append(_wandb(run_dir, dict(settings)))
-    if (settings := config.get("tensorboard")) is not None:
-        loggers.append(_tensorboard(run_dir, dict(settings)))
-    return loggers
-
-
-def _wandb(run_dir: Path, settings: dict[str, Any]) -> WandbLogger:
-    try:
-        logger = PicturesSeenWandbLogger(
-            save_dir=run_dir, log_model=False, id=_kept_id(run_dir / "wandb" / "run_id"), **{"project": "samtrain", **settings}
-        )
-    except ModuleNotFoundError as error:
-        raise ValueError("logger.wandb is set and wandb is not installed: pip install 'samtrain[wandb]'") from error
-    return logger
-
-
-class PicturesSeenWandbLogger(WandbLogger):
-    """W&B with the pictures seen as the axis of every curve."""
-
-    @property
-    def experiment(self) -> Any:
-        begun = self._experiment is not None
-        experiment = super().experiment
-        if not begun and hasattr(experiment, "define_metric"):
-            experiment.define_metric(AXIS)
-            experiment.define_metric("*", step_metric=AXIS)
-        return experiment
-
-
-def _kept_id(path: Path) -> str:
-    """The id of a run on the server, drawn once and then read again."""
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(uuid.uuid4().hex[:8])
-    return path.read_text()
-
-
-def _tensorboard(run_dir: Path, settings: dict[str, Any]) -> TensorBoardLogger:
-    try:
-        return TensorBoardLogger(**{"save_dir": run_dir, "name": "", "version": "tensorboard", **settings})
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "logger.tensorboard is set and tensorboard is not installed: pip install 'samtrain[tensorboard]'"
-        ) from error
 
 
 def _text(value: Any) -> str:

@@ -1,0 +1,56 @@
+"""From the config to loggers, and the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+
+from samtrain.loggers.appending_csv import AppendingCSVLogger
+from samtrain.loggers.wandb_run import SamWandbLogger, kept_id
+
+
+def make_loggers(run_dir: str | Path, config: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> list[Logger]:
+    """`metrics.csv`, and what `logger.wandb` and `logger.tensorboard` configure; ValueError where a package is missing.
+
+    `wandb` takes what `WandbLogger` takes, `{project: samtrain, offline: true}` say, and `log_images`, `log_artifacts`; a run
+    that goes on keeps its id. `settings` is the whole config, by which W&B compares runs.
+    """
+    run_dir = Path(run_dir)
+    unknown = set(config) - {"csv", "wandb", "tensorboard"}
+    if unknown:
+        raise ValueError(f"unknown loggers {sorted(unknown)} (logger): there are csv, wandb and tensorboard")
+    loggers: list[Logger] = [AppendingCSVLogger(run_dir / "metrics.csv")]
+    if (given := config.get("wandb")) is not None:
+        loggers.append(_wandb(run_dir, dict(given), settings or {}))
+    if (given := config.get("tensorboard")) is not None:
+        loggers.append(_tensorboard(run_dir, dict(given)))
+    return loggers
+
+
+def finish(loggers: Iterable[Logger], metrics: Mapping[str, float | None]) -> None:
+    """The run's final numbers to where runs are compared, and everything to its end."""
+    for logger in loggers:
+        if isinstance(logger, SamWandbLogger):
+            logger.summarise(metrics)
+        logger.finalize("success")
+
+
+def _wandb(run_dir: Path, given: dict[str, Any], settings: Mapping[str, Any]) -> SamWandbLogger:
+    key = kept_id(run_dir / "wandb" / "run_id")
+    given = {"project": "samtrain", "group": key, "config": dict(settings), **given}
+    try:
+        return SamWandbLogger(save_dir=run_dir, log_model=False, id=key, **given)
+    except ModuleNotFoundError as error:
+        raise ValueError("logger.wandb is set and wandb is not installed: pip install 'samtrain[wandb]'") from error
+
+
+def _tensorboard(run_dir: Path, given: dict[str, Any]) -> TensorBoardLogger:
+    try:
+        return TensorBoardLogger(**{"save_dir": run_dir, "name": "", "version": "tensorboard", **given})
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "logger.tensorboard is set and tensorboard is not installed: pip install 'samtrain[tensorboard]'"
+        ) from error

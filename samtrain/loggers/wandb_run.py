@@ -1,0 +1,86 @@
+"""A run on W&B: curves over the pictures seen, masks to switch on and off, clicks in a table."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from samtrain.panels import ClickedObject
+
+AXIS, ROUND = "images_seen", "ledger/round"  # what curves are drawn against: pictures seen, rounds of the data engine
+ARTIFACTS = ("references", "files", "none")
+CLICK_COLUMNS: tuple[str | int, ...] = ("images_seen", "picture", "object", "click", "x", "y", "label", "iou")
+
+
+class SamWandbLogger(WandbLogger):
+    """Lightning's, with axes, summaries and privacy.
+
+    log_images:     false keeps pictures, masks and the names of pictures on this machine
+    log_artifacts:  "references" tells W&B of checkpoints and shards and keeps them where they are, "files" uploads them
+                    (shards hold pictures: not with log_images false), "none" does neither
+    """
+
+    def __init__(self, *, log_images: bool = True, log_artifacts: str = "references", **settings: Any) -> None:
+        if log_artifacts not in ARTIFACTS:
+            raise ValueError(f"logger.wandb.log_artifacts is {log_artifacts!r}: take one of {', '.join(ARTIFACTS)}")
+        super().__init__(**settings)
+        self.log_images, self.log_artifacts = log_images, log_artifacts
+
+    @property
+    def experiment(self) -> Any:
+        begun = self._experiment is not None
+        experiment = super().experiment
+        if not begun and hasattr(experiment, "define_metric"):
+            experiment.define_metric(AXIS)
+            experiment.define_metric(ROUND)
+            experiment.define_metric("*", step_metric=AXIS)
+            experiment.define_metric("ledger/*", step_metric=ROUND)
+        return experiment
+
+    @rank_zero_only
+    def summarise(self, metrics: Mapping[str, float | None]) -> None:
+        """The run's final numbers, `test/miou_1` and so on, into its summary: columns of the table of runs."""
+        self.experiment.summary.update({k: v for k, v in metrics.items() if v is not None and math.isfinite(v)})
+
+    @rank_zero_only
+    def log_interactions(
+        self, sheet: np.ndarray, objects: Sequence[ClickedObject], *, step: int, images_seen: int
+    ) -> None:
+        """`panels/sheet`, the table `panels/clicks`, and `panels/objects` with the object and the mask after each click."""
+        import wandb
+
+        if not self.log_images:
+            return
+        pictures = [wandb.Image(o.image, masks=_overlays(o), caption=f"{o.picture}, object {o.number}") for o in objects]
+        rows = [
+            [images_seen, o.picture, o.number, k + 1, x, y, "object" if label == 1 else "background", iou]
+            for o in objects
+            for k, ((x, y, label), iou) in enumerate(zip(o.clicks, o.ious, strict=True))
+        ]
+        values = {
+            "panels/sheet": wandb.Image(sheet),
+            "panels/objects": pictures,
+            "panels/clicks": wandb.Table(columns=[*CLICK_COLUMNS], data=rows),
+        }
+        self.experiment.log({**values, AXIS: images_seen, "trainer/global_step": step})
+
+
+def _overlays(each: ClickedObject) -> dict[str, Any]:
+    shown = {"ground_truth": each.truth}
+    shown |= {f"prediction_{k + 1}_clicks": mask for k, mask in enumerate(each.predicted)}
+    return {name: {"mask_data": mask.astype(np.uint8), "class_labels": {1: name}} for name, mask in shown.items()}
+
+
+def kept_id(path: Path) -> str:
+    """The id of a run on the server, drawn once and then read again."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(uuid.uuid4().hex[:8])
+    return path.read_text()

@@ -1,0 +1,48 @@
+"""Runs side by side on one page: what they were, how they ended, what they were told, how they learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from samtrain.report.compare_charts import (
+    MAX_RUNS,
+    Compared,
+    click_comparison,
+    round_comparison,
+    training_comparison,
+)  # fmt: skip
+from samtrain.report.compare_tables import metrics_tables, runs_table, settings_tables
+from samtrain.report.frame import charts, document, facts, section, write_page
+from samtrain.report.run_files import RunFiles, read_run
+
+
+def write_comparison(runs: Sequence[RunFiles], run_dir: Path) -> Path:
+    """Write `<run_dir>/report.html` of at most `MAX_RUNS` other runs; returns its path."""
+    assert 0 < len(runs) <= MAX_RUNS, len(runs)
+    own = read_run(run_dir)
+    return write_page(run_dir / "report.html", comparison_page(runs, str(own.environment.get("command") or "")))
+
+
+def comparison_page(runs: Sequence[RunFiles], command: str = "") -> str:
+    """The whole page."""
+    known = [Compared(run, i, len(runs)) for i, run in enumerate(runs)]
+    sections = [
+        section("Runs", runs_table(known)),
+        section("Results", charts(click_comparison(known)) + metrics_tables(known)),
+        section("Learning", charts(training_comparison(known))),
+        section("Rounds of the data engine", charts(round_comparison(known))),
+        section("Settings that differ", settings_tables(known)),
+    ]
+    title = f"{len(runs)} runs side by side" if len(runs) > 1 else "One run"
+    return document(f"{title} · samtrain", _header(known, title, command), sections)
+
+
+def _header(known: Sequence[Compared], title: str, command: str) -> str:
+    going = [each.letter for each in known if not each.run.metrics]
+    words = " and ".join(filter(None, [", ".join(going[:-1]), *going[-1:]]))
+    have = "has" if len(going) == 1 else "have"
+    warning = f'<p class="warning">{words} {have} not ended: no final numbers yet, curves so far.</p>' if going else ""
+    listed = facts([("command", f"<code>{escape(command)}</code>")]) if command else ""
+    return f"<header><p>samtrain compare</p><h1>{title}</h1>{warning}{listed}</header>"

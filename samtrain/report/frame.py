@@ -1,0 +1,47 @@
+"""What every page is made of: the document with its style, sections, rows of charts, and the file written whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+STYLE = Path(__file__).with_name("style.css")
+
+
+def document(title: str, header: str, sections: Sequence[str]) -> str:
+    """The whole page, with nothing to be fetched; empty sections are left out. Header and sections come as HTML."""
+    style = STYLE.read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>\n{style}</style></head>\n<body><main>\n{header}\n"
+        + "\n".join(each for each in sections if each)
+        + "\n</main></body></html>\n"
+    )
+
+
+def section(title: str, body: str) -> str:
+    """With its heading; "" where there is nothing to show."""
+    heading = f"<h2>{escape(title)}</h2>" if title else ""
+    return f"<section>{heading}{body}</section>" if body else ""
+
+
+def charts(figures: Sequence[str]) -> str:
+    """Beside each other, as many as the width has room for."""
+    drawn = "".join(figures)
+    return f'<div class="charts">{drawn}</div>' if drawn else ""
+
+
+def facts(pairs: Sequence[tuple[str, str]]) -> str:
+    """A list of names and what is said of them, which comes as HTML."""
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{value}</dd>" for name, value in pairs) + "</dl>"
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Whole or not at all; returns the path."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, path)
+    return path
