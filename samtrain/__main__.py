@@ -92,8 +92,14 @@ def compose_and_run() -> None:
 
             if not is_first_rank():  # what the first one says is true of all
                 logging.getLogger().setLevel(logging.WARNING)
+            from samtrain.tasks.closing import show_closing
+            from samtrain.terminal import console, log_through_console
+
+            log_through_console()
             with open_run(Path(settings.runtime.output_dir), values, overrides) as run_dir:
-                tasks.run(values, run_dir)
+                metrics = tasks.run(values, run_dir)
+            if is_first_rank():
+                show_closing(console(), metrics or {}, run_dir)
         except (ValueError, OSError, MissingMandatoryValue, InstantiationException) as error:
             if os.environ.get("HYDRA_FULL_ERROR"):
                 raise

@@ -21,9 +21,11 @@ from samtrain.callbacks import (
     BestCheckpoint,
     LastCheckpoint,
     MaskPanels,
+    ParameterNorms,
     ProgressDisplay,
     Throughput,
 )
+from samtrain.callbacks.norms import parts_of
 from samtrain.loggers import AppendingCSVLogger, make_loggers
 from samtrain.panels import CAPTION, draw_panel, tile_panels
 from samtrain.types import Prompts
@@ -240,9 +242,9 @@ def test_waiting_for_data_is_told_from_work_and_from_validation(monkeypatch: pyt
     assert throughput.speeds() == {"images_per_s": 2.0, "masks_per_s": 5.0, "data_wait": 0.25}
 
 
-def shown(tmp_path: Path, terminal: bool) -> str:
+def shown(tmp_path: Path, terminal: bool, width: int = 160) -> str:
     text = io.StringIO()
-    console = Console(file=text, force_terminal=terminal, width=160)
+    console = Console(file=text, force_terminal=terminal, width=width)
     display = ProgressDisplay(every_seconds=0.0, console=console)
     callbacks = [Throughput(), display]
     tiny_trainer(tmp_path, max_steps=7, callbacks=callbacks, enable_checkpointing=False, enable_progress_bar=True).fit(
@@ -264,6 +266,27 @@ def test_one_live_line_in_a_terminal(tmp_path: Path) -> None:
     text = shown(tmp_path, terminal=True)
     assert "step 7/7" in text and "validation, batch 2" in text and "val/miou_1" in text
     assert not (tmp_path / "metrics.csv").read_text().count("speed"), "wall-clock values stay out of metrics.csv"
+
+
+def test_a_narrow_terminal_shows_what_matters_most_and_cuts_nothing(tmp_path: Path) -> None:
+    text = shown(tmp_path, terminal=True, width=46)
+    assert "step 7/7" in text and "left 0:00" in text and "\u2026" not in text and "data wait" not in text
+
+
+def test_norms_of_parts_on_demand(tmp_path: Path) -> None:
+    lit, norms = tiny_lit(), ParameterNorms(every_n_steps=2)
+    tiny_trainer(tmp_path, max_steps=5, callbacks=[norms, *checkpointing(tmp_path)]).fit(lit, BlobData())
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        rows = {int(row["step"]): row for row in csv.DictReader(file)}
+    assert [step for step, row in sorted(rows.items()) if row["norms/param/neck"]] == [2, 4]
+    parts = parts_of(lit.sam)
+    assert sum(len(each) for each in parts.values()) == len(list(lit.sam.parameters()))
+    assert list(parts)[0] == "patch_embed" and {"block_00", "neck", "prompt_encoder", "mask_decoder"} <= set(parts)
+    # all parts' gradients together are the gradient
+    grads = [float(rows[4][f"norms/grad/{part}"]) ** 2 for part in parts if rows[4].get(f"norms/grad/{part}")]
+    assert sum(grads) ** 0.5 == pytest.approx(float(rows[4]["train/grad_norm"]), rel=1e-4)
+    with pytest.raises(ValueError, match="norms_every_steps"):
+        ParameterNorms(every_n_steps=0)
 
 
 # ---- panels

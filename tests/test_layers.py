@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1] / "samtrain"
 # the layer of each file or folder of samtrain/; siblings do not meet but in SIBLINGS_ALLOWED
 LAYERS = {
     "types": 0, "ops": 0,
-    "modeling": 1, "prompts": 1, "losses": 1, "data": 1, "optim": 1,
+    "modeling": 1, "prompts": 1, "losses": 1, "data": 1, "optim": 1, "terminal": 1,
     "interact": 2, "predictor": 2, "tiled": 2, "embeddings": 2, "candidates": 2, "generator": 2, "export": 2,
     "panels": 2, "plan": 2,
     "lit_sam": 3, "fsdp": 3, "callbacks": 3, "loggers": 3, "evaluators": 3,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from typing import Any
@@ -13,8 +12,10 @@ from rich.console import Console
 from rich.progress_bar import ProgressBar as Bar
 from rich.table import Table
 
+from samtrain import terminal
 from samtrain.types import Batch
 
+FIRST = ("step", "left", "loss", "images/s")  # what a narrow terminal shows
 WINDOW = 50  # batches that speeds are averaged over
 
 
@@ -56,7 +57,7 @@ class ProgressDisplay(ProgressBar):
     def __init__(self, *, every_seconds: float = 30.0, console: Console | None = None) -> None:
         """`every_seconds` is between two lines where there is no terminal."""
         super().__init__()
-        self.console = console or Console(file=sys.stdout)
+        self.console = console or terminal.console()
         self.every_seconds = every_seconds if not self.console.is_terminal else 0.25
         self._enabled = True
         self._live: Any = None
@@ -99,7 +100,8 @@ class ProgressDisplay(ProgressBar):
         if self._enabled and not trainer.sanity_checking:
             found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
             scores = "  ".join(f"{name} {value:.3f}" for name, value in found.items())
-            self.console.print(f"step {_step(trainer)}  {scores}", highlight=False, soft_wrap=True)
+            wraps = not self.console.is_terminal  # a line of a file stays one
+            self.console.print(f"step {_step(trainer)}  {scores}", highlight=False, soft_wrap=wraps)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop()
@@ -128,14 +130,29 @@ class ProgressDisplay(ProgressBar):
         if self._live is None:
             self.console.print("  ".join(texts), highlight=False, soft_wrap=True)
             return
+        width = 24 if self.console.width >= 90 else 8
+        fitting = _fitting(status, self.console.width - width - 2)
         table = Table.grid(padding=(0, 2))
-        table.add_row(Bar(total=max(trainer.max_steps, 1), completed=trainer.global_step, width=24), *texts)
+        table.add_row(Bar(total=max(trainer.max_steps, 1), completed=trainer.global_step, width=width), *fitting)
         self._live.update(table, refresh=True)
 
     def _stop(self) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+def _fitting(status: dict[str, str], width: int) -> list[str]:
+    """As many of the texts as there is room for, what matters most first to be taken; in their order."""
+    by_rank = sorted(status, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    chosen: set[str] = set()
+    for name in by_rank:
+        needed = len(f"{name} {status[name]}".strip()) + 2
+        if needed > width:
+            break
+        chosen.add(name)
+        width -= needed
+    return [f"{name} {text}".strip() for name, text in status.items() if name in chosen]
 
 
 def _step(trainer: pl.Trainer) -> str:

@@ -19,6 +19,7 @@ from samtrain.data_engine.pieces import Done, do_once
 from samtrain.data_engine.pool import Pool, PoolItem
 from samtrain.data_engine.prefill import Prefiller
 from samtrain.data_engine.records import Drawing, Origin, PictureWork, left_out, to_drawing
+from samtrain.terminal import follow
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,8 @@ class Annotating:
     def drawings(self) -> Done:
         """The list of drawings in the order of the items; masks stay run-length encoded."""
         said, done = time.monotonic(), []
-        for position, item in enumerate(self.items):
+        words = f"round {self.number}: annotating"
+        for position, item in enumerate(follow(self.items, words, len(self.items))):
             path = self.folder / f"{position:06d}.json"
             done.append(do_once(path, partial(self._draw, position, item)))
             self._check_same_picture(path, done[-1].result["key"], self.pool.key(item))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import logging
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from samtrain.embeddings import EmbeddingStore
 from samtrain.modeling.build import load_sam
 from samtrain.predictor import SamPredictor
 from samtrain.tasks.build import Config, device_of
+from samtrain.terminal import console
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def run(config: Config, run_dir: Path) -> None:
     store = EmbeddingStore(config["embed"]["output"] or run_dir / "embeddings")
     predictor = SamPredictor(load_sam(config["checkpoint"]).to(device_of(config)))
     counts: Counter[str] = Counter()
-    for path in track(paths, "embedding pictures", disable=not sys.stdout.isatty()):
+    for path in track(paths, "embedding pictures", console=console(), disable=not console().is_terminal):
         try:
             image = decode_shown(path.read_bytes(), str(path))
         except ValueError as error:

@@ -26,6 +26,7 @@ from samtrain.tasks.build import Config, device_of
 from samtrain.tasks.fit import costs
 from samtrain.tasks.generated import compare_with_truth, draw_panels, generated_metrics, write_generated
 from samtrain.tasks.run_dir import Metrics, write_metrics
+from samtrain.terminal import console
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,8 @@ class _Display:
     def __init__(self, pace: Pace) -> None:
         self.pace = pace
         self._said = time.monotonic()
-        self._live = Progress(TextColumn("{task.description}"), transient=True, disable=not sys.stdout.isatty())
+        no_terminal = not console().is_terminal
+        self._live = Progress(TextColumn("{task.description}"), console=console(), transient=True, disable=no_terminal)
 
     def __enter__(self) -> _Display:
         self._live.start()

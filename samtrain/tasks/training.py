@@ -22,6 +22,7 @@ from samtrain.callbacks import (
     BestCheckpoint,
     LastCheckpoint,
     MaskPanels,
+    ParameterNorms,
     ProgressDisplay,
     Throughput,
     batches_seen,
@@ -201,6 +202,8 @@ def make_callbacks(config: Config, training: Training) -> list[Callback]:
     callbacks: list[Callback] = [Throughput()]
     if ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=ema_decay, use_buffers=False))
+    if settings["norms_every_steps"] is not None:
+        callbacks.append(ParameterNorms(every_n_steps=settings["norms_every_steps"]))
     if settings["progress"]:
         callbacks.append(ProgressDisplay())
     if training.val:
