@@ -88,7 +88,7 @@ def missing_sets(run: RunFiles) -> str:
     ]
     if not rows:
         return ""
-    body = table(["", "pictures", "masks", "licence", "how it is had"], rows, "words")
+    body = table(["", "pictures", "masks", "licence", "how it is had"], rows, "sets")
     return f"<details><summary>{len(rows)} sets are missing</summary>{body}</details>"
 
 
