@@ -198,3 +198,17 @@ def test_wheel_holds_the_configs(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "samtrain", *arguments]
         answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         assert words in answer.stdout
+
+
+@pytest.mark.slow
+def test_a_grid_in_several_processes(tmp_path: Path) -> None:
+    """`hydra/launcher=joblib`: a run directory a point, each with its own seed and numbers."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the sweep extra")
+    small = ["scale.image_size=64", "scale.batch_size=2", "scale.images_per_step=2", "trainer.max_steps=2", "data_dir=shards"]
+    small += ["scale.synthetic={size:[64,64],public:4,pool:2,val:2,test:2}", "evaluator.num_points=1"]
+    grid = ["-m", "+experiment=pretrain", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "run_dir=grid"]
+    answer = samtrain(*grid, *small, cwd=tmp_path, OMP_NUM_THREADS="1")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    seeds = [yaml.safe_load((tmp_path / "grid" / n / ".hydra" / "config.yaml").read_text())["seed"] for n in "01"]
+    found = [json.loads((tmp_path / "grid" / n / "metrics.json").read_text())["val/miou_1"] for n in "01"]
+    assert seeds == [0, 1] and found[0] != found[1]

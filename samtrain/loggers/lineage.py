@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samtrain.loggers.wandb_run import SamWandbLogger
+from samtrain.loggers.wandb_run import SamWandbLogger, add_to
 
 log = logging.getLogger(__name__)
 
@@ -102,11 +102,7 @@ class _Artifacts:
 
         artifact = wandb.Artifact(f"{kind}-{self.key}", type=kind, metadata=metadata)
         for path, sha in paths:
-            name = f"{sha[:12]}{path.suffix}"
-            if upload:
-                artifact.add_file(str(path), name=name, policy="immutable")  # no copy of it in W&B's own folder
-            else:
-                artifact.add_reference(path.resolve().as_uri(), name=name)
+            add_to(artifact, path, f"{sha[:12]}{path.suffix}", upload=upload)
         return artifact
 
 

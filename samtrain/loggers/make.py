@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,24 @@ def make_loggers(run_dir: str | Path, config: Mapping[str, Any], settings: Mappi
     return loggers
 
 
-def finish(loggers: Iterable[Logger], metrics: Mapping[str, float | None]) -> None:
-    """The run's final numbers to where runs are compared, and everything to its end."""
+def finish(
+    loggers: Iterable[Logger],
+    metrics: Mapping[str, float | None],
+    *,
+    checkpoint: Path | None = None,
+    objects: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """The run's final numbers to where runs are compared, with its model and a row an object, and everything to its end."""
     for logger in loggers:
         if isinstance(logger, SamWandbLogger):
+            if objects:
+                logger.log_objects(objects)
+            if checkpoint is not None:
+                logger.log_checkpoint(checkpoint)
             logger.summarise(metrics)
-        logger.finalize("success")
+            logger.experiment.finish()  # or the next run of a grid in this process would go on in it
+        else:
+            logger.finalize("success")
 
 
 def _wandb(run_dir: Path, given: dict[str, Any], settings: Mapping[str, Any]) -> SamWandbLogger:

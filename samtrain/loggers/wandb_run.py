@@ -50,6 +50,27 @@ class SamWandbLogger(WandbLogger):
         self.experiment.summary.update({k: v for k, v in metrics.items() if v is not None and math.isfinite(v)})
 
     @rank_zero_only
+    def log_checkpoint(self, path: Path) -> None:
+        """The model that a run is about, as an artifact (log_artifacts)."""
+        import wandb
+
+        if self.log_artifacts == "none":
+            return
+        artifact = wandb.Artifact(f"model-{self.experiment.id}", type="model")
+        add_to(artifact, path, path.name, upload=self.log_artifacts == "files")
+        self.experiment.log_artifact(artifact)
+
+    @rank_zero_only
+    def log_objects(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The table `objects`, a row each; with log_images false without the names of pictures."""
+        import wandb
+
+        hidden = () if self.log_images else ("key", "id")
+        columns: list[str | int] = [name for name in dict.fromkeys(k for row in rows for k in row) if name not in hidden]
+        table = wandb.Table(columns=columns, data=[[row.get(str(name)) for name in columns] for row in rows])
+        self.experiment.log({"objects": table})
+
+    @rank_zero_only
     def log_interactions(
         self, sheet: np.ndarray, objects: Sequence[ClickedObject], *, step: int, images_seen: int
     ) -> None:
@@ -76,6 +97,14 @@ def _overlays(each: ClickedObject) -> dict[str, Any]:
     shown = {"ground_truth": each.truth}
     shown |= {f"prediction_{k + 1}_clicks": mask for k, mask in enumerate(each.predicted)}
     return {name: {"mask_data": mask.astype(np.uint8), "class_labels": {1: name}} for name, mask in shown.items()}
+
+
+def add_to(artifact: Any, path: Path, name: str, *, upload: bool) -> None:
+    """A file by its contents, or by where it lies."""
+    if upload:
+        artifact.add_file(str(path), name=name, policy="immutable")  # no copy of it in W&B's own folder
+    else:
+        artifact.add_reference(path.resolve().as_uri(), name=name)
 
 
 def kept_id(path: Path) -> str:

@@ -24,7 +24,6 @@ from samtrain.evaluators.zero_shot_points import point_rows, summarise
 from samtrain.evaluators.zero_shot_proposals import MAX_PROPOSALS, proposal_row
 from samtrain.generator import SamAutomaticMaskGenerator
 from samtrain.modeling.build import load_sam
-from samtrain.predictor import SamPredictor
 from samtrain.tasks.build import Config, make_predictor
 from samtrain.tasks.generate import make_generator
 
@@ -41,7 +40,8 @@ class Protocol:
 
 
 def _points(config: Config, checkpoint: Any, device: torch.device) -> Protocol:
-    predictor, settings, seed = _predictor(checkpoint, device), config["zero_shot"], config["seed"]
+    settings, seed = config["zero_shot"], config["seed"]
+    predictor = make_predictor(load_sam(checkpoint).to(device), native=settings["native"])
     return Protocol(
         lambda record: point_rows(predictor, record, max_masks=settings["max_masks"], seed=seed),
         lambda rows: summarise(rows, seed),
@@ -50,7 +50,8 @@ def _points(config: Config, checkpoint: Any, device: torch.device) -> Protocol:
 
 
 def _fairness(config: Config, checkpoint: Any, device: torch.device) -> Protocol:
-    predictor, settings, seed = _predictor(checkpoint, device), config["zero_shot"], config["seed"]
+    settings, seed = config["zero_shot"], config["seed"]
+    predictor = make_predictor(load_sam(checkpoint).to(device), native=settings["native"])
     group_of = read_groups(settings["group_by"], settings["groups"])
     return Protocol(
         lambda record: fairness_rows(predictor, record, group_of, max_masks=settings["max_masks"], seed=seed),
@@ -71,7 +72,7 @@ def _proposals(config: Config, checkpoint: Any, device: torch.device) -> Protoco
 
 
 def _instances(config: Config, checkpoint: Any, device: torch.device) -> Protocol:
-    predictor, boxes = _predictor(checkpoint, device), config["zero_shot"]["boxes"]
+    predictor, boxes = make_predictor(load_sam(checkpoint).to(device), native=False), config["zero_shot"]["boxes"]
     detections = None if boxes is None else read_detections(json.loads(Path(boxes).read_text()), str(boxes))
     return Protocol(
         lambda record: [instance_row(predictor, record, detections)],
@@ -123,10 +124,6 @@ PROTOCOLS: dict[str, Callable[[Config, Any, torch.device], Protocol]] = {
     "fairness": _fairness,
     "learning_curve": _points,  # of each checkpoint of a run
 }
-
-
-def _predictor(checkpoint: Any, device: torch.device) -> SamPredictor:
-    return make_predictor(load_sam(checkpoint).to(device), native=False)
 
 
 def _generator(config: Config, checkpoint: Any, device: torch.device) -> SamAutomaticMaskGenerator:

@@ -20,6 +20,7 @@ from samtrain.data.shards import Record, expand_urls
 from samtrain.evaluators.learning_curve import Milestone, milestones
 from samtrain.evaluators.zero_shot_edges import EdgePicture, edge_pictures
 from samtrain.evaluators.zero_shot_points import mean_over_sets
+from samtrain.loggers import finish, make_loggers
 from samtrain.report.page import write_report
 from samtrain.tasks.build import Config, device_of
 from samtrain.tasks.fit import costs
@@ -66,10 +67,12 @@ def run(config: Config, run_dir: Path) -> Metrics:
         log.info("%s: %s", part.name, _line(of_sets[-1]))
     if len(of_sets) > 1 and not steps:
         metrics.update({f"mean/{key}": value for key, value in mean_over_sets(of_sets).items()})
-    _write_parquet(run_dir / "objects.parquet", protocol, rows)
+    objects = _objects(protocol, rows)
+    _write_parquet(run_dir / "objects.parquet", objects)
     told = {"missing": missing, "sets": list(sets), "milestones": [asdict(each) for each in steps]}
     write_whole(run_dir / "zero_shot.json", json.dumps(told, indent=1) + "\n")
     metrics.update(costs(run_dir, begin))
+    finish(make_loggers(run_dir, config["logger"], config)[1:], metrics, objects=objects)
     write_metrics(run_dir, metrics)
     log.info("report: %s", write_report(run_dir))
     return metrics
@@ -239,25 +242,28 @@ def _finished(run_dir: Path) -> dict[str, list[tuple[int, list[Row]]]]:
     return {name: sorted(pictures, key=lambda each: each[0]) for name, pictures in found.items()}
 
 
-def _write_parquet(path: Path, protocol: Protocol, rows: dict[str, list[tuple[int, list[Row]]]]) -> None:
+def _objects(protocol: Protocol, rows: dict[str, list[tuple[int, list[Row]]]]) -> list[Row]:
     """A row an object, with its set."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        log.warning("%s is not written, rows.jsonl has the same rows: pip install 'samtrain[parquet]'", path.name)
-        return
-    found = [
+    return [
         {"set": name, **_typed(each)}
         for name, pictures in rows.items()
         for _, of_picture in pictures
         for row in of_picture
         for each in protocol.objects(row)
     ]
-    if not found:
+
+
+def _write_parquet(path: Path, objects: list[Row]) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        log.warning("%s is not written, rows.jsonl has the same rows: pip install 'samtrain[parquet]'", path.name)
+        return
+    if not objects:
         return
     partial = path.with_name(f"{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist(found), partial)
+    pq.write_table(pa.Table.from_pylist(objects), partial)
     partial.replace(path)
 
 
@@ -284,6 +290,9 @@ def _check(config: Config) -> None:
         raise ValueError("checkpoint is null: task=zero_shot needs one, checkpoint=FILE")
     if settings["protocol"] == "fairness" and settings["group_by"] is None:
         raise ValueError("zero_shot.group_by is null: name the field of the annotations, or the column of zero_shot.groups")
+    clicked = ("points", "fairness", "learning_curve")
+    if settings["native"] and settings["protocol"] not in clicked:
+        raise ValueError(f"zero_shot.native is for {', '.join(clicked)}; {settings['protocol']} resizes pictures to the input")
     for key in ("boxes", "groups"):
         if settings[key] is not None and not Path(settings[key]).is_file():
             raise ValueError(f"zero_shot.{key} is {settings[key]!r}, which is no file")

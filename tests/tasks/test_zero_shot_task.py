@@ -14,8 +14,11 @@ from pretend_predictor import write_pool
 from scipy.io import savemat
 
 from samtrain import tasks
+from samtrain.modeling.build import load_sam
+from samtrain.modeling.checkpoints import save_official
 from samtrain.tasks import protocols
 from tests.automatic.pictures import as_jpeg, shapes, write_model
+from tests.wandb_records import offline_runs
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -120,6 +123,30 @@ def test_two_processes_find_the_same(tmp_path: Path, given: list[str]) -> None:
     assert numbers(again) == two and not (tmp_path / "two" / "rows.jsonl").read_text()
 
 
+def test_the_same_numbers_whichever_way_the_weights_came_in(tmp_path: Path, given: list[str]) -> None:
+    ours = given[0].removeprefix("checkpoint=")
+    official = save_official(load_sam(ours), tmp_path / "sam.pth")
+    whole = numbers(run(tmp_path / "ours", "+experiment=zero_shot_points", *given))
+    assert numbers(run(tmp_path / "theirs", "+experiment=zero_shot_points", f"checkpoint={official}", *given[1:])) == whole
+
+
+@pytest.mark.parametrize("images", ["true", "false"])
+def test_wandb_has_the_numbers_and_a_row_an_object(tmp_path: Path, given: list[str], images: str) -> None:
+    pytest.importorskip("wandb")
+    more = ["logger=wandb", "logger.wandb.offline=true", f"logger.wandb.log_images={images}", "~zero_shot.sets.two"]
+    metrics = run(tmp_path / "run", "+experiment=zero_shot_points", *given, *more)
+    (found,) = offline_runs(tmp_path / "run")
+    assert found.summary["one/miou_1"] == metrics["one/miou_1"]
+    table = json.loads((found.files / found.history[-1]["objects/path"]).read_text())
+    assert len(table["data"]) == 6 and {"set", "iou_1", "area"} <= set(table["columns"])
+    assert ("key" in table["columns"]) is (images == "true")
+
+
+def test_pictures_in_their_own_pixels(tmp_path: Path, given: list[str]) -> None:
+    metrics = run(tmp_path / "run", "+experiment=zero_shot_points", *given, "zero_shot.native=true", "~zero_shot.sets.two")
+    assert metrics["one/objects"] == 6 and 0 <= metrics["one/miou_1"] <= 1
+
+
 def test_known_sets_that_are_not_on_disk_are_listed(tmp_path: Path, given: list[str], caplog) -> None:
     (tmp_path / "data" / "zero_shot").mkdir(parents=True)
     command = ["+experiment=zero_shot_sa23", given[0], f"data_dir={tmp_path / 'data'}"]
@@ -174,6 +201,7 @@ def test_fairness_by_a_table_of_groups(tmp_path: Path, given: list[str]) -> None
         (["zero_shot.protocol=fairness"], "group_by is null"),
         (["zero_shot.protocol=learning_curve"], "zero_shot.run is None"),
         (["zero_shot.num_workers=0"], "num_workers"),
+        (["zero_shot.protocol=proposals", "zero_shot.native=true"], "zero_shot.native is for points"),
     ],
 )
 def test_what_cannot_be_is_said_with_its_key(tmp_path: Path, given: list[str], more: list[str], said: str) -> None:
