@@ -109,7 +109,7 @@ class _Artifacts:
 def _use(run: Any, artifact: Any, number: int) -> None:
     """`run.use_artifact`, offline too: W&B refuses that because it could not wait for the upload, which nobody does here.
 
-    With a name, or "latest" would move to it.
+    W&B moves "latest" to it; what the round makes of the same kind afterwards takes it back.
     """
     aliases = [f"used-by-round-{number}"]
     if not run.offline:

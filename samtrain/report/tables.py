@@ -74,6 +74,13 @@ def key_numbers(run: RunFiles) -> str:
         precise = metrics.get("generated/precision_75")
         below = f"precision {precise:.2f} at IoU 0.75" if precise is not None else "against ground truth"
         cards.append((f"{metrics['generated/ar_100']:.3f}", "AR@100", below))
+    if best := run.tune.get("best"):
+        ended = sum(trial["state"] in ("COMPLETE", "PRUNED") for trial in run.tune["trials"])
+        cards.append((f"{best['value']:.3f}", str(run.tune["metric"]), f"trial {best['number']}, the best"))
+        cards.append((f"{ended} of {run.tune['num_trials']}", "trials ended", "finished or pruned"))
+        if again := run.tune["again"]:
+            words = f"winner minus default, {again['metric']}"
+            cards.append((f"{again['difference']:+.3f}", words, f"mean of {len(again['by_seed'])} other seeds"))
     if "time/seconds" in metrics:
         peak = metrics.get("memory/peak_gb")
         cards.append((duration(metrics["time/seconds"]), "on the clock", f"{peak:.1f} GB at most" if peak else ""))

@@ -110,7 +110,7 @@ def _importances(tune: dict[str, Any]) -> str:
         [f"<code>{escape(key)}</code>", f'<i class="bar" style="width:{100 * value / most:.0f}px"></i> {value:.2f}']
         for key, value in sorted(tune["importances"].items(), key=lambda item: -item[1])
     ]
-    return "<h3>Which setting mattered</h3>" + table(["setting", "importance (PED-ANOVA, all sum to 1)"], rows)
+    return "<h3>Which setting mattered</h3>" + table(["setting", "importance (PED-ANOVA)"], rows)
 
 
 def _trials(tune: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from samtrain.tasks.build import Config
 from samtrain.tasks.fit import costs
 from samtrain.tasks.run_dir import Metrics, write_metrics
 from samtrain.tuning import Command, Sweep, TrialFailed, open_study, read_space
-from samtrain.tuning.trials import run_to_its_end, share_of
+from samtrain.tuning.trials import Stopped, run_to_its_end, share_of
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +82,6 @@ def _command(config: Config, run_dir: Path) -> Command:
     typed: list[str] = yaml.safe_load((run_dir / ".hydra" / "overrides.yaml").read_text())
     if not any(each.startswith(("+experiment=", "experiment=")) for each in typed):
         raise ValueError("task=tune needs an experiment that trains: +experiment=pretrain, +experiment=stage1, ...")
-    if any(each.startswith("tune.") and ".space" in each for each in typed):
-        log.info("tune.space was changed on the command line")
     kept = [each for each in typed if not each.startswith(OF_THE_SWEEP)]
     return Command((*kept, *settings["overrides"]))
 
@@ -105,8 +103,9 @@ def _at_once(count: int, work: Callable[[dict[str, str], threading.Event], None]
                 time.sleep(0.2)
         finally:
             stopped.set()
-    for worker in workers:
-        worker.result()
+    errors = [error for worker in workers if (error := worker.exception()) is not None]
+    for error in sorted(errors, key=lambda each: isinstance(each, Stopped)):  # what stopped the others first
+        raise error
 
 
 def _work(
