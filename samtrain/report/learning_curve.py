@@ -11,7 +11,7 @@ from samtrain.report.run_files import RunFiles
 INPUTS = (
     ("masks_seen", "masks seen in training, each time counted"),
     ("masks", "masks annotated so far"),
-    ("annotator_seconds", "annotator's seconds so far"),
+    ("annotator_seconds", "annotator's time so far, modelled seconds"),
     ("device_hours", "device hours of training so far"),
 )
 LINES = (("miou_1", "1 click"), ("oracle_miou_1", "1 click, best of three"), ("miou_3", "3 clicks"))

@@ -80,7 +80,7 @@ def zero_shot_table(run: RunFiles) -> str:
             continue
         rows.append([escape(words), *(_cell(run, each, name) for each in sets), escape(known.get(name, paper))])
     heads = ["", *(escape(each) for each in sets), "the paper, ViT-H"]
-    return f'<div class="scroll">{table(heads, rows)}</div><p class="note">{NOTE}</p>' if rows else ""
+    return f'{table(heads, rows, "wide-words")}<p class="note">{NOTE}</p>' if rows else ""
 
 
 def missing_sets(run: RunFiles) -> str:
