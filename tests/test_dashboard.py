@@ -212,7 +212,7 @@ def logged_names(folder: Path) -> set[str]:
     trainer = tiny_trainer(folder, max_steps=6, callbacks=callbacks, logger=[recorder], enable_checkpointing=False)
     trainer.fit(tiny_lit(), BlobData())
     work: Any = SimpleNamespace(shared=[recorder], images_seen=1, _files=lambda ledger: None)
-    Work._log_lines(work, [full_line()])
+    Work._log_line(work, [full_line()])
     data, ext, annotation = record_of(0)
     tested, _ = evaluate_clicks(PretendPredictor(lambda whole, clicks: whole), [Record("a", ext, data, annotation, "a.tar")])
     return recorder.names | {f"test/{name}" for name in tested}

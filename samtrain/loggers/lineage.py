@@ -38,10 +38,19 @@ class RoundFiles:
 def log_round(logger: SamWandbLogger, files: RoundFiles, numbers: Mapping[str, float]) -> None:
     """A run of its own in the group of `logger`'s: it uses the parent and the earlier shards, makes shards and a model.
 
-    `numbers` become its summary. With log_artifacts "none" nothing happens.
+    `numbers` become its summary. With log_artifacts "none" nothing happens; where W&B fails it is said, and the rounds go on.
     """
     if logger.log_artifacts == "none":
         return
+    import wandb
+
+    try:
+        _log(logger, files, numbers)
+    except wandb.Error as error:
+        log.warning("round %d is not on W&B with its files: %s", files.number, error)
+
+
+def _log(logger: SamWandbLogger, files: RoundFiles, numbers: Mapping[str, float]) -> None:
     import wandb
 
     main = logger.experiment

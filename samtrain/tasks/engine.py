@@ -107,9 +107,7 @@ class Work:
         """Where trainings logged for themselves, the ledger comes after the last of them; then the final numbers."""
         if self.apart:
             self.shared = make_loggers(self.run_dir, self.config["logger"], self.config)[1:]
-            ledger = read_ledger(self.run_dir)
-            for number in range(len(ledger)):
-                self._log_lines(ledger[: number + 1])
+            self._log_lines(read_ledger(self.run_dir))
         finish(self.shared, metrics)
 
     def _public(self) -> dict[str, Any]:
@@ -221,6 +219,16 @@ class Work:
             self._log_lines(read_ledger(self.run_dir))
 
     def _log_lines(self, ledger: list[LedgerLine]) -> None:
+        """The lines that no process before this one has logged: it may have been killed before it could."""
+        if not self.shared:
+            return
+        path = self.run_dir / ".hydra" / "rounds_logged"
+        begin = int(path.read_text()) if path.is_file() else first_round(self.config) if first_round(self.config) > 1 else 0
+        for end in range(begin + 1, len(ledger) + 1):
+            self._log_line(ledger[:end])
+            write_whole(path, str(end))
+
+    def _log_line(self, ledger: list[LedgerLine]) -> None:
         """The last line's numbers beside the curves, and its round as a run of its own with what it used and made."""
         line = ledger[-1]
         numbers = {key: float(value) for key, value in _flat(asdict(line)).items() if isinstance(value, (int, float))}

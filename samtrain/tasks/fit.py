@@ -41,9 +41,9 @@ def run(config: Config, run_dir: Path) -> Metrics:
     metrics.update(test_metrics(config, load_sam(result.checkpoint), pictures, native=training.native))
     metrics.update(difficulty_metrics(config, pictures))
     metrics.update(costs(run_dir, begin))
-    finish(loggers, metrics, checkpoint=result.checkpoint)
     write_metrics(run_dir, metrics)
     log.info("report: %s", write_report(run_dir))
+    finish(loggers, metrics, checkpoint=result.checkpoint)
     return metrics
 
 

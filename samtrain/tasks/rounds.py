@@ -45,9 +45,9 @@ def run(config: Config, run_dir: Path) -> Metrics:
     metrics.update(work.test_detector(ledger))
     metrics.update(difficulty_metrics(config, pictures))
     metrics.update(costs(run_dir, begin))
-    work.finish_loggers(metrics)
     write_metrics(run_dir, metrics)
     log.info("report: %s", write_report(run_dir))
+    work.finish_loggers(metrics)
     return metrics
 
 

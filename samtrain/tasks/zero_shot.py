@@ -72,9 +72,9 @@ def run(config: Config, run_dir: Path) -> Metrics:
     told = {"missing": missing, "sets": list(sets), "milestones": [asdict(each) for each in steps]}
     write_whole(run_dir / "zero_shot.json", json.dumps(told, indent=1) + "\n")
     metrics.update(costs(run_dir, begin))
-    finish(make_loggers(run_dir, config["logger"], config)[1:], metrics, objects=objects)
     write_metrics(run_dir, metrics)
     log.info("report: %s", write_report(run_dir))
+    finish(make_loggers(run_dir, config["logger"], config)[1:], metrics, objects=objects)
     return metrics
 
 

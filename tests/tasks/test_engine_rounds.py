@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -241,3 +242,24 @@ def test_coverage_is_summed_up_from_the_ledger() -> None:
         "automatic/precision": pytest.approx(0.8),
     }
     assert coverage_metrics([*lines, replace(nine, round=2, probe_before=before)])["automatic/precision"] is None
+
+
+def test_rounds_that_a_killed_process_had_not_logged_are_logged_by_the_next(tmp_path: Path) -> None:
+    """Each line once and in its order, those of the stage 1 that was taken over not at all."""
+    (tmp_path / ".hydra").mkdir()
+    lines = [replace(LINE, round=n) for n in range(5)]
+    logged: list[int] = []
+    work: Any = SimpleNamespace(shared=[object()], run_dir=tmp_path, config={"stage1_run": None})
+    work._log_line = lambda ledger: logged.append(ledger[-1].round)
+    engine.Work._log_lines(work, lines[:2])
+    engine.Work._log_lines(work, lines)  # of another process: rounds 2 and 3 had no time for it
+    engine.Work._log_lines(work, lines)
+    assert logged == [0, 1, 2, 3, 4]
+
+    (tmp_path / "stage1").mkdir()
+    write_whole(tmp_path / "stage1" / "ledger.jsonl", "".join(json.dumps(each.to_dict()) + "\n" for each in lines[:4]))
+    (tmp_path / ".hydra" / "rounds_logged").unlink()
+    work.config = {"stage1_run": str(tmp_path / "stage1")}
+    logged.clear()
+    engine.Work._log_lines(work, lines)
+    assert logged == [4]
