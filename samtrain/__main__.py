@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -119,7 +120,9 @@ def end_with_parent() -> None:
     def watch() -> None:
         while str(os.getppid()) == parent:
             time.sleep(1)
-        os._exit(1)  # as killed: what is half done is gone on with
+        if os.getpgrp() == os.getpid():  # with what it has begun itself; as killed, what is half done is gone on with
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -27,7 +27,7 @@ def _outcome(tune: dict[str, Any]) -> str:
     best, again = tune["best"], tune["again"]
     if best is None:
         return '<p class="note">No trial has finished yet.</p>'
-    which = "the default" if best["number"] == 0 else f"trial {best['number']}"
+    which = "the default" if best["default"] else f"trial {best['number']}"
     text = (
         f"<p>Best: {which}, {escape(tune['metric'])} {best['value']:.4f}. Its command:</p>"
         f'<pre class="wrapped">{escape(best["command"])}</pre>'
@@ -57,7 +57,7 @@ def _history(tune: dict[str, Any]) -> str:
         Series("finished", [[(float(t["number"]), t["value"])] for t in finished], 1, dots=True),
         _pruned([(float(t["number"]), t["value"]) for t in pruned]),
     ]
-    return line_chart("Trials", Axis("trial (0: the default)"), Axis(tune["metric"]), series, note=_note(pruned))
+    return line_chart("Trials", Axis("trial"), Axis(tune["metric"]), series, note=_note(pruned))
 
 
 def _slice(tune: dict[str, Any], dimension: dict[str, Any]) -> str:
@@ -69,10 +69,10 @@ def _slice(tune: dict[str, Any], dimension: dict[str, Any]) -> str:
         return ""
     place, axis = _scale(dimension, [t["params"][key] for t in shown])
     points = {
-        state: [(place(t["params"][key]), t["value"]) for t in shown if t["state"] == state and t["number"] > 0]
+        state: [(place(t["params"][key]), t["value"]) for t in shown if t["state"] == state and not t["default"]]
         for state in ("COMPLETE", "PRUNED")
     }
-    default = [[(place(t["params"][key]), t["value"])] for t in shown if t["number"] == 0]
+    default = [[(place(t["params"][key]), t["value"])] for t in shown if t["default"]]
     series = [
         Series("finished", [[point] for point in points["COMPLETE"]], 1, dots=True),
         _pruned(points["PRUNED"]),
@@ -123,7 +123,7 @@ def _trials(tune: dict[str, Any]) -> str:
     )
     rows = [
         [
-            f"{t['number']}{' (default)' if t['number'] == 0 else ''}",
+            f"{t['number']}{' (default)' if t['default'] else ''}",
             escape(_state(t)),
             "–" if t["value"] is None else f"{t['value']:.4f}",
             *(escape(_value(t["params"].get(key))) for key in keys),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +22,56 @@ from samtrain.data.once import write_whole
 from samtrain.report.page import write_report
 from samtrain.tasks.build import Config
 from samtrain.tasks.fit import costs
-from samtrain.tasks.run_dir import Metrics, write_metrics
-from samtrain.tuning import Command, Sweep, TrialFailed, open_study, read_space
-from samtrain.tuning.trials import Stopped, run_to_its_end, share_of
+from samtrain.tasks.run_dir import Metrics, num_ranks, write_metrics
+from samtrain.tuning import Command, Sweep, Taken, TrialFailed, lock_of, open_study, read_space
+from samtrain.tuning.study import BEAT, without_password
+from samtrain.tuning.trials import Stopped, TrialKilled, run_to_its_end, shares
 
 log = logging.getLogger(__name__)
 
 OF_THE_SWEEP = ("task=", "tune=", "tune.", "+tune", "++tune", "~tune", "run_dir=", "hydra.", "callbacks.progress=")
+NOT_THE_NUMBERS = ("data_dir=", "logger", "+logger", "loader.num_workers=")  # what may differ between processes of a study
 WAIT = 2.0  # seconds, for trials that others are running
 MAX_FAILURES = 5  # one after another, after which something else is wrong than the settings
+MAX_KILLS = 3  # of one trial, after which it is likely to end so each time
 
 
 def run(config: Config, run_dir: Path) -> Metrics:
     """Run the trials that are missing; write `tune.json`, `metrics.json` and `report.html`, and name the winner's command."""
     begin, settings = time.perf_counter(), config["tune"]
+    _check(settings)
     command = _command(config, run_dir)
     dimensions = read_space(settings["space"], config, model=config["model"]["name"])
     storage = settings["storage"] or f"sqlite:///{(run_dir / 'study.db').resolve()}"
+    numbers = [each for each in command.overrides if not each.startswith(NOT_THE_NUMBERS)]
     study = open_study(
         settings["study"],
         storage,
         dimensions,
+        about={"metric": settings["metric"], "command": " ".join(numbers)},
         direction=settings["direction"],
         sampler=instantiate(settings["sampler"]),
         pruner=instantiate(settings["pruner"]),
     )
-    sweep = Sweep(study, dimensions, settings["num_trials"], settings["stale_after"], (run_dir / "trials").resolve())
+    folder = (run_dir / "trials").resolve()
+    sweep = Sweep(study, dimensions, settings["num_trials"], settings["stale_after"], folder, lock_of(storage))
     page = _Page(run_dir, config, sweep, command)
-    log.info("study %s in %s: %d trials, %d at once", settings["study"], storage, sweep.num_trials, settings["num_workers"])
-    _at_once(settings["num_workers"], lambda env, stopped: _work(sweep, command, settings, page, env, stopped))
+    environments = shares(settings["num_workers"], _devices(config), torch.cuda.device_count())
+    count, where = len(environments), without_password(storage)
+    log.info("study %s in %s: %d trials, %d at once", settings["study"], where, sweep.num_trials, count)
+    with _naming_storage():
+        _at_once(environments, lambda env, stopped: _work(sweep, command, settings, page, env, stopped))
 
     page.write()
     best = sweep.best()
     if best is None:
         raise ValueError("no trial has finished: all were pruned or failed; see trials/*/output.log, tune.pruner")
-    if settings["seeds"] and best.number != 0:
-        page.again = _again(sweep, command, settings, dict(best.params), run_dir)
+    if settings["seeds"] and not best.user_attrs.get("default"):
+        page.again = _again(sweep, command, settings, best, run_dir, environments)
     metrics: Metrics = {"tune/best": best.value, "tune/best_trial": float(best.number)}
-    default = next((t for t in sweep.trials() if t.number == 0), None)
-    if default is not None and default.value is not None:
-        metrics["tune/default"] = default.value
+    defaults = [each.value for each in sweep.trials() if each.default and each.state == "COMPLETE"]
+    if defaults:
+        metrics["tune/default"] = defaults[0]
     if page.again:
         metrics["tune/winner_minus_default"] = page.again["difference"]
     metrics.update(costs(run_dir, begin))
@@ -71,31 +83,52 @@ def run(config: Config, run_dir: Path) -> Metrics:
     return metrics
 
 
-def _command(config: Config, run_dir: Path) -> Command:
-    """What was typed, but for what concerns the sweep itself; ValueError where that trains nothing."""
-    settings = config["tune"]
-    for key in ("num_trials", "num_workers"):
-        if not isinstance(settings[key], int) or settings[key] < 1:
-            raise ValueError(f"tune.{key} is {settings[key]!r}: take a whole number of 1 and more")
+def _check(settings: dict[str, Any]) -> None:
+    if importlib.util.find_spec("optuna") is None:
+        raise ValueError("task=tune needs Optuna, which is not installed: pip install 'samtrain[sweep]'")
+    if num_ranks() > 1:
+        raise ValueError(f"task=tune is one process and {num_ranks()} ranks were launched: set tune.num_workers instead")
+    for key, least in (("num_trials", 1), ("num_workers", 1), ("stale_after", 3 * BEAT)):
+        if not isinstance(settings[key], (int, float)) or settings[key] < least:
+            raise ValueError(f"tune.{key} is {settings[key]!r}: take {least:g} or more")
     if settings["direction"] not in ("maximize", "minimize"):
         raise ValueError(f"tune.direction is {settings['direction']!r}: take maximize or minimize")
+
+
+def _command(config: Config, run_dir: Path) -> Command:
+    """What was typed when the run was begun, but for what concerns the sweep itself; ValueError without an experiment."""
     typed: list[str] = yaml.safe_load((run_dir / ".hydra" / "overrides.yaml").read_text())
     if not any(each.startswith(("+experiment=", "experiment=")) for each in typed):
         raise ValueError("task=tune needs an experiment that trains: +experiment=pretrain, +experiment=stage1, ...")
     kept = [each for each in typed if not each.startswith(OF_THE_SWEEP)]
-    return Command((*kept, *settings["overrides"]))
+    return Command((*kept, *config["tune"]["overrides"]))
+
+
+def _devices(config: Config) -> int:
+    """That a trial takes on this machine."""
+    devices = config["trainer"]["devices"]
+    return len(devices) if isinstance(devices, list) else devices if isinstance(devices, int) else 1
+
+
+@contextmanager
+def _naming_storage() -> Iterator[None]:
+    """Errors of the database, which for Optuna are errors of its own, end in what to do."""
+    import optuna
+
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        raise ValueError(f"tune.storage does not answer any more ({error}): mend it and give the same command again") from error
 
 
 # ---- who does what
 
 
-def _at_once(count: int, work: Callable[[dict[str, str], threading.Event], None]) -> None:
-    """`work(environment, stopped)` in so many threads, to their end; an interruption or an error of one stops all, and is
-    raised."""
+def _at_once(environments: Sequence[dict[str, str]], work: Callable[[dict[str, str], threading.Event], None]) -> None:
+    """`work(environment, stopped)` in a thread each, to their end; what goes wrong in one stops all, and is raised."""
     stopped = threading.Event()
-    with ThreadPoolExecutor(count) as pool:
-        shares = [share_of(i, count, torch.cuda.device_count()) for i in range(count)]
-        workers = [pool.submit(work, share, stopped) for share in shares]
+    with ThreadPoolExecutor(len(environments)) as pool:
+        workers = [pool.submit(work, each, stopped) for each in environments]
         try:
             while not all(worker.done() for worker in workers):
                 if any(worker.done() and worker.exception() for worker in workers):
@@ -118,8 +151,7 @@ def _work(
 ) -> None:
     """Trial after trial, until there is none left that anybody runs."""
     while not stopped.is_set():
-        with page.lock:
-            trial = sweep.next_trial()
+        trial = sweep.next_trial()
         if trial is None:
             if not sweep.others():
                 return
@@ -127,36 +159,42 @@ def _work(
             continue
         values = {each.key: each.suggest(trial) for each in sweep.dimensions}
         log.info("trial %d: %s", trial.number, ", ".join(f"{key} {_short(value)}" for key, value in values.items()))
-        _one(sweep, trial, command.with_values(values), settings["metric"], env, stopped)
+        try:
+            failed = _one(sweep, trial, command.with_values(values), settings["metric"], env, stopped)
+        except Taken as error:
+            log.warning("trial %d was taken for dead by another process, which goes on with it (%s)", trial.number, error)
+            continue
         with page.lock:
             page.write()
-            _check_failures(sweep)
+            page.failures = [*page.failures, failed] if failed else []
+            _check_failures(page.failures, is_default=bool(trial.user_attrs.get("default")), number=trial.number)
 
 
 def _one(
     sweep: Sweep, trial: Any, command: Command, metric: str, env: dict[str, str], stopped: threading.Event
-) -> None:
-    """Run a trial and tell Optuna how it ended."""
+) -> str:
+    """Run a trial and tell Optuna how it ended; returns why it failed, "" where it did not."""
     begin = time.perf_counter()
-
-    def report(number: int, value: float) -> bool:
-        trial.report(value, number)
-        return trial.should_prune()
-
     try:
         found = run_to_its_end(
             command,
             Path(trial.user_attrs["folder"]),
             metric,
             env,
-            report=report,
+            report=lambda number, value: sweep.report(trial, number, value),
             alive=lambda: sweep.alive(trial),
             stopped=stopped.is_set,
         )
     except TrialFailed as error:
-        log.warning("trial %d failed: %s", trial.number, error)
+        killed = isinstance(error, TrialKilled) and trial.user_attrs.get("killed", 0) + 1 < MAX_KILLS
+        log.warning("trial %d %s: %s", trial.number, "was killed and goes on" if killed else "failed", error)
+        if killed:
+            sweep.give_back(trial)
+            return ""
         sweep.fail(trial, str(error))
-        return
+        return str(error)
+    except Taken:
+        raise
     except BaseException:
         sweep.give_back(trial)
         raise
@@ -164,31 +202,32 @@ def _one(
     sweep.finish(trial, value, seconds)
     ended = "pruned" if value is None else f"{metric} {value:.4f}"
     log.info("trial %d: %s in %.0f s", trial.number, ended, seconds)
+    return ""
 
 
-def _check_failures(sweep: Sweep) -> None:
-    """ValueError where it is not the settings that trials fail by."""
-    ended = [trial for trial in sweep.trials() if trial.state in ("COMPLETE", "PRUNED", "FAIL")]
-    failed = [trial for trial in ended if trial.state == "FAIL" and trial.reason and "one too many" not in trial.reason]
-    last = ended[-MAX_FAILURES:]
-    if any(trial.number == 0 for trial in failed) or (len(last) == MAX_FAILURES and all(t in failed for t in last)):
-        first = failed[0] if failed[0].number == 0 else failed[-1]
-        raise ValueError(
-            f"trial {first.number} failed{' with the default setting' if first.number == 0 else ', like those before it'}: "
-            f"{first.reason}"
-        )
+def _check_failures(failures: list[str], *, is_default: bool, number: int) -> None:
+    """ValueError where it is not the settings that trials of this process fail by: the default does, or one after another."""
+    if failures and (is_default or len(failures) >= MAX_FAILURES):
+        why = "with the default setting" if is_default else f"like the {len(failures) - 1} before it"
+        raise ValueError(f"trial {number} failed {why}: {failures[-1]}; once that is mended the same command goes on")
 
 
 def _again(
-    sweep: Sweep, command: Command, settings: dict[str, Any], values: dict[str, Any], run_dir: Path
+    sweep: Sweep,
+    command: Command,
+    settings: dict[str, Any],
+    best: Any,
+    run_dir: Path,
+    environments: Sequence[dict[str, str]],
 ) -> dict[str, Any]:
     """Default and winner with other seeds, and what lies between them; {} where another process does it."""
     if not sweep.claim("again"):
         log.info("default and winner are run again by another process")
         return {}
-    default = {each.key: each.default for each in sweep.dimensions}
-    todo = [(name, seed) for seed in settings["seeds"] for name in ("default", "winner")]
-    found: dict[str, dict[str, float]] = {"default": {}, "winner": {}}
+    values = {"default": {each.key: each.default for each in sweep.dimensions}, "winner": dict(best.params)}
+    folders = {"default": "default", "winner": f"trial_{best.number:03}"}  # a sweep that goes on may find another winner
+    todo = [(name, seed) for seed in settings["seeds"] for name in values]
+    found: dict[str, dict[str, float]] = {name: {} for name in values}
     lock = threading.Lock()
 
     def work(env: dict[str, str], stopped: threading.Event) -> None:
@@ -197,10 +236,9 @@ def _again(
                 if not todo:
                     return
                 name, seed = todo.pop(0)
-            given = command.with_values(default if name == "default" else values, [f"seed={seed}"])
             metrics = run_to_its_end(
-                given,
-                run_dir / "again" / name / f"seed_{seed}",
+                command.with_values(values[name], [f"seed={seed}"]),
+                run_dir / "again" / folders[name] / f"seed_{seed}",
                 settings["compare_by"],
                 env,
                 report=lambda number, value: False,
@@ -212,7 +250,7 @@ def _again(
             log.info("%s with seed %d: %s %.4f", name, seed, settings["compare_by"], found[name][str(seed)])
 
     try:
-        _at_once(settings["num_workers"], work)
+        _at_once(environments, work)
     except TrialFailed as error:
         raise ValueError(f"running default and winner again failed: {error}") from error
     return _difference(settings["compare_by"], found)
@@ -239,6 +277,7 @@ class _Page:
     def __init__(self, run_dir: Path, config: Config, sweep: Sweep, command: Command) -> None:
         self.run_dir, self.settings, self.sweep, self.command = run_dir, config["tune"], sweep, command
         self.again: dict[str, Any] = {}
+        self.failures: list[str] = []  # of this process, one after another up to now
         self.lock = threading.Lock()
 
     def write(self) -> None:
@@ -257,9 +296,13 @@ class _Page:
             ],
             "trials": [vars(trial) for trial in self.sweep.trials()],
             "importances": self.sweep.importances(),
-            "best": None if best is None else {"number": best.number, "value": best.value, "command": self.winner(best)},
+            "best": None if best is None else self._best(best),
             "again": self.again,
         }
+
+    def _best(self, best: Any) -> dict[str, Any]:
+        is_default = bool(best.user_attrs.get("default"))
+        return {"number": best.number, "value": best.value, "default": is_default, "command": self.winner(best)}
 
     def winner(self, best: Any) -> str:
         """The command of the best trial, without what only trials are given."""
@@ -273,7 +316,8 @@ class _Page:
         lines = [", ".join(f"{states.count(state)} {word}" for state, word in words.items())]
         if best is None:
             return lines
-        lines.append(f"best: trial {best.number}, {metric} {best.value:.4f}" + (", the default" if best.number == 0 else ""))
+        default = ", the default" if best.user_attrs.get("default") else ""
+        lines.append(f"best: trial {best.number}, {metric} {best.value:.4f}{default}")
         if self.again:
             name, seeds = self.again["metric"], self.again["by_seed"]
             each = ", ".join(f"{value:+.4f}" for value in seeds.values())

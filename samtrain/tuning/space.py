@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 FORMS = "{low: 0.1, high: 10.0, log: true}, {low: 1, high: 9, step: 2} or {choices: [a, b]}"
+PLAIN = re.compile(r"[A-Za-z_][\w./-]*")  # a text that needs no quotes
 Value = str | int | float | bool | None
 
 
@@ -90,18 +92,27 @@ def _at(config: Mapping[str, Any], key: str, name: str) -> Any:
 
 
 def _plain(value: Any) -> Value:
-    """A choice as Optuna and the command line take it: lists as text."""
-    if isinstance(value, list):
-        return "[" + ",".join(map(str, value)) + "]"
-    return value
+    """A choice as Optuna takes it: lists as the text that the command line has for them."""
+    return "[" + ",".join(_text(each) for each in value) + "]" if isinstance(value, list) else value
 
 
 def override(key: str, value: Value) -> str:
-    """`key=value` as Hydra reads it back to the same value."""
+    """`key=value` as Hydra reads it back to the same value; a text in brackets is a list."""
+    is_list = isinstance(value, str) and value.startswith("[") and value.endswith("]")
+    return f"{key}={value if is_list else _text(value)}"
+
+
+def _text(value: Any) -> str:
+    """In the grammar of Hydra's overrides."""
     if value is None:
-        return f"{key}=null"
+        return "null"
     if isinstance(value, bool):
-        return f"{key}={str(value).lower()}"
-    if isinstance(value, float):
-        return f"{key}={value!r}"
-    return f"{key}={value}"
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, list):
+        return "[" + ",".join(map(_text, value)) + "]"
+    if PLAIN.fullmatch(value) and value.lower() not in ("null", "true", "false", "nan", "inf"):
+        return value
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import platform
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,13 @@ from samtrain.tuning.space import Dimension, Value
 
 BEAT = 10.0  # seconds between two signs of life
 ENDED = ("COMPLETE", "PRUNED")
+ONE_TOO_MANY = "one too many: another process had the last"
 
 log = logging.getLogger(__name__)
+
+
+class Taken(Exception):
+    """Another process has taken a trial for dead and ended it: it is no longer this one's."""
 
 
 @dataclass(frozen=True)
@@ -31,71 +38,79 @@ class TrialView:
     measurements: dict[int, float]
     folder: str
     seconds: float | None
+    default: bool = False
     reason: str = ""
 
 
 @dataclass
 class Sweep:
-    """A study and this process's part in it.
+    """A study and this process's part in it; all methods raise `Taken` where a trial is no longer this process's.
 
     num_trials:   that end, finished or pruned; failed ones do not count
     stale_after:  seconds without a sign of life after which a trial is taken for killed; on this machine a dead process is
                   enough
+    folder:       where this process runs its trials
+    lock:         a file by which processes of this machine wait for each other: SQLite gives two of them one trial
     """
 
     study: Any
     dimensions: Sequence[Dimension]
     num_trials: int
     stale_after: float
-    folder: Path  # where this process runs its trials
+    folder: Path
+    lock: Path | None = None
     _said: dict[int, float] = field(default_factory=dict)  # when a trial last gave a sign of life
 
     def next_trial(self) -> Any | None:
         """Optuna's next trial, None where all are ended or being run; those that were killed are taken up first.
 
-        Trial 0 is the default. A trial's `folder` is that of the one that it goes on with.
+        The default is the first. A trial's `folder` is that of the one that it goes on with.
         """
-        self.take_up_killed()
-        if self._counted(None) >= self.num_trials:
-            return None
-        trial = self.study.ask()
-        if self._counted(trial.number) >= self.num_trials:  # another process was faster
-            trial.set_user_attr("reason", "one too many: another process had the last")
-            self.study.tell(trial, state=_state("FAIL"))
-            return None
-        if "folder" not in trial.user_attrs:
-            trial.set_user_attr("folder", str(self.folder / f"{trial.number:03}"))
-        trial.set_user_attr("process", _this_process())
-        self.alive(trial, now=True)
-        return trial
+        with alone(self.lock):
+            self._take_up_killed()
+            if self._counted(None) >= self.num_trials:
+                return None
+            trial = self.study.ask()
+            trial.set_user_attr("process", _this_process())
+            if self._counted(trial.number) >= self.num_trials:  # a process on another machine was faster
+                self.fail(trial, ONE_TOO_MANY)
+                return None
+            if "folder" not in trial.user_attrs:
+                trial.set_user_attr("folder", str(self.folder / f"{trial.number:03}"))
+            self.alive(trial, now=True)
+            return trial
 
     def alive(self, trial: Any, *, now: bool = False) -> None:
         """A sign of life, at most one each `BEAT` seconds."""
         if now or time.time() - self._said.get(trial.number, 0) > BEAT:
             self._said[trial.number] = time.time()
-            trial.set_user_attr("alive", time.time())
+            with _ours():
+                trial.set_user_attr("alive", time.time())
+
+    def report(self, trial: Any, number: int, value: float) -> bool:
+        """Whether the trial is not worth going on after this measurement."""
+        with _ours():
+            trial.report(value, number)
+        return trial.should_prune()
 
     def finish(self, trial: Any, value: float | None, seconds: float) -> None:
         """Finished with a value, or pruned."""
-        trial.set_user_attr("seconds", seconds)
-        self.study.tell(trial, value, state=_state("PRUNED") if value is None else None)
+        with _ours():
+            trial.set_user_attr("seconds", seconds)
+            self.study.tell(trial, value, state=_state("PRUNED") if value is None else None)
 
     def fail(self, trial: Any, reason: str) -> None:
-        trial.set_user_attr("reason", reason)
-        self.study.tell(trial, state=_state("FAIL"))
+        with _ours():
+            trial.set_user_attr("reason", reason)
+            self.study.tell(trial, state=_state("FAIL"))
 
     def give_back(self, trial: Any) -> None:
         """Fail a trial whose run is to be gone on with, and put it first in the queue."""
-        self._again(self.study.trials[trial.number])
-
-    def take_up_killed(self) -> None:
-        for trial in self.study.get_trials(deepcopy=False, states=(_state("RUNNING"),)):
-            if self._is_dead(trial):
-                log.warning("trial %d was killed and goes on", trial.number)
-                self._again(trial)
+        with alone(self.lock):
+            self._again(self.study.trials[trial.number])
 
     def others(self) -> int:
-        """Trials that other processes are running."""
+        """Trials that are being run, by whichever process."""
         return len(self.study.get_trials(deepcopy=False, states=(_state("RUNNING"),)))
 
     def trials(self) -> list[TrialView]:
@@ -142,48 +157,95 @@ class Sweep:
             return True
         return time.time() - trial.user_attrs.get("alive", _begun(trial)) > self.stale_after
 
+    def _take_up_killed(self) -> None:
+        for trial in self.study.get_trials(deepcopy=False, states=(_state("RUNNING"),)):
+            if self._is_dead(trial):
+                log.warning("trial %d was killed and goes on", trial.number)
+                self._again(trial)
+
     def _again(self, trial: Any) -> None:
         """Of several processes that find a killed trial the one that may fail it puts it into the queue again."""
         try:
-            self.study.tell(trial.number, state=_state("FAIL"))
-        except ValueError:  # it has ended since, or another process was faster
+            with _ours():
+                self.study.tell(trial.number, state=_state("FAIL"))
+        except Taken:
             return
-        attrs = {key: trial.user_attrs[key] for key in ("folder",) if key in trial.user_attrs}
+        attrs = {key: trial.user_attrs[key] for key in ("folder", "default") if key in trial.user_attrs}
+        attrs |= {"goes_on_with": trial.number, "killed": trial.user_attrs.get("killed", 0) + 1}
         params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}  # killed before it knew all of them
-        self.study.enqueue_trial(params, user_attrs={**attrs, "goes_on_with": trial.number})
+        self.study.enqueue_trial(params, user_attrs=attrs)
 
 
 def open_study(
-    name: str, storage: str, dimensions: Sequence[Dimension], *, direction: Any, sampler: Any, pruner: Any
+    name: str,
+    storage: str,
+    dimensions: Sequence[Dimension],
+    *,
+    about: Mapping[str, str],
+    direction: Any,
+    sampler: Any,
+    pruner: Any,
 ) -> Any:
-    """The study of this name, or a new one whose first trial is the default.
+    """The study of this name, or a new one, with the default in its queue where it has not been run or has failed.
 
-    Raises ValueError for a storage that cannot be opened, or a study of another space or direction.
+    about: what else decides its numbers, the metric and the command say. Raises ValueError for a storage that cannot be
+    opened, or a study of another space, direction or something else.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = {each.key: _words(each) for each in dimensions}
+    about = {**about, "direction": direction, **{each.key: _words(each) for each in dimensions}}
     pruner = pruner or optuna.pruners.NopPruner()
-    kept = _storage(storage)
-    try:
-        study = optuna.create_study(study_name=name, storage=kept, sampler=sampler, pruner=pruner, direction=direction)
-        study.set_user_attr("space", space)
-        study.enqueue_trial({each.key: each.default for each in dimensions})
-    except optuna.exceptions.DuplicatedStudyError:
-        sampler.reseed_rng()  # or two processes would propose the same
-        study = optuna.load_study(study_name=name, storage=kept, sampler=sampler, pruner=pruner)
-    stored = _space_of(study, space)
-    if stored != space or study.direction.name.lower() != direction:
-        raise ValueError(
-            f"the study {name!r} in {storage} searches {stored} ({study.direction.name.lower()}), here are {space} "
-            f"({direction}): take the same, or another tune.study"
-        )
+    with alone(lock_of(storage)):
+        kept = _storage(storage)
+        try:
+            study = optuna.create_study(study_name=name, storage=kept, sampler=sampler, pruner=pruner, direction=direction)
+            study.set_user_attr("about", about)
+        except optuna.exceptions.DuplicatedStudyError:
+            sampler.reseed_rng()  # or two processes would propose the same
+            study = optuna.load_study(study_name=name, storage=kept, sampler=sampler, pruner=pruner)
+        stored = _about(study) or about
+        if stored != about:
+            keys = sorted(key for key in stored.keys() | about.keys() if stored.get(key) != about.get(key))
+            differing = "; ".join(f"{key}: {stored.get(key)} there, {about.get(key)} here" for key in keys)
+            raise ValueError(f"the study {name!r} is another one ({differing}): take the same settings, or another tune.study")
+        _queue_default(study, {each.key: each.default for each in dimensions})
     return study
 
 
+def lock_of(storage: str) -> Path | None:
+    """Beside an SQLite file; servers look after themselves. ValueError for what is no URL."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(storage)
+    except ArgumentError as error:
+        raise ValueError(f"tune.storage is no URL ({error}): take sqlite:///FILE or postgresql://...") from error
+    return Path(f"{url.database}.lock") if url.drivername.startswith("sqlite") and url.database else None
+
+
+def without_password(storage: str) -> str:
+    """For the log."""
+    from sqlalchemy.engine import make_url
+
+    return make_url(storage).render_as_string(hide_password=True)
+
+
+@contextmanager
+def alone(lock: Path | None) -> Iterator[None]:
+    """One process and thread at a time; the system frees the lock where its holder dies."""
+    if lock is None:
+        yield
+        return
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _storage(url: str) -> Any:
-    """Opened, with its tables; two processes that open a new one at once get in each other's way, so it is tried again."""
+    """Opened, with its tables; processes on several machines that make them at once get in each other's way: it is tried
+    again."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -193,20 +255,36 @@ def _storage(url: str) -> Any:
             return optuna.storages.RDBStorage(url, engine_kwargs=patient)
         except (SQLAlchemyError, ImportError) as error:
             if not tries_left or isinstance(error, ImportError):
+                said = str(error).splitlines()[0]
                 raise ValueError(
-                    f"tune.storage {url} cannot be opened ({str(error).splitlines()[0]}): take sqlite:///FILE or postgresql://..."
+                    f"tune.storage {without_password(url)} cannot be opened ({said}): take sqlite:///FILE or postgresql://..."
                 ) from error
             time.sleep(0.5)
 
 
-def _space_of(study: Any, space: dict[str, str]) -> dict[str, str]:
-    """What the study was begun with; of one that another process is just beginning, ours, with the default as its first."""
+def _about(study: Any) -> dict[str, str] | None:
+    """What the study was begun with; None where whoever began it was killed before it could say."""
     for _ in range(20):
-        if "space" in study.user_attrs:
-            return study.user_attrs["space"]
+        if "about" in study.user_attrs:
+            return study.user_attrs["about"]
         time.sleep(0.1)
-    study.set_user_attr("space", space)  # whoever began it was killed there
-    return space
+    return None
+
+
+def _queue_default(study: Any, params: dict[str, Value]) -> None:
+    """Unless it waits, runs or has ended."""
+    there = [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get("default")]
+    if not any(trial.state.name in (*ENDED, "WAITING", "RUNNING") for trial in there):
+        study.enqueue_trial(params, user_attrs={"default": True})
+
+
+@contextmanager
+def _ours() -> Iterator[None]:
+    """Optuna says ValueError, or UpdateFinishedTrialError, a RuntimeError, of a trial that has ended meanwhile."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        raise Taken(str(error)) from error
 
 
 def _words(dimension: Dimension) -> str:
@@ -227,6 +305,7 @@ def _view(trial: Any) -> TrialView:
         measurements=measured,
         folder=str(trial.user_attrs.get("folder", "")),
         seconds=trial.user_attrs.get("seconds"),
+        default=bool(trial.user_attrs.get("default")),
         reason=str(trial.user_attrs.get("reason", "")),
     )
 

@@ -26,6 +26,10 @@ class TrialFailed(Exception):
     """A run that ended with an error, or without the number that was asked for."""
 
 
+class TrialKilled(TrialFailed):
+    """A run that a signal ended: by a scheduler, by somebody, for want of memory."""
+
+
 class Stopped(Exception):
     """The sweep was interrupted: the trial is to be gone on with another time."""
 
@@ -57,13 +61,26 @@ class Command:
             )
 
 
-def share_of(worker: int, workers: int, gpus: int) -> dict[str, str]:
-    """The environment of one of several runs at once: its GPU in turn, or its part of the cores; what is set stays."""
+def shares(workers: int, devices: int, gpus: int) -> list[dict[str, str]]:
+    """The environment of each of several runs at once: its GPUs, in turn, or its part of the cores.
+
+    devices: that a run takes. gpus: that are there. What a user has set for the cores stays. ValueError where runs of several
+    devices would have to share them.
+    """
     if workers == 1:
-        return {}
-    if gpus:
-        return {} if "CUDA_VISIBLE_DEVICES" in os.environ else {"CUDA_VISIBLE_DEVICES": str(worker % gpus)}
-    return {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+        return [{}]
+    if not gpus:
+        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+        return [{"OMP_NUM_THREADS": threads}] * workers
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = given.split(",") if given else [str(i) for i in range(gpus)]
+    if devices > 1 and workers * devices > len(visible):
+        raise ValueError(
+            f"tune.num_workers is {workers} and each run takes {devices} GPUs (trainer.devices), of which there are "
+            f"{len(visible)}: set tune.num_workers={max(1, len(visible) // devices)}"
+        )
+    chosen = [[visible[(i * devices + k) % len(visible)] for k in range(devices)] for i in range(workers)]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(each)} for each in chosen]
 
 
 def run_to_its_end(
@@ -115,22 +132,26 @@ def measurements(run_dir: Path, metric: str) -> list[float]:
 
 
 def end(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
-    """End a process and all that it began."""
+    """End a process and all that it began, those too that have not heard the first signal."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is not None:
-            return
         try:
             os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
             process.wait(patience)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
+        except subprocess.TimeoutExpired:
             continue
+    process.wait()
 
 
 def _result(status: int, run_dir: Path, metric: str) -> dict[str, float]:
     log = run_dir / "output.log"
     if status:
-        last = log.read_text(errors="replace").strip().splitlines()[-3:]
-        raise TrialFailed(f"exit status {status}, see {log}: {' | '.join(last)}")
+        last = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
+        if status < 0:
+            raise TrialKilled(f"ended by {signal.Signals(-status).name}, see {log}: {last}")
+        raise TrialFailed(f"exit status {status}, see {log}: {last}")
     metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text())
     value = metrics.get(metric)
     if value is None or not math.isfinite(value):

@@ -20,7 +20,7 @@ def trial(number: int, state: str, value: float | None, rate: float | None, reas
     params = {} if rate is None else {"optim.rate": rate, "jitter": None if number % 2 else "[0.8,1.2]"}
     return {
         "number": number, "state": state, "params": params, "value": value, "measurements": {}, "folder": "t",
-        "seconds": 60.0 if state == "COMPLETE" else None, "reason": reason,
+        "seconds": 60.0 if state == "COMPLETE" else None, "reason": reason, "default": number == 0,
     }  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def page(folder: Path, **more: object) -> str:
         trial(0, "COMPLETE", 0.5, 1.0), trial(1, "COMPLETE", 0.6, 2.0), trial(2, "PRUNED", 0.1, 9.0),
         trial(3, "FAIL", None, 3.0, "exit status 1"), trial(4, "FAIL", None, None), trial(5, "RUNNING", None, 4.0),
     ]  # fmt: skip
-    best = {"number": 1, "value": 0.6, "command": "python -m samtrain +experiment=pretrain optim.rate=2.0"}
+    best = {"number": 1, "value": 0.6, "default": False, "command": "python -m samtrain +experiment=pretrain optim.rate=2.0"}
     content = {
         "metric": "val/miou_1", "direction": "maximize", "num_trials": 6, "dimensions": DIMENSIONS, "trials": trials,
         "importances": {"optim.rate": 0.75, "jitter": 0.25}, "best": best, "again": {}, **more,

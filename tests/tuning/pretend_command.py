@@ -5,12 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 MAIN = '''
-import json, sys, time
+import fcntl, json, sys, time
 from pathlib import Path
 
 given = dict(each.split("=", 1) for each in sys.argv[1:])
 run = Path(given["run_dir"].strip("'"))
 run.mkdir(parents=True, exist_ok=True)
+lock = open(run / ".lock", "w")
+try:
+    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError:
+    sys.exit("another process is working here")
+told = run / "told.json"
+if told.is_file() and json.loads(told.read_text()) != sys.argv[1:]:
+    sys.exit("it holds a run of another config")
+told.write_text(json.dumps(sys.argv[1:]))
 (run / "arguments.json").write_text(json.dumps(sys.argv[1:]))
 rate, points = float(given.get("optim.learning_rate_factor", 1)), int(given.get("prompts.num_points", 1))
 if "broken" in given.get("name", "") or (points == 5 and "fails_at_5" in given.get("name", "")):

@@ -55,7 +55,10 @@ def test_what_cannot_be_searched_is_said_with_its_key(key: str, values: dict, sa
         read_space({}, CONFIG, model=None)
 
 
-@pytest.mark.parametrize("value", [1, 0.1 + 0.2, 1e-7, True, False, None, "cosine", "[0.8,1.25]"])
+TEXTS = ["cosine", "[0.8,1.25]", "1", "null", "a, b", "it's", "a/b.c-d"]
+
+
+@pytest.mark.parametrize("value", [1, 0.1 + 0.2, 1e-7, True, False, None, *TEXTS])
 def test_a_value_comes_back_from_the_command_line(value: Any) -> None:
     (parsed,) = OverridesParser.create().parse_overrides([override("a.b", value)])
     wanted = [0.8, 1.25] if value == "[0.8,1.25]" else value

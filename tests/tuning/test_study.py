@@ -12,16 +12,18 @@ import pytest
 
 optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'samtrain[sweep]'")
 
-from samtrain.tuning import Dimension, Sweep, open_study  # noqa: E402
+from samtrain.tuning import Dimension, Sweep, Taken, lock_of, open_study  # noqa: E402
+from samtrain.tuning.study import without_password  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[2]
 SPACE = [Dimension("rate", 1.0, 0.1, 10.0, log=True), Dimension("points", 2, 1, 5)]
 
 
-def sweep(folder: Path, num_trials: int = 6, space: list[Dimension] = SPACE, stale_after: float = 60) -> Sweep:
+def sweep(folder: Path, num_trials: int = 6, space: list[Dimension] = SPACE, stale_after: float = 60, **about: str) -> Sweep:
     sampler = optuna.samplers.RandomSampler(seed=0)
     url = f"sqlite:///{folder / 'study.db'}"
-    study = open_study("s", url, space, direction="maximize", sampler=sampler, pruner=None)
-    return Sweep(study, space, num_trials, stale_after, folder / "trials")
+    study = open_study("s", url, space, about=about, direction="maximize", sampler=sampler, pruner=None)
+    return Sweep(study, space, num_trials, stale_after, folder / "trials", lock_of(url))
 
 
 def play(each: Sweep, pause: float = 0.0) -> list[int]:
@@ -47,15 +49,64 @@ def test_trial_0_is_the_default(tmp_path: Path) -> None:
     assert play(sweep(tmp_path, num_trials=8)) == [6, 7]
 
 
-def test_many_at_once_run_as_many_as_were_asked_for(tmp_path: Path) -> None:
-    each = [sweep(tmp_path, num_trials=9) for _ in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        done = [number for numbers in pool.map(lambda s: play(s, pause=0.02), each) for number in numbers]
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from tests.tuning.test_study import play, sweep
+folder, go = Path(sys.argv[1]), Path(sys.argv[1]) / "go"
+print("ready", flush=True)
+while not go.exists():
+    time.sleep(0.001)
+print(*play(sweep(folder, num_trials=9), pause=0.05))
+"""
+
+
+def test_processes_at_once_run_as_many_as_were_asked_for(tmp_path: Path) -> None:
+    """From the study's first moment on: no trial twice, none too many, one default."""
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    (tmp_path / "go").touch()
+    done = [int(number) for process in processes for number in process.communicate(timeout=120)[0].split()]
+    assert [process.returncode for process in processes] == [0] * 4
+    assert sorted(done) == list(range(9))
     found = sweep(tmp_path, num_trials=9)
-    assert len(done) == len(set(done)) == 9
-    assert states(found).count("COMPLETE") == 9 and "RUNNING" not in states(found)
-    assert all("one too many" in t.reason for t in found.trials() if t.state == "FAIL")
-    assert len({t.folder for t in found.trials() if t.state == "COMPLETE"}) == 9
+    assert states(found) == ["COMPLETE"] * 9
+    assert [trial.default for trial in found.trials()] == [True] + [False] * 8
+    assert len({trial.folder for trial in found.trials()}) == 9
+
+
+def test_many_find_a_killed_trial_and_one_takes_it_up(tmp_path: Path) -> None:
+    first = sweep(tmp_path, num_trials=2)
+    trial = first.next_trial()
+    trial.set_user_attr("process", f"{trial.user_attrs['process'].rpartition(':')[0]}:{dead_process()}")
+    others = [sweep(tmp_path, num_trials=2) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        taken = [each for each in pool.map(lambda s: s.next_trial(), others) if each is not None]
+    assert sorted(each.number for each in taken) == [1, 2]
+    assert [each.user_attrs.get("goes_on_with") for each in sorted(taken, key=lambda t: t.number)] == [0, None]
+    assert states(first).count("FAIL") == 1
+    with pytest.raises(Taken):  # what was taken for dead and is not
+        first.finish(trial, 1.0, 1.0)
+    with pytest.raises(Taken):
+        first.report(trial, 0, 1.0)
+
+
+def dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_default_that_failed_is_run_again(tmp_path: Path) -> None:
+    each = sweep(tmp_path)
+    each.fail(each.next_trial(), "no room on the disk")
+    again = sweep(tmp_path)
+    assert again.next_trial().user_attrs["default"] is True
+    assert [trial.default for trial in again.trials()] == [True, True]
+    sweep(tmp_path)  # it runs: not queued a third time
+    assert len(again.trials()) == 2
 
 
 def test_what_was_killed_goes_on_in_its_folder(tmp_path: Path) -> None:
@@ -63,10 +114,8 @@ def test_what_was_killed_goes_on_in_its_folder(tmp_path: Path) -> None:
     trial = each.next_trial()
     killed = {d.key: d.suggest(trial) for d in each.dimensions}
     assert sweep(tmp_path, num_trials=3).others() == 1  # this process is there: nobody takes it up
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
     host = trial.user_attrs["process"].rpartition(":")[0]
-    trial.set_user_attr("process", f"{host}:{dead.pid}")
+    trial.set_user_attr("process", f"{host}:{dead_process()}")
     again = sweep(tmp_path, num_trials=3)
     second = again.next_trial()
     assert second.user_attrs["folder"] == trial.user_attrs["folder"] and second.user_attrs["goes_on_with"] == 0
@@ -80,15 +129,12 @@ def test_a_process_of_another_machine_is_dead_when_it_is_silent(tmp_path: Path) 
     each = sweep(tmp_path, stale_after=0.2)
     trial = each.next_trial()
     trial.set_user_attr("process", "elsewhere:1")
-    each.take_up_killed()
-    assert states(each) == ["RUNNING"]
+    assert sweep(tmp_path, num_trials=1, stale_after=60).next_trial() is None
     time.sleep(0.3)
-    each.take_up_killed()
-    assert states(each) == ["FAIL", "WAITING"]
-    # killed before it had drawn its values: the default is still the first to be run
-    assert each.next_trial().user_attrs["goes_on_with"] == 0
-    assert {d.key: d.suggest(each.study.trials and optuna.trial.Trial(each.study, each.study.trials[1]._trial_id))
-            for d in SPACE} == {"rate": 1.0, "points": 2}  # fmt: skip
+    # killed before it had drawn its values: what goes on is the default all the same
+    again = each.next_trial()
+    assert again.user_attrs["goes_on_with"] == 0 and again.user_attrs["default"]
+    assert {d.key: d.suggest(again) for d in SPACE} == {"rate": 1.0, "points": 2}
 
 
 def test_given_back_it_is_the_next(tmp_path: Path) -> None:
@@ -101,10 +147,22 @@ def test_given_back_it_is_the_next(tmp_path: Path) -> None:
 
 def test_another_space_is_refused(tmp_path: Path) -> None:
     sweep(tmp_path)
-    with pytest.raises(ValueError, match="searches .*another tune.study"):
+    with pytest.raises(ValueError, match="points: 1 to 5 there, 1 to 6 here.*another tune.study"):
         sweep(tmp_path, space=[SPACE[0], Dimension("points", 2, 1, 6)])
-    with pytest.raises(ValueError, match="tune.storage .*cannot be opened"):
-        open_study("s", "nosql://x", SPACE, direction="maximize", sampler=optuna.samplers.RandomSampler(), pruner=None)
+    with pytest.raises(ValueError, match="metric: None there, val/other here"):
+        sweep(tmp_path, metric="val/other")
+
+
+@pytest.mark.parametrize("url", ["nosql://x", "study.db"])
+def test_a_storage_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"tune.storage .*sqlite:///FILE or postgresql://"):
+        sampler = optuna.samplers.RandomSampler()
+        open_study("s", url, SPACE, about={}, direction="maximize", sampler=sampler, pruner=None)
+
+
+def test_passwords_are_not_said() -> None:
+    assert without_password("postgresql://me:s3cret@host/trials") == "postgresql://me:***@host/trials"
+    assert lock_of("sqlite:///a/b.db") == Path("a/b.db.lock")
 
 
 def test_work_at_the_end_is_one_processes(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'samtrain[sweep]'")
 
 from samtrain import tasks  # noqa: E402
-from samtrain.tuning.trials import Command, end, measurements  # noqa: E402
+from samtrain.tuning.trials import Command, end, measurements, shares  # noqa: E402
 from tests.tuning.pretend_command import write_command  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +88,74 @@ def test_runs_that_fail_are_named(pretended: Path) -> None:
         run(pretended / "run", "name=broken", "tune.num_trials=4")
 
 
+def test_once_it_is_mended_the_same_sweep_goes_on(pretended: Path) -> None:
+    """The default failed for want of something: it is run again, and is the default still."""
+    more = ["tune.num_trials=4", "tune.seeds=[1]"]
+    main = pretended / "samtrain" / "__main__.py"
+    sound = main.read_text()
+    main.write_text("import sys; sys.exit('no room on the disk')")
+    with pytest.raises(ValueError, match="no room on the disk; once that is mended the same command goes on"):
+        run(pretended / "run", *more)
+    main.write_text(sound)
+    metrics = run(pretended / "run", *more)
+    told = json.loads((pretended / "run" / "tune.json").read_text())
+    assert [t["state"] for t in told["trials"]] == ["FAIL"] + ["COMPLETE"] * 4
+    assert [t["default"] for t in told["trials"]] == [True, True, False, False, False]
+    assert metrics["tune/default"] == pytest.approx(0.8)
+
+
+def test_a_sweep_that_is_extended_may_find_another_winner(pretended: Path) -> None:
+    for count in (2, 12):
+        metrics = run(pretended / "run", f"tune.num_trials={count}", "tune.seeds=[1]", "tune.pruner=null")
+    told = json.loads((pretended / "run" / "tune.json").read_text())
+    assert metrics["tune/winner_minus_default"] == pytest.approx(metrics["tune/best"] - 0.8)
+    assert told["best"]["number"] > 1 and (pretended / "run" / "again" / f"trial_{told['best']['number']:03}").is_dir()
+
+
+def test_a_run_that_a_signal_ended_goes_on(pretended: Path) -> None:
+    main = pretended / "samtrain" / "__main__.py"
+    once = "if not os.path.exists('killed'):\n    open('killed', 'w')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    main.write_text(f"import os, signal\n{once}" + main.read_text())
+    metrics = run(pretended / "run", "tune.num_trials=1", "tune.seeds=[]")
+    told = json.loads((pretended / "run" / "tune.json").read_text())
+    assert [t["state"] for t in told["trials"]] == ["FAIL", "COMPLETE"] and metrics["tune/default"] == pytest.approx(0.8)
+    assert told["trials"][0]["folder"] == told["trials"][1]["folder"]
+    assert told["best"]["default"] and told["again"] == {}
+
+
+def test_several_ranks_are_refused(pretended: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 ranks were launched"):
+        run(pretended / "run", "tune.num_trials=1")
+
+
+@pytest.mark.parametrize(
+    ("given", "workers", "devices", "wanted"),
+    [
+        (None, 3, 1, ["0", "1", "0"]),
+        ("4,5,6,7", 2, 2, ["4,5", "6,7"]),
+        ("4,5", 4, 1, ["4", "5", "4", "5"]),
+        (None, 1, 2, [None]),
+    ],
+)
+def test_gpus_are_dealt_out(monkeypatch, given: str | None, workers: int, devices: int, wanted: list) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    gpus = len(given.split(",")) if given else 2
+    assert [each.get("CUDA_VISIBLE_DEVICES") for each in shares(workers, devices, gpus)] == wanted
+    with pytest.raises(ValueError, match="tune.num_workers=1"):
+        shares(3, gpus, gpus)
+
+
+def test_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert shares(3, 1, 0) == [{"OMP_NUM_THREADS": "2"}] * 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert shares(2, 1, 0) == [{"OMP_NUM_THREADS": "5"}] * 2
+
+
 def test_some_may_fail(pretended: Path) -> None:
     run(pretended / "run", "name=fails_at_5", "tune.num_trials=6", "tune.seeds=[]", "tune.num_workers=2")
     told = json.loads((pretended / "run" / "tune.json").read_text())
@@ -100,6 +168,7 @@ def test_some_may_fail(pretended: Path) -> None:
     ("more", "said"),
     [
         (["tune.num_trials=0"], "tune.num_trials"),
+        (["tune.stale_after=5"], "tune.stale_after is 5: take 30"),
         (["tune.direction=up"], "maximize or minimize"),
         (["tune.metric=val/iou", "tune.seeds=[]"], r"no val/iou \(tune.metric\); it has test/miou_1"),
     ],
@@ -127,12 +196,16 @@ def test_rounds_are_measured_by_their_ledger(tmp_path: Path) -> None:
     assert measurements(tmp_path, "m") == [0.3, 0.3, 0.3]
 
 
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+
+
 def test_a_run_ends_with_all_that_it_began(tmp_path: Path, monkeypatch) -> None:
+    """A child that does not listen to the first signal, too."""
     (tmp_path / "samtrain").mkdir()
     (tmp_path / "samtrain" / "__init__.py").write_text("")
     (tmp_path / "samtrain" / "__main__.py").write_text(
-        "import os, subprocess, sys, time\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        "print(child.pid, flush=True)\ntime.sleep(60)\n"
+        f"import subprocess, sys, time\nchild = subprocess.Popen([sys.executable, '-c', {DEAF!r}], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\nprint(child.pid, flush=True)\ntime.sleep(60)\n"
     )
     monkeypatch.chdir(tmp_path)
     process = Command(()).start(tmp_path / "run", {})
@@ -140,10 +213,37 @@ def test_a_run_ends_with_all_that_it_began(tmp_path: Path, monkeypatch) -> None:
     while not log.read_text().endswith("\n"):
         time.sleep(0.05)
     end(process)
-    assert process.poll() is not None
-    stat = Path(f"/proc/{int(log.read_text())}/stat")
-    time.sleep(0.2)
-    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+    assert process.poll() is not None and is_gone(int(log.read_text()))
+
+
+def test_a_run_ends_where_its_sweep_is_gone(tmp_path: Path) -> None:
+    """`SAMTRAIN_PARENT`: a command of the sweep, which is killed, is not left to go on alone."""
+    sweep = (
+        "import time\nfrom pathlib import Path\nfrom samtrain.tuning.trials import Command\n"
+        "process = Command(('task=preview', 'data_dir=shards')).start(Path('run'), {})\n"
+        "print(process.pid, flush=True)\ntime.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    parent = subprocess.Popen([sys.executable, "-c", sweep], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    log = tmp_path / "run" / "output.log"
+    until = time.monotonic() + 60
+    while "python -m samtrain" not in log.read_text() and time.monotonic() < until:
+        time.sleep(0.05)  # it has begun its work
+    parent.kill()
+    parent.wait()
+    assert is_gone(child)
+
+
+def is_gone(pid: int) -> bool:
+    """Within some seconds; one that nobody waits for is a zombie."""
+    stat, until = Path(f"/proc/{pid}/stat"), time.monotonic() + 20
+    while time.monotonic() < until:
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    return False
 
 
 @pytest.mark.slow
