@@ -42,7 +42,9 @@ def test_where_there_is_little_room_the_test_comes_first(tmp_path: Path) -> None
 
 def test_sets_are_columns(tmp_path: Path) -> None:
     lines = said({"a/miou_1": 0.1, "b/miou_1": 0.2, "mean/miou_1": 0.15, "a/miou_1_low": 0.0}, tmp_path, 120).splitlines()
-    assert lines[1].split() == ["a", "b", "mean"] and lines[2].split() == ["1", "click", "0.100", "0.200", "0.150"]
+    assert lines[1].split() == ["mean", "a", "b"] and lines[2].split() == ["1", "click", "0.150", "0.100", "0.200"]
+    groups = said({"test/men/miou_1": 0.6, "test/women/miou_1": 0.5}, tmp_path, 120).splitlines()
+    assert groups[1].split() == ["test/men", "test/women"]
 
 
 def test_nothing_is_added_where_there_is_no_terminal(tmp_path: Path) -> None:

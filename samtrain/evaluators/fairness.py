@@ -1,7 +1,8 @@
 """Whether a SAM serves groups alike (section 6, "segmenting people"; appendix C): mIoU by group, with intervals.
 
-The paper's protocol: points drawn on the object, 1 and 3 of them, mean IoU with 95 % intervals. Groups are whatever column
-there is: of people, of microscopes, of sites.
+The paper's protocol: the random one of appendix D, in which the first point is drawn on the object and each further one lies
+in the middle of the error; mean IoU at 1 and 3 points with 95 % intervals. Groups are whatever column there is: of people,
+of microscopes, of sites.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,9 @@ class Milestone:
     masks_seen:         objects that the loss was taken of, each time counted, over all trainings up to here
     images_seen:        pictures, likewise
     annotator_seconds:  modelled, or people's, so far (data-engine runs)
-    device_hours:       of training, times the devices
+    device_hours:       of the training, validations included, times the devices of the run; of rounds that were killed the
+                        last process's alone, without the detector; of one training its whole run's, in proportion of steps.
+                        None where no clock was read
     """
 
     name: str
@@ -27,14 +30,15 @@ class Milestone:
     masks_seen: float
     images_seen: float
     annotator_seconds: float | None
-    device_hours: float
+    device_hours: float | None
 
 
-def milestones(run_dir: Path, devices: int = 1) -> list[Milestone]:
+def milestones(run_dir: Path) -> list[Milestone]:
     """Those of a run of the data engine: the first model and the one of each round; of one training: its best and its last.
 
     Raises ValueError for a directory that holds neither, or a checkpoint that is gone.
     """
+    devices = _devices(run_dir)
     if (run_dir / "ledger.jsonl").is_file():
         lines = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
         return _of_rounds(run_dir, lines, devices)
@@ -45,7 +49,7 @@ def milestones(run_dir: Path, devices: int = 1) -> list[Milestone]:
     hours = _hours(run_dir, devices)
     last = max(counts.values(), key=lambda each: each["global_step"])["global_step"] or 1
     return [
-        Milestone(path.stem, str(path), None, each["masks_seen"], each["images_seen"], None, hours * each["global_step"] / last)
+        Milestone(path.stem, str(path), None, each["masks_seen"], each["images_seen"], None, _share(hours, each, last))
         for path, each in sorted(counts.items(), key=lambda item: item[1]["global_step"])
     ]
 
@@ -80,7 +84,19 @@ def _counts(path: Path) -> dict[str, float]:
     return {name: float(content.get(name, 0)) for name in ("masks_seen", "images_seen", "global_step")}
 
 
-def _hours(run_dir: Path, devices: int) -> float:
+def _hours(run_dir: Path, devices: int) -> float | None:
     path = run_dir / "metrics.json"
-    seconds = json.loads(path.read_text()).get("time/seconds", 0.0) if path.is_file() else 0.0
-    return seconds * devices / 3600
+    seconds = json.loads(path.read_text()).get("time/seconds") if path.is_file() else None
+    return None if seconds is None else seconds * devices / 3600
+
+
+def _share(hours: float | None, counts: dict[str, float], last: float) -> float | None:
+    return None if hours is None else hours * counts["global_step"] / last
+
+
+def _devices(run_dir: Path) -> int:
+    """Of all nodes of the run, 1 where its config is not there."""
+    path = run_dir / ".hydra" / "config.yaml"
+    trainer = (yaml.safe_load(path.read_text()) if path.is_file() else {}).get("trainer", {})
+    devices = trainer.get("devices", 1)
+    return (len(devices) if isinstance(devices, list) else int(devices)) * int(trainer.get("num_nodes", 1))

@@ -102,9 +102,10 @@ def summarise(rows: Sequence[Row], seed: int = 0) -> dict[str, float]:
 
 def mean_over_sets(sets: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean over sets of each number that all have, every set counting once (the paper's top line); counts are summed."""
-    summed = ("objects", "pictures", *(f"failures_{100 * level:.0f}" for level in LEVELS))
+    summed = ("objects", "pictures", "ungrouped", *(f"failures_{100 * level:.0f}" for level in LEVELS))
     names = [name for name in sets[0] if not name.endswith(("_low", "_high")) and all(name in each for each in sets)]
-    return {name: float((np.sum if name in summed else np.mean)([each[name] for each in sets])) for name in names}
+    over = {name: np.sum if name.rsplit("/", 1)[-1] in summed else np.mean for name in names}
+    return {name: float(over[name]([each[name] for each in sets])) for name in names}
 
 
 def _is_reported(name: str) -> bool:

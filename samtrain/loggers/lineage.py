@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samtrain.loggers.wandb_run import SamWandbLogger, add_to
+from samtrain.loggers.wandb_run import SamWandbLogger, add_to, losing_nothing
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +42,8 @@ def log_round(logger: SamWandbLogger, files: RoundFiles, numbers: Mapping[str, f
     """
     if logger.log_artifacts == "none":
         return
-    import wandb
-
-    try:
+    with losing_nothing(f"round {files.number} with its files"):
         _log(logger, files, numbers)
-    except wandb.Error as error:
-        log.warning("round %d is not on W&B with its files: %s", files.number, error)
 
 
 def _log(logger: SamWandbLogger, files: RoundFiles, numbers: Mapping[str, float]) -> None:

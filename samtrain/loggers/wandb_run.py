@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
+import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from samtrain.panels import ClickedObject
+
+log = logging.getLogger(__name__)
 
 AXIS, ROUND = "images_seen", "ledger/round"  # what curves are drawn against: pictures seen, rounds of the data engine
 ARTIFACTS = ("references", "files", "none")
@@ -35,8 +40,15 @@ class SamWandbLogger(WandbLogger):
 
     @property
     def experiment(self) -> Any:
+        import wandb
+
         begun = self._experiment is not None
-        experiment = super().experiment
+        try:
+            experiment = super().experiment
+        except wandb.Error as error:
+            raise ValueError(
+                f"W&B did not begin a run ({error}): run `wandb login`, or set logger.wandb.offline=true, or logger=csv"
+            ) from error
         if not begun and hasattr(experiment, "define_metric"):
             experiment.define_metric(AXIS)
             experiment.define_metric(ROUND)
@@ -100,16 +112,31 @@ def _overlays(each: ClickedObject) -> dict[str, Any]:
 
 
 def add_to(artifact: Any, path: Path, name: str, *, upload: bool) -> None:
-    """A file by its contents, or by where it lies."""
+    """A file by its contents, or by where it lies; that is not read again: who adds it says in the name what is in it."""
     if upload:
         artifact.add_file(str(path), name=name, policy="immutable")  # no copy of it in W&B's own folder
     else:
-        artifact.add_reference(path.resolve().as_uri(), name=name)
+        artifact.add_reference(path.resolve().as_uri(), name=name, checksum=False)
 
 
 def kept_id(path: Path) -> str:
-    """The id of a run on the server, drawn once and then read again."""
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(uuid.uuid4().hex[:8])
+    """The id of a run on the server, drawn once, by whichever rank is first, and then read again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn = uuid.uuid4().hex[:8]
+    beside = path.with_name(f"{path.name}.{drawn}")
+    beside.write_text(drawn)
+    with contextlib.suppress(FileExistsError):
+        os.link(beside, path)  # whole, and only where there is none
+    beside.unlink()
     return path.read_text()
+
+
+@contextlib.contextmanager
+def losing_nothing(what: str) -> Iterator[None]:
+    """What goes wrong with W&B at the end of a piece of work is said, and what was worked for is kept."""
+    import wandb
+
+    try:
+        yield
+    except (wandb.Error, OSError, ValueError, AttributeError) as error:  # its artifacts raise all of these
+        log.warning("%s is not on W&B: %s", what, error)

@@ -60,7 +60,7 @@ NAMES = (
     ("objects", "objects", ""),
     ("pictures", "pictures", ""),
 )
-# of the same names in other experiments: table 6, perceived gender, age and skin tone of people, points drawn at random
+# of the same names in other experiments: table 6, perceived gender, age and skin tone of people, the first point drawn
 FAIRNESS = {"miou_1": "0.515 to 0.629 by group (people)", "miou_3": "0.901 to 0.926 by group (people)"}
 NOTE = "In brackets 95 % intervals, of a bootstrap over pictures. The paper's figures are those of ViT-H on its own sets."
 

@@ -18,8 +18,8 @@ ROWS = {
     "nuclei_ap": "nuclei AP", "pq": "PQ", "boundary_f": "boundary F", "ods": "ODS", "ois": "OIS", "ap": "edge AP",
     "r50": "R50", "best": "best trial", "default": "default", "winner_minus_default": "winner − default, test",
 }  # fmt: skip
-COLUMNS = {"test/start_": "before the rounds", "test/": "test", "val/": "validation"}  # by what a name begins with
-FIRST = ("test", "before the rounds", "validation")  # where there is no room for all
+BEFORE = "before the rounds"
+FIRST = ("test", BEFORE, "validation", "mean")  # where there is no room for all
 MAX_COLUMNS = 6
 NARROW, COLUMN = 34, 18  # characters: of the words, and of a column of numbers
 
@@ -59,8 +59,9 @@ def _cells(metrics: Metrics) -> dict[tuple[str, str], float]:
     cells = {}
     for key, value in metrics.items():
         prefix, _, name = key.rpartition("/")
-        column = next((words for start, words in COLUMNS.items() if key.startswith(start)), prefix)
-        name = name.removeprefix("start_") if column == COLUMNS["test/start_"] else name
+        if prefix == "test" and name.startswith("start_"):
+            prefix, name = BEFORE, name.removeprefix("start_")
+        column = "validation" if prefix == "val" else prefix
         if value is not None and name in ROWS and prefix:
             cells[column, name] = value
     return cells

@@ -59,7 +59,7 @@ def main(run_dir: str, directory: str) -> None:
     training = read_training(Path(directory))
     # one that outlived the rounds' process still trains here
     with held(training.directory) if is_first_rank() else nullcontext():
-        result = train(config, training, make_loggers(training.directory, config["logger"], config))
+        result = train(config, training, make_loggers(training.directory, config["logger"], config, part_of=Path(run_dir)))
         if is_first_rank():
             write_whole(training.directory / RESULT, json.dumps(asdict(result), default=str))
 

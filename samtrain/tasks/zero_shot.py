@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from samtrain.data.once import naming_full_disk, write_whole
-from samtrain.data.shards import Record, expand_urls
+from samtrain.data.shards import Record, digest, expand_urls
 from samtrain.evaluators.learning_curve import Milestone, milestones
 from samtrain.evaluators.zero_shot_edges import EdgePicture, edge_pictures
 from samtrain.evaluators.zero_shot_points import mean_over_sets
@@ -24,13 +24,13 @@ from samtrain.loggers import finish, make_loggers
 from samtrain.report.page import write_report
 from samtrain.tasks.build import Config, device_of
 from samtrain.tasks.fit import costs
-from samtrain.tasks.protocols import PROTOCOLS, Protocol
-from samtrain.tasks.run_dir import Metrics, write_metrics
+from samtrain.tasks.protocols import PROTOCOLS, Look, Protocol, groups_of
+from samtrain.tasks.run_dir import Metrics, num_ranks, write_metrics
 from samtrain.tasks.sets import open_set, records
-from samtrain.tasks.training import num_devices
 
 log = logging.getLogger(__name__)
 
+INPUTS = "inputs.json"  # the files that the rows are of
 ROWS = "rows*.jsonl"  # a file a process, a line a picture: the set's name, the picture's key and number, its rows
 SAY_EVERY = 30.0  # seconds
 Row = dict[str, Any]
@@ -47,22 +47,23 @@ class Part:
 
 def run(config: Config, run_dir: Path) -> Metrics:
     """Write `rows*.jsonl`, `objects.parquet` (a row an object), `zero_shot.json`, `metrics.json` and `report.html`."""
-    begin = time.perf_counter()
-    _check(config)
+    begin, protocol = time.perf_counter(), PROTOCOLS[_check(config)]
+    loggers = make_loggers(run_dir, config["logger"], config)[1:]
     sets, missing = _sets(config)
-    steps = milestones(Path(config["zero_shot"]["run"]), num_devices(config)) if _is_curve(config) else []
+    steps = milestones(Path(config["zero_shot"]["run"])) if _is_curve(config) else []
     parts = _parts(config, sets, steps)
+    _check_groups(config, parts)
+    _check_same(run_dir, _identities(config, parts))
     _look_at_all(config, run_dir, parts)
 
     rows = _finished(run_dir)
-    protocol = _protocol(config, parts[0].checkpoint, 0)
     metrics: Metrics = {}
     of_sets: list[dict[str, float]] = []
     for part in parts:
         found = [row for _, of_picture in rows.get(part.name, []) for row in of_picture]
         if not found:
             raise ValueError(f"zero_shot.sets.{part.name}: no picture of it holds an object")
-        of_sets.append(protocol.summary(found))
+        of_sets.append(protocol.summary(found, config))
         metrics.update({f"{part.name}/{key}": value for key, value in of_sets[-1].items()})
         log.info("%s: %s", part.name, _line(of_sets[-1]))
     if len(of_sets) > 1 and not steps:
@@ -74,7 +75,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     metrics.update(costs(run_dir, begin))
     write_metrics(run_dir, metrics)
     log.info("report: %s", write_report(run_dir))
-    finish(make_loggers(run_dir, config["logger"], config)[1:], metrics, objects=objects)
+    finish(loggers, metrics, objects=objects)
     return metrics
 
 
@@ -142,11 +143,46 @@ def _items(config: Config, part: Part) -> Iterator[tuple[int, Record | EdgePictu
         yield number, item
 
 
-def _protocol(config: Config, checkpoint: str, worker: int) -> Protocol:
+def _open(config: Config, checkpoint: str, worker: int) -> Look:
     device = device_of(config)
     if device.type == "cuda":
         device = torch.device("cuda", worker % torch.cuda.device_count())
-    return PROTOCOLS[config["zero_shot"]["protocol"]](config, checkpoint, device)
+    return PROTOCOLS[config["zero_shot"]["protocol"]].open(config, checkpoint, device)
+
+
+def _identities(config: Config, parts: list[Part]) -> dict[str, str]:
+    """What decides every row: weights by their contents, tars by size and time, tables by their contents."""
+    found = {part.checkpoint: digest(part.checkpoint) for part in parts}
+    for tar in sorted({url for part in parts for url in part.urls}):
+        stat = os.stat(tar)
+        found[tar] = f"{stat.st_size} bytes of {stat.st_mtime_ns}"
+    for key in ("boxes", "groups"):
+        if (table := config["zero_shot"][key]) is not None:
+            found[table] = digest(table)
+    return found
+
+
+def _check_same(run_dir: Path, identities: dict[str, str]) -> None:
+    """ValueError where a run that is gone on with would mix rows of other files."""
+    path = run_dir / INPUTS
+    stored = json.loads(path.read_text()) if path.is_file() else identities
+    changed = sorted(name for name in stored.keys() | identities.keys() if stored.get(name) != identities.get(name))
+    if changed:
+        raise ValueError(f"{changed[0]} has changed since {run_dir} was begun, and its rows with it: take another run_dir")
+    write_whole(path, json.dumps(identities, indent=1) + "\n")
+
+
+def _check_groups(config: Config, parts: list[Part]) -> None:
+    """ValueError, before anything is encoded, where no object has a group."""
+    if config["zero_shot"]["protocol"] != "fairness":
+        return
+    group_of = groups_of(config)
+    for part in parts:
+        records_of = records(part.urls, config["data"]["on_error"])
+        if not any(group_of(each, a) is not None for each in records_of for a in each.annotation["annotations"]):
+            name, table = config["zero_shot"]["group_by"], config["zero_shot"]["groups"]
+            where = f"in {table} (zero_shot.groups), by key and id" if table else "as a field of its annotations"
+            raise ValueError(f"zero_shot.group_by is {name!r}: no object of {part.name} has it {where}")
 
 
 # ---- who looks at it
@@ -196,20 +232,20 @@ def _worker(config: Config, path: Path, parts: list[Part], done: set[tuple[str, 
 def _look(config: Config, path: Path, parts: list[Part], done: set[tuple[str, str]], index: int, count: int) -> None:
     """Those pictures whose number leaves `index` when divided by `count`; a line each is added to the file."""
     parent, said = multiprocessing.parent_process(), time.monotonic()
-    protocols: dict[str, Protocol] = {}  # of the checkpoint at work
+    looks: dict[str, Look] = {}  # of the checkpoint at work
     with open(path, "a", encoding="utf-8") as file:
         for part in parts:
             for number, item in _items(config, part):
                 if number % count != index or (part.name, item.key) in done:
                     continue
-                if part.checkpoint not in protocols:
-                    protocols = {part.checkpoint: _protocol(config, part.checkpoint, index)}
-                rows = protocols[part.checkpoint].look(item)
+                if part.checkpoint not in looks:
+                    looks = {part.checkpoint: _open(config, part.checkpoint, index)}
+                rows = looks[part.checkpoint](item)
+                if parent is not None and not parent.is_alive():
+                    return  # another one may be at this picture by now
                 with naming_full_disk(path):
                     file.write(json.dumps({"set": part.name, "number": number, "picture": item.key, "rows": rows}) + "\n")
                     file.flush()
-                if parent is not None and not parent.is_alive():
-                    return
                 if time.monotonic() - said > SAY_EVERY:
                     said = time.monotonic()
                     log.info("%s: picture %d", part.name, number + 1)
@@ -232,14 +268,14 @@ def _done(run_dir: Path) -> set[tuple[str, str]]:
 
 
 def _finished(run_dir: Path) -> dict[str, list[tuple[int, list[Row]]]]:
-    """All rows by set, in the order of the pictures, whoever looked at them."""
-    found: dict[str, list[tuple[int, list[Row]]]] = {}
+    """All rows by set, in the order of the pictures, whoever looked at them; of two that did, one counts."""
+    found: dict[str, dict[int, list[Row]]] = {}
     for path in sorted(run_dir.glob(ROWS)):
         with open(path, encoding="utf-8") as file:
             for line in file:
                 content = json.loads(line)
-                found.setdefault(content["set"], []).append((content["number"], content["rows"]))
-    return {name: sorted(pictures, key=lambda each: each[0]) for name, pictures in found.items()}
+                found.setdefault(content["set"], {})[content["number"]] = content["rows"]
+    return {name: sorted(pictures.items()) for name, pictures in found.items()}
 
 
 def _objects(protocol: Protocol, rows: dict[str, list[tuple[int, list[Row]]]]) -> list[Row]:
@@ -279,8 +315,11 @@ def _is_curve(config: Config) -> bool:
     return config["zero_shot"]["protocol"] == "learning_curve"
 
 
-def _check(config: Config) -> None:
+def _check(config: Config) -> str:
+    """The protocol's name."""
     settings = config["zero_shot"]
+    if num_ranks() > 1:
+        raise ValueError(f"task=zero_shot is one process and {num_ranks()} ranks were launched: set zero_shot.num_workers")
     if settings["protocol"] not in PROTOCOLS:
         raise ValueError(f"zero_shot.protocol is {settings['protocol']!r}: take one of {', '.join(PROTOCOLS)}")
     if _is_curve(config):
@@ -298,6 +337,7 @@ def _check(config: Config) -> None:
             raise ValueError(f"zero_shot.{key} is {settings[key]!r}, which is no file")
     if not isinstance(settings["num_workers"], int) or settings["num_workers"] < 1:
         raise ValueError(f"zero_shot.num_workers is {settings['num_workers']!r}: take a whole number of 1 and more")
+    return str(settings["protocol"])
 
 
 def _line(metrics: dict[str, float]) -> str:

@@ -14,6 +14,7 @@ from pretend_predictor import write_pool
 from scipy.io import savemat
 
 from samtrain import tasks
+from samtrain.loggers import make_loggers
 from samtrain.modeling.build import load_sam
 from samtrain.modeling.checkpoints import save_official
 from samtrain.tasks import protocols
@@ -123,6 +124,32 @@ def test_two_processes_find_the_same(tmp_path: Path, given: list[str]) -> None:
     assert numbers(again) == two and not (tmp_path / "two" / "rows.jsonl").read_text()
 
 
+def test_rows_of_other_files_are_not_gone_on_with(tmp_path: Path, given: list[str]) -> None:
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(Path(given[0].removeprefix("checkpoint=")).read_bytes())
+    command = ["+experiment=zero_shot_points", f"checkpoint={model}", given[1]]
+    whole = run(tmp_path / "run", *command)
+    rows = tmp_path / "run" / "rows.jsonl"
+    first = rows.read_text().splitlines()[0]
+    rows.write_text(rows.read_text() + first + "\n")  # a worker that outlived its run looked at it, too
+    assert numbers(run(tmp_path / "run", *command)) == numbers(whole)
+    write_model(model, seed=1)
+    with pytest.raises(ValueError, match="model.safetensors has changed since .*another run_dir"):
+        run(tmp_path / "run", *command)
+
+
+def test_several_ranks_are_refused(tmp_path: Path, given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="4 ranks were launched: set zero_shot.num_workers"):
+        run(tmp_path / "run", "+experiment=zero_shot_points", *given)
+
+
+def test_groups_are_looked_for_before_anything_is_encoded(tmp_path: Path, given: list[str], monkeypatch) -> None:
+    monkeypatch.setattr(protocols, "load_sam", lambda *a, **s: pytest.fail("a model was loaded"))
+    with pytest.raises(ValueError, match="zero_shot.group_by is 'gender': no object of one has it as a field"):
+        run(tmp_path / "run", "+experiment=fairness", *given, "zero_shot.group_by=gender")
+
+
 def test_the_same_numbers_whichever_way_the_weights_came_in(tmp_path: Path, given: list[str]) -> None:
     ours = given[0].removeprefix("checkpoint=")
     official = save_official(load_sam(ours), tmp_path / "sam.pth")
@@ -140,6 +167,12 @@ def test_wandb_has_the_numbers_and_a_row_an_object(tmp_path: Path, given: list[s
     table = json.loads((found.files / found.history[-1]["objects/path"]).read_text())
     assert len(table["data"]) == 6 and {"set", "iou_1", "area"} <= set(table["columns"])
     assert ("key" in table["columns"]) is (images == "true")
+    # nothing of the pictures' names in anything that would be sent
+    sent = [path for path in found.path.parent.rglob("*") if path.is_file()]
+    named = [path.name for path in sent if b"scene_00" in path.read_bytes()]
+    assert bool(named) is (images == "true"), named
+    (logger,) = make_loggers(tmp_path / "again", {"wandb": {"offline": True, "log_images": images == "true"}})[1:]
+    assert ("settings" in logger._wandb_init) is (images == "false")  # type: ignore[attr-defined]
 
 
 def test_pictures_in_their_own_pixels(tmp_path: Path, given: list[str]) -> None:
