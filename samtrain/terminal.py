@@ -30,9 +30,17 @@ def log_through_console() -> None:
     for handler in [each for each in root.handlers if type(each) is logging.StreamHandler and each.stream is sys.stdout]:
         ours = RichHandler(console=console(), show_path=False, show_level=False, log_time_format="%H:%M:%S", highlighter=plain)
         ours.setLevel(handler.level)
-        ours.setFormatter(logging.Formatter("%(message)s"))
+        ours.setFormatter(_Words("%(message)s"))
         root.removeHandler(handler)
         root.addHandler(ours)
+
+
+class _Words(logging.Formatter):
+    """The message, and before it what it is where it is more than information."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
 
 
 def follow(items: Iterable[T], words: str, total: int) -> Iterator[T]:

@@ -67,4 +67,6 @@ def test_the_log_passes_the_console_of_the_display(monkeypatch: pytest.MonkeyPat
     assert (plain in root.handlers) is not is_terminal
     root.info("round 1: [bold] is no markup")
     assert ("round 1: [bold] is no markup" in screen.file.getvalue()) is is_terminal  # type: ignore[attr-defined]
+    root.warning("left out")
+    assert ("warning: left out" in screen.file.getvalue()) is is_terminal  # type: ignore[attr-defined]
     assert list(terminal.follow([1, 2, 3], "counting", 3)) == [1, 2, 3]
