@@ -196,11 +196,13 @@ def open_study(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     about = {**about, "direction": direction, **{each.key: _words(each) for each in dimensions}}
     pruner = pruner or optuna.pruners.NopPruner()
+    default = {each.key: each.default for each in dimensions}
     with alone(lock_of(storage)):
         kept = _storage(storage)
         try:
             study = optuna.create_study(study_name=name, storage=kept, sampler=sampler, pruner=pruner, direction=direction)
-            study.set_user_attr("about", about)
+            _queue_default(study, default)
+            study.set_user_attr("about", about)  # last: others wait for it
         except optuna.exceptions.DuplicatedStudyError:
             sampler.reseed_rng()  # or two processes would propose the same
             study = optuna.load_study(study_name=name, storage=kept, sampler=sampler, pruner=pruner)
@@ -209,7 +211,7 @@ def open_study(
             keys = sorted(key for key in stored.keys() | about.keys() if stored.get(key) != about.get(key))
             differing = "; ".join(f"{key}: {stored.get(key)} there, {about.get(key)} here" for key in keys)
             raise ValueError(f"the study {name!r} is another one ({differing}): take the same settings, or another tune.study")
-        _queue_default(study, {each.key: each.default for each in dimensions})
+        _queue_default(study, default)
     return study
 
 
