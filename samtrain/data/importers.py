@@ -35,7 +35,7 @@ __all__ = ["PrepareConfig", "prepare"]
 log = logging.getLogger(__name__)
 
 MANIFEST = "prepare.json"
-PREPARE_VERSION = 2  # raise it when the same input gives other shards: sets on disk are keyed by it
+PREPARE_VERSION = 3  # raise it when the same input gives other shards: sets on disk are keyed by it
 CHUNK = 32  # pictures checked between two savings of the progress
 EXAMPLES = 20  # refusals of one reason that prepare.json names; the log has all
 

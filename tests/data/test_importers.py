@@ -19,6 +19,7 @@ from pycocotools import mask as coco_mask
 
 from samtrain.data import importers
 from samtrain.data.decode import decode_image
+from samtrain.data.formats import CocoInstances
 from samtrain.data.importers import PrepareConfig, prepare
 from samtrain.data.shards import Record, digest, index_tar, read_record, safe_key
 from samtrain.ops.rle import decode_rle, encode_mask
@@ -107,6 +108,22 @@ def test_sa1b_folder_keeps_bytes_and_masks(tmp_path: Path) -> None:
 
 def coco(images: list[dict], annotations: list[dict]) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": []}
+
+
+def test_frequencies_of_lvis_come_along(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(picture()).save(tmp_path / "pictures" / "000.jpg")
+    first, second, third = masks()
+    objects = [(first, 5), (second, 6), (third, 7)]
+    annotations = [
+        {"id": i, "image_id": 3, "segmentation": encode_mask(m), "category_id": c} for i, (m, c) in enumerate(objects)
+    ]
+    content = coco([{"id": 3, "file_name": "000.jpg", "width": W, "height": H}], annotations)
+    content["categories"] = [{"id": 5, "frequency": "r"}, {"id": 6, "frequency": "f"}, {"id": 7}]
+    (tmp_path / "lvis.json").write_text(json.dumps(content))
+    source = CocoInstances(tmp_path / "pictures", tmp_path / "lvis.json")
+    (entry,) = source.entries()
+    assert [each.get("frequency") for each in source.read(entry).objects] == ["r", "f", None]
 
 
 @pytest.mark.parametrize("naming", ["file_name", "coco_url"])
