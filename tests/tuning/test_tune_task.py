@@ -39,6 +39,8 @@ def run(folder: Path, *overrides: str) -> dict:
 
 @pytest.fixture
 def pretended(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.setattr("samtrain.tuning.trials.LOOK_EVERY", 0.05)
+    monkeypatch.setattr("samtrain.tasks.tune.WAIT", 0.05)
     monkeypatch.chdir(write_command(tmp_path))
     return tmp_path
 
@@ -71,7 +73,7 @@ def test_a_sweep_from_the_default_to_the_winner(pretended: Path, caplog) -> None
 
 
 def test_what_lags_behind_is_pruned(pretended: Path) -> None:
-    more = ["tune.pruner.n_startup_trials=1", "tune.pruner.n_warmup_steps=1", "callbacks.log_every_steps=2"]
+    more = ["tune.pruner.n_startup_trials=1", "tune.pruner.n_warmup_steps=1", "callbacks.log_every_steps=1"]
     metrics = run(pretended / "run", "tune.num_trials=5", "tune.num_workers=5", "tune.seeds=[]", *more)
     told = json.loads((pretended / "run" / "tune.json").read_text())
     pruned = [t for t in told["trials"] if t["state"] == "PRUNED"]
