@@ -135,8 +135,10 @@ def test_three_readers(undisturbed: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_killed_ten_times_it_ends_the_same(model: Path, source: Path, undisturbed: Path, tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "times"), [(1, 10), (2, 5)])
+def test_killed_again_and_again_it_ends_the_same(
+    model: Path, source: Path, undisturbed: Path, tmp_path: Path, workers: int, times: int
+) -> None:
     """With its workers, by SIGKILL, at random moments of writing: no byte is another.
 
     Undisturbed by as many processes, for each has its share of the threads, and they decide how float32 rounds.
@@ -147,7 +149,7 @@ def test_killed_ten_times_it_ends_the_same(model: Path, source: Path, undisturbe
         alike = tmp_path / "undisturbed"
         by_command(model, source, alike, tmp_path / "first", f"generator.num_workers={workers}")
     kills = 0
-    while kills < 10 and not (output / "manifest.json").is_file():
+    while kills < times and not (output / "manifest.json").is_file():
         given = overrides(model, source, output, tmp_path / "run", f"generator.num_workers={workers}")
         arguments = [sys.executable, "-m", "samtrain", *given]
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -161,7 +163,7 @@ def test_killed_ten_times_it_ends_the_same(model: Path, source: Path, undisturbe
             os.killpg(process.pid, signal.SIGKILL)
             kills += 1
         process.wait()
-    assert kills >= 8
+    assert kills >= 0.8 * times
     by_command(model, source, output, tmp_path / "run", f"generator.num_workers={workers}")
     assert shards(output) == shards(alike)
     assert validate(str(output)).is_sound
