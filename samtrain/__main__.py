@@ -54,12 +54,14 @@ def overview() -> str:
         ("tasks", "task=", TASKS),
         ("scales", "scale=", _headers("scale")),
         ("data", "data=", _headers("data")),
+        ("what task=tune searches", "tune=", {name: line for name, line in _headers("tune").items() if name != "base"}),
     ]
     return USAGE + "".join(_table(*part) for part in parts) + "\n" + HINTS
 
 
 def _table(title: str, prefix: str, lines: dict[str, str]) -> str:
-    return f"\n{title}\n" + "".join(f"  {prefix + name:28} {line}\n" for name, line in lines.items())
+    width = max(28, *(len(prefix + name) for name in lines))
+    return f"\n{title}\n" + "".join(f"  {prefix + name:{width}} {line}\n" for name, line in lines.items())
 
 
 def _headers(group: str) -> dict[str, str]:
