@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from samtrain.tasks import resolve
 from samtrain.tuning.space import override, read_space
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
 
 CONFIG = {"optim": {"rate": 1.0}, "prompts": {"points": 3}, "jitter": [0.8, 1.25], "flip": True, "name": None}
 
@@ -63,3 +69,21 @@ def test_a_value_comes_back_from_the_command_line(value: Any) -> None:
     (parsed,) = OverridesParser.create().parse_overrides([override("a.b", value)])
     wanted = [0.8, 1.25] if value == "[0.8,1.25]" else value
     assert parsed.value() == wanted and isinstance(parsed.value(), type(wanted))
+
+
+@pytest.mark.parametrize("space", sorted(path.stem for path in (CONF / "tune").glob("*.yaml") if path.stem != "base"))
+def test_every_search_space_contains_the_default(space: str) -> None:
+    """And each end of each dimension is a setting that composes."""
+    experiment = f"+experiment={'stage1' if space == 'rounds' else 'pretrain'}"
+
+    def config_of(*more: str) -> dict[str, Any]:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return resolve(compose("config", overrides=[experiment, f"tune={space}", "run_dir=run", *more]))
+
+    config = config_of()
+    dimensions = read_space(config["tune"]["space"], config, model=config["model"]["name"])
+    for ends in (0, -1):
+        given = [override(d.key, d.choices[ends] if d.choices else (d.low, d.high)[ends]) for d in dimensions]
+        composed = config_of(*given, *config["tune"]["overrides"])
+        assert composed["tune"]["space"] == config["tune"]["space"]
