@@ -21,6 +21,7 @@ from samtrain.prompts import CentreSampler, seeded_generator
 log = logging.getLogger(__name__)
 
 REPORTED = (1, 2, 3, 5, 9)  # clicks at which the paper reports
+TOGETHER = 32  # objects clicked at once, at most
 MAX_PIXELS = 1 << 24  # objects times pixels answered at once: 64 MB of float32 logits
 Row = dict[str, Any]
 
@@ -33,7 +34,7 @@ def evaluate_clicks(
     num_points: int = 5,
     max_masks: int | None = None,
     seed: int = 0,
-    chunk: int = 32,
+    chunk: int = TOGETHER,
     on_error: str = "raise",
 ) -> tuple[dict[str, float], list[Row]]:
     """Mean IoU over the objects of all pictures after 1, 2, 3, 5, 9 clicks (as far as `num_points` goes) and for a box.
@@ -71,18 +72,30 @@ def _rows_of_picture(
     chunk: int,
 ) -> list[Row]:
     rows: list[Row] = []
-    objects, size = record.annotation["annotations"], size_of(record)
-    chunk = max(1, min(chunk, MAX_PIXELS // (size[0] * size[1])))
-    for start in range(0, len(chosen), chunk):
-        indices = chosen[start : start + chunk]
-        masks = torch.from_numpy(np.stack([decode_rle(objects[i]["segmentation"], size) for i in indices]))
-        masks = masks.to(predictor.device)
+    for indices, masks in objects_together(record, chosen, predictor.device, chunk):
         scores = click_ious(predictor.decoder(), masks, num_points) | box_ious(predictor.decoder(), masks)
         scores = {name: ious for name, ious in scores.items() if name not in _unreported(num_points)}
         for n, i in enumerate(indices):
             ious = {name: float(values[n]) for name, values in scores.items()}
             rows.append({"key": record.key, "object": i, "area": int(masks[n].sum()), **ious})
     return rows
+
+
+def objects_together(
+    record: Record, chosen: list[int], device: torch.device, most: int = TOGETHER
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Indices and (N, H, W) bool masks of the chosen objects, in their order, as many as are clicked at once."""
+    objects, size = record.annotation["annotations"], size_of(record)
+    together = max(1, min(most, MAX_PIXELS // (size[0] * size[1])))
+    for start in range(0, len(chosen), together):
+        indices = chosen[start : start + together]
+        masks = torch.from_numpy(np.stack([decode_rle(objects[i]["segmentation"], size) for i in indices]))
+        yield indices, masks.to(device)
+
+
+def draw_of(record: Record, seed: int, number: int) -> int:
+    """The seed of the random clicks on the chosen objects from `number` on: a function of the seed and the record's key."""
+    return int(torch.randint(2**31, (), generator=seeded_generator("cpu", seed, number, *record.key.encode())))
 
 
 def _unreported(num_points: int) -> set[str]:

@@ -12,15 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from samtrain.data.shards import Record
-from samtrain.evaluators.clicks import MAX_PIXELS, choose_objects, click_ious, image_of, size_of
+from samtrain.evaluators.clicks import choose_objects, click_ious, draw_of, image_of, objects_together
 from samtrain.evaluators.summaries import mean_with_interval
-from samtrain.ops.rle import decode_rle
 from samtrain.predictor import SamPredictor
-from samtrain.prompts import seeded_generator
 
 CLICKS = (1, 3)
 Row = dict[str, Any]
@@ -60,13 +57,10 @@ def fairness_rows(
         return []
     predictor.set_image(image_of(record))
     rows: list[Row] = []
-    objects, size = record.annotation["annotations"], size_of(record)
-    together = max(1, min(32, MAX_PIXELS // (size[0] * size[1])))
-    for start in range(0, len(chosen), together):
-        indices = chosen[start : start + together]
-        masks = torch.from_numpy(np.stack([decode_rle(objects[i]["segmentation"], size) for i in indices]))
-        draw = int(torch.randint(2**31, (), generator=seeded_generator("cpu", seed, start, *record.key.encode())))
-        ious = click_ious(predictor.decoder(), masks.to(predictor.device), max(CLICKS), first="random", seed=draw)
+    objects = record.annotation["annotations"]
+    for indices, masks in objects_together(record, chosen, predictor.device):
+        draw = draw_of(record, seed, len(rows))
+        ious = click_ious(predictor.decoder(), masks, max(CLICKS), first="random", seed=draw)
         for n, i in enumerate(indices):
             rows.append(
                 {

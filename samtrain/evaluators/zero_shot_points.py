@@ -16,18 +16,17 @@ import torch
 
 from samtrain.data.shards import Record
 from samtrain.evaluators.clicks import (
-    MAX_PIXELS,
     REPORTED,
     box_ious,
     choose_objects,
     click_ious,
+    draw_of,
     image_of,
+    objects_together,
     size_of,
-)  # fmt: skip
+)
 from samtrain.evaluators.summaries import MAX_CLICKS, clicks_until, mean_with_interval
-from samtrain.ops.rle import decode_rle
 from samtrain.predictor import SamPredictor
-from samtrain.prompts import seeded_generator
 
 LEVELS = (0.80, 0.85, 0.90)  # IoU at which clicks are counted: NoC@80, 85, 90
 Row = dict[str, Any]
@@ -53,15 +52,11 @@ def point_rows(predictor: SamPredictor, record: Record, *, max_masks: int | None
 
     rows: list[Row] = []
     objects, size = record.annotation["annotations"], size_of(record)
-    together = max(1, min(32, MAX_PIXELS // (size[0] * size[1])))
-    for start in range(0, len(chosen), together):
-        indices = chosen[start : start + together]
-        masks = torch.from_numpy(np.stack([decode_rle(objects[i]["segmentation"], size) for i in indices]))
-        masks = masks.to(predictor.device)
+    for indices, masks in objects_together(record, chosen, predictor.device):
         begun = time.perf_counter()
         scores = click_ious(predictor.decoder(), masks, MAX_CLICKS, enough=LEVELS[-1])
         seconds = (time.perf_counter() - begun) / (len(scores) - 1) / len(indices)
-        draw = int(torch.randint(2**31, (), generator=seeded_generator("cpu", seed, start, *record.key.encode())))
+        draw = draw_of(record, seed, len(rows))
         anywhere = click_ious(predictor.decoder(), masks, REPORTED[-1], first="random", seed=draw)
         scores |= {f"random_{name}": ious for name, ious in anywhere.items() if _is_reported(name)}
         scores |= box_ious(predictor.decoder(), masks)
