@@ -149,12 +149,12 @@ def make_predictor(sam: Sam, *, native: bool) -> SamPredictor:
     return TiledPredictor(sam) if native else SamPredictor(sam)
 
 
-def device_of(config: Config) -> torch.device:
-    """Where pictures are predicted: the trainer's accelerator, its first device."""
+def device_of(config: Config, worker: int | None = None) -> torch.device:
+    """Where pictures are predicted: the trainer's accelerator, its first device, or of several workers the GPU of one."""
     accelerator = config["trainer"]["accelerator"]
     if accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda")
+    return torch.device("cuda") if worker is None else torch.device("cuda", worker % torch.cuda.device_count())
 
 
 def make_prompts(config: Config) -> Sampler:

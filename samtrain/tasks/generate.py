@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from samtrain.report.page import write_report
 from samtrain.tasks.build import Config, device_of
 from samtrain.tasks.fit import costs
 from samtrain.tasks.generated import compare_with_truth, draw_panels, generated_metrics, write_generated
+from samtrain.tasks.processes import CONTEXT, as_worker, run_together
 from samtrain.tasks.run_dir import Metrics, write_metrics
 from samtrain.terminal import console
 
@@ -38,7 +36,6 @@ PRODUCTION = (
 # what may differ between those who work in one folder, now or later: it changes no byte of a shard
 FREE = ("input", "output", "num_workers", "num_parts", "part", "on_error", "panels", "truth")
 LINE_EVERY = 30  # seconds, where the output is no terminal
-LOOK_EVERY = 0.5
 
 
 def run(config: Config, run_dir: Path) -> Metrics:
@@ -95,71 +92,40 @@ def _work(config: Config, pictures: list[InputPicture], fragments: Fragments) ->
     if not todo:
         return pace
     log.info("%d of %d pictures to do, %d processes, into %s", todo, len(pictures), count, fragments.output)
-    # processes that are begun anew, for CUDA and OpenMP do not survive a fork
-    context = multiprocessing.get_context("spawn")
-    counters = [context.Value("q", 0) for _ in range(3)]
     if count == 1:
         with _Display(pace) as display:
             _run_worker(config, pictures, parts[0], lambda *counts: display.add(1, *counts))
         return pace
+    counters = [CONTEXT.Value("q", 0) for _ in range(3)]
     workers = [
-        context.Process(target=_worker, args=(config, pictures, part, counters), name=f"part {part.index}")
-        for part in parts
+        CONTEXT.Process(target=_worker, args=(config, pictures, part, counters), name=f"part {part.index}") for part in parts
     ]
-    for worker in workers:
-        worker.start()
-    try:
-        with _Display(pace) as display:
-            while any(worker.is_alive() for worker in workers):
-                time.sleep(LOOK_EVERY)
-                display.set(*(counter.value for counter in counters))
-                if any(worker.exitcode for worker in workers):
-                    break
-            display.set(*(counter.value for counter in counters))
-    except BaseException:  # as by Ctrl-C
-        _end(workers)
-        raise
-    if failed := [worker for worker in workers if worker.exitcode]:
-        _end(workers)
-        raise ValueError(
-            f"{len(failed)} of {count} processes failed ({failed[0].name} with exit status {failed[0].exitcode}); what it said "
-            "stands above. What is finished stays: mend it and give the same command with the same generator.output"
+    with _Display(pace) as display:
+        run_together(
+            workers,
+            "with the same generator.output",
+            meanwhile=lambda: display.set(*(counter.value for counter in counters)),
         )
     return pace
 
 
-def _end(workers: list[Any]) -> None:
-    for worker in workers:
-        worker.terminate()
-        worker.join()
-
-
 def _worker(config: Config, pictures: list[InputPicture], part: Part, counters: Any) -> None:
     """What a process of several does."""
-    logging.basicConfig(level=logging.INFO, format="[%(asctime)s][%(name)s][%(levelname)s] - %(message)s")
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // config["generator"]["num_workers"]))
 
     def report(masks: int, refused: bool) -> None:
         for counter, value in zip(counters, (1, masks, int(refused)), strict=True):
             with counter.get_lock():
                 counter.value += value
 
-    try:
+    with as_worker(config["generator"]["num_workers"]):
         _run_worker(config, pictures, part, report)
-    except (ValueError, OSError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        sys.exit(str(error))
 
 
 def _run_worker(config: Config, pictures: list[InputPicture], part: Part, report: Any) -> None:
     settings = config["generator"]
-    device = device_of(config)
-    if device.type == "cuda":
-        device = torch.device("cuda", part.index % torch.cuda.device_count())
     produce(
         pictures,
-        make_generator(config, device),
+        make_generator(config, device_of(config, part.index)),
         Fragments(Path(settings["output"]), len(pictures), settings["pictures_per_shard"]),
         part,
         first_image_id=settings["first_image_id"],

@@ -6,14 +6,11 @@ import json
 import logging
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from samtrain.data.once import naming_full_disk, write_whole
 from samtrain.data.shards import Record, digest, expand_urls
@@ -24,6 +21,7 @@ from samtrain.loggers import finish, make_loggers
 from samtrain.report.page import write_report
 from samtrain.tasks.build import Config, device_of
 from samtrain.tasks.fit import costs
+from samtrain.tasks.processes import CONTEXT, as_worker, run_together
 from samtrain.tasks.protocols import PROTOCOLS, Look, Protocol, groups_of
 from samtrain.tasks.run_dir import Metrics, num_ranks, write_metrics
 from samtrain.tasks.sets import open_set, records
@@ -47,7 +45,9 @@ class Part:
 
 def run(config: Config, run_dir: Path) -> Metrics:
     """Write `rows*.jsonl`, `objects.parquet` (a row an object), `zero_shot.json`, `metrics.json` and `report.html`."""
-    begin, protocol = time.perf_counter(), PROTOCOLS[_check(config)]
+    begin = time.perf_counter()
+    _check(config)
+    protocol = PROTOCOLS[config["zero_shot"]["protocol"]]
     loggers = make_loggers(run_dir, config["logger"], config)[1:]
     sets, missing = _sets(config)
     steps = milestones(Path(config["zero_shot"]["run"])) if _is_curve(config) else []
@@ -101,8 +101,8 @@ def _sets(config: Config) -> tuple[dict[str, list[str]], dict[str, dict[str, Any
     for name, said in named.items():
         if not isinstance(said, dict):
             found[name] = expand_urls(said)
-        elif _is_there(said["shards"]):
-            found[name] = expand_urls(said["shards"])
+        elif tars := _on_disk(said["shards"]):
+            found[name] = tars
         else:
             missing[name] = said
             how = f"licence: {said['licence']}; {' '.join(said['get'].split())}"
@@ -112,11 +112,12 @@ def _sets(config: Config) -> tuple[dict[str, list[str]], dict[str, dict[str, Any
     return found, missing
 
 
-def _is_there(shards: str) -> bool:
+def _on_disk(shards: str) -> list[str]:
+    """The tars of a known set, none where it was not brought."""
     try:
-        return bool(expand_urls(shards))
+        return expand_urls(shards)
     except (ValueError, OSError):
-        return False
+        return []
 
 
 def _parts(config: Config, sets: dict[str, list[str]], steps: list[Milestone]) -> list[Part]:
@@ -141,13 +142,6 @@ def _items(config: Config, part: Part) -> Iterator[tuple[int, Record | EdgePictu
             raise ValueError(f"zero_shot.sets.{part.name} has two pictures {item.key!r}: make its shards sets of their own")
         seen.add(item.key)
         yield number, item
-
-
-def _open(config: Config, checkpoint: str, worker: int) -> Look:
-    device = device_of(config)
-    if device.type == "cuda":
-        device = torch.device("cuda", worker % torch.cuda.device_count())
-    return PROTOCOLS[config["zero_shot"]["protocol"]].open(config, checkpoint, device)
 
 
 def _identities(config: Config, parts: list[Part]) -> dict[str, str]:
@@ -190,48 +184,29 @@ def _check_groups(config: Config, parts: list[Part]) -> None:
 
 def _look_at_all(config: Config, run_dir: Path, parts: list[Part]) -> None:
     """Every picture that has no rows yet, by `zero_shot.num_workers` processes, one a GPU where there are any."""
-    count, done = config["zero_shot"]["num_workers"], _done(run_dir)
+    count, done = config["zero_shot"]["num_workers"], {(each["set"], each["picture"]) for each in _read(run_dir)}
     if count == 1:
         _look(config, run_dir / "rows.jsonl", parts, done, 0, 1)
         return
-    context = multiprocessing.get_context("spawn")  # begun anew, for CUDA and OpenMP do not survive a fork
-    workers = [
-        context.Process(target=_worker, args=(config, run_dir / f"rows_{i}.jsonl", parts, done, i, count)) for i in range(count)
-    ]
-    for worker in workers:
-        worker.start()
-    try:
-        while any(worker.is_alive() for worker in workers) and not any(worker.exitcode for worker in workers):
-            time.sleep(0.2)
-    finally:
-        failed = any(worker.exitcode for worker in workers)
-        for worker in workers:
-            if failed or sys.exc_info()[0]:
-                worker.terminate()
-            worker.join()
-    if failed:
-        raise ValueError(
-            "one of the processes failed, what it said stands above; what is finished stays: mend it and give the same command "
-            f"with run_dir={run_dir}"
-        )
+    run_together(
+        [
+            CONTEXT.Process(target=_worker, args=(config, run_dir / f"rows_{i}.jsonl", parts, done, i, count), name=f"part {i}")
+            for i in range(count)
+        ],
+        f"with run_dir={run_dir}",
+    )
 
 
 def _worker(config: Config, path: Path, parts: list[Part], done: set[tuple[str, str]], index: int, count: int) -> None:
     """What a process of several does."""
-    logging.basicConfig(level=logging.INFO, format="[%(asctime)s][%(name)s][%(levelname)s] - %(message)s")
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
-    try:
+    with as_worker(count):
         _look(config, path, parts, done, index, count)
-    except (ValueError, OSError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        log.error("%s", error)
-        sys.exit(1)
 
 
 def _look(config: Config, path: Path, parts: list[Part], done: set[tuple[str, str]], index: int, count: int) -> None:
     """Those pictures whose number leaves `index` when divided by `count`; a line each is added to the file."""
     parent, said = multiprocessing.parent_process(), time.monotonic()
+    protocol = PROTOCOLS[config["zero_shot"]["protocol"]]
     looks: dict[str, Look] = {}  # of the checkpoint at work
     with open(path, "a", encoding="utf-8") as file:
         for part in parts:
@@ -239,7 +214,7 @@ def _look(config: Config, path: Path, parts: list[Part], done: set[tuple[str, st
                 if number % count != index or (part.name, item.key) in done:
                     continue
                 if part.checkpoint not in looks:
-                    looks = {part.checkpoint: _open(config, part.checkpoint, index)}
+                    looks = {part.checkpoint: protocol.open(config, part.checkpoint, device_of(config, index))}
                 rows = looks[part.checkpoint](item)
                 if parent is not None and not parent.is_alive():
                     return  # another one may be at this picture by now
@@ -251,30 +226,24 @@ def _look(config: Config, path: Path, parts: list[Part], done: set[tuple[str, st
                     log.info("%s: picture %d", part.name, number + 1)
 
 
-def _done(run_dir: Path) -> set[tuple[str, str]]:
-    """Pictures of an interrupted run, by set and key; a line that was cut is taken off its file."""
-    done = set()
-    for path in run_dir.glob(ROWS):
+def _read(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """The lines of all processes, now and of an interrupted run; one that was cut is taken off its file."""
+    for path in sorted(run_dir.glob(ROWS)):
         whole = 0
         with open(path, "rb+") as file:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
                 whole += len(line)
-                content = json.loads(line)
-                done.add((content["set"], content["picture"]))
+                yield json.loads(line)
             file.truncate(whole)
-    return done
 
 
 def _finished(run_dir: Path) -> dict[str, list[tuple[int, list[Row]]]]:
     """All rows by set, in the order of the pictures, whoever looked at them; of two that did, one counts."""
     found: dict[str, dict[int, list[Row]]] = {}
-    for path in sorted(run_dir.glob(ROWS)):
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                content = json.loads(line)
-                found.setdefault(content["set"], {})[content["number"]] = content["rows"]
+    for content in _read(run_dir):
+        found.setdefault(content["set"], {})[content["number"]] = content["rows"]
     return {name: sorted(pictures.items()) for name, pictures in found.items()}
 
 
@@ -315,8 +284,7 @@ def _is_curve(config: Config) -> bool:
     return config["zero_shot"]["protocol"] == "learning_curve"
 
 
-def _check(config: Config) -> str:
-    """The protocol's name."""
+def _check(config: Config) -> None:
     settings = config["zero_shot"]
     if num_ranks() > 1:
         raise ValueError(f"task=zero_shot is one process and {num_ranks()} ranks were launched: set zero_shot.num_workers")
@@ -337,7 +305,6 @@ def _check(config: Config) -> str:
             raise ValueError(f"zero_shot.{key} is {settings[key]!r}, which is no file")
     if not isinstance(settings["num_workers"], int) or settings["num_workers"] < 1:
         raise ValueError(f"zero_shot.num_workers is {settings['num_workers']!r}: take a whole number of 1 and more")
-    return str(settings["protocol"])
 
 
 def _line(metrics: dict[str, float]) -> str:
