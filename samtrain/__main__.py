@@ -5,10 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import signal
 import sys
-import threading
-import time
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -90,14 +87,15 @@ def compose_and_run() -> None:
             tasks.check_task(config.task)
             values = tasks.resolve(config)
             keep_freed_memory()
+            from samtrain.tuning.trials import end_with_parent
+
             end_with_parent()
-            from samtrain.tasks.run_dir import is_first_rank, open_run  # from here on it takes seconds: torch
+            from samtrain.tasks.closing import show_closing  # from here on it takes seconds: torch
+            from samtrain.tasks.run_dir import is_first_rank, open_run
+            from samtrain.terminal import console, log_through_console
 
             if not is_first_rank():  # what the first one says is true of all
                 logging.getLogger().setLevel(logging.WARNING)
-            from samtrain.tasks.closing import show_closing
-            from samtrain.terminal import console, log_through_console
-
             log_through_console()
             with open_run(Path(settings.runtime.output_dir), values, overrides) as run_dir:
                 metrics = tasks.run(values, run_dir)
@@ -111,22 +109,6 @@ def compose_and_run() -> None:
             sys.exit("HYDRA_FULL_ERROR=1 shows where this came from")
 
     job()
-
-
-def end_with_parent() -> None:
-    """End where the sweep that began this run is gone (`SAMTRAIN_PARENT`): nobody would read what it finds."""
-    parent = os.environ.pop("SAMTRAIN_PARENT", None)  # not for what this run begins
-    if parent is None:
-        return
-
-    def watch() -> None:
-        while str(os.getppid()) == parent:
-            time.sleep(1)
-        if os.getpgrp() == os.getpid():  # with what it has begun itself; as killed, what is half done is gone on with
-            os.killpg(os.getpgrp(), signal.SIGKILL)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def keep_freed_memory() -> None:

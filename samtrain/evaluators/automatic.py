@@ -25,6 +25,11 @@ class PictureMasks:
     records: Sequence[dict[str, Any]]
 
 
+def measure(pictures: Sequence[PictureMasks]) -> dict[str, Any]:
+    """`ar_100`, `precision_50`, `precision_75`, `masks_per_image`; None as in `evaluate_automatic`."""
+    return _measure(pictures, [_best_ious(picture) for picture in pictures])
+
+
 def evaluate_automatic(pictures: Sequence[PictureMasks]) -> dict[str, Any]:
     """`ar_100`, `precision_50`, `precision_75`, `masks_per_image`; and under `by_pred_iou` and `by_stability` the same for
     records that reach each threshold, where the generator's own was not higher than that.

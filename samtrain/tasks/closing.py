@@ -8,6 +8,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from samtrain.report.tables import duration
 from samtrain.tasks.run_dir import Metrics
 
 # names as people say them; what stands nowhere here is in metrics.json and on the page
@@ -69,5 +70,5 @@ def _cells(metrics: Metrics) -> dict[tuple[str, str], float]:
 
 def _costs(metrics: Metrics) -> str:
     seconds, peak = metrics.get("time/seconds"), metrics.get("memory/peak_gb")
-    took = "" if seconds is None else f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    took = "" if seconds is None else duration(seconds)
     return ", ".join(part for part in (took, f"{peak:.1f} GB at most" if peak else "") if part)

@@ -223,7 +223,8 @@ class Work:
         if not self.shared:
             return
         path = self.run_dir / ".hydra" / "rounds_logged"
-        begin = int(path.read_text()) if path.is_file() else first_round(self.config) if first_round(self.config) > 1 else 0
+        taken_over = first_round(self.config) if self.config["stage1_run"] else 0
+        begin = int(path.read_text()) if path.is_file() else taken_over
         for end in range(begin + 1, len(ledger) + 1):
             self._log_line(ledger[:end])
             write_whole(path, str(end))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from samtrain.data.shards import Record
-from samtrain.evaluators.automatic import PictureMasks, evaluate_automatic
+from samtrain.evaluators.automatic import PictureMasks, measure
 from samtrain.evaluators.clicks import image_of
 from samtrain.evaluators.edge_matching import EdgeCounts, edge_metrics
 from samtrain.evaluators.fairness import GroupOf, fairness_rows, read_groups, summarise_groups
@@ -98,7 +98,7 @@ def _automatic_summary(rows: list[Row], config: Config) -> dict[str, float]:
         )
         for row in rows
     ]
-    found = {name: value for name, value in evaluate_automatic(pictures).items() if isinstance(value, float)}
+    found = {name: value for name, value in measure(pictures).items() if value is not None}
     small, large = config["size_limits"]
     return found | full_truth_metrics(pictures, size_limits=(small, large))
 

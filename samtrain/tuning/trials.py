@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,22 @@ class Command:
                 start_new_session=True,
                 env={**os.environ, **env, PARENT: str(os.getpid())},
             )
+
+
+def end_with_parent() -> None:
+    """End where the sweep that began this run is gone (`SAMTRAIN_PARENT`): nobody would read what it finds."""
+    parent = os.environ.pop(PARENT, None)  # not for what this run begins
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while str(os.getppid()) == parent:
+            time.sleep(1)
+        if os.getpgrp() == os.getpid():  # with what it has begun itself; as killed, what is half done is gone on with
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def shares(workers: int, devices: int, gpus: int) -> list[dict[str, str]]:
