@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from samtrain.embeddings import EmbeddingStore, load_embedding, save_embedding
-    from samtrain.generator import SamAutomaticMaskGenerator
+    from samtrain.inference.embeddings import EmbeddingStore, load_embedding, save_embedding
+    from samtrain.inference.generator import SamAutomaticMaskGenerator
+    from samtrain.inference.predictor import SamPredictor
+    from samtrain.inference.tiled import TiledPredictor
     from samtrain.modeling.build import build_sam, load_sam
     from samtrain.modeling.checkpoints import save_official, save_safetensors
-    from samtrain.predictor import SamPredictor
-    from samtrain.tiled import TiledPredictor
 
 __all__ = [
     "EmbeddingStore",
@@ -34,12 +34,12 @@ _HOMES = {
     "load_sam": "samtrain.modeling.build",
     "save_official": "samtrain.modeling.checkpoints",
     "save_safetensors": "samtrain.modeling.checkpoints",
-    "SamAutomaticMaskGenerator": "samtrain.generator",
-    "SamPredictor": "samtrain.predictor",
-    "TiledPredictor": "samtrain.tiled",
-    "EmbeddingStore": "samtrain.embeddings",
-    "load_embedding": "samtrain.embeddings",
-    "save_embedding": "samtrain.embeddings",
+    "SamAutomaticMaskGenerator": "samtrain.inference.generator",
+    "SamPredictor": "samtrain.inference.predictor",
+    "TiledPredictor": "samtrain.inference.tiled",
+    "EmbeddingStore": "samtrain.inference.embeddings",
+    "load_embedding": "samtrain.inference.embeddings",
+    "save_embedding": "samtrain.inference.embeddings",
 }
 
 

@@ -90,8 +90,8 @@ def compose_and_run() -> None:
             from samtrain.tuning.trials import end_with_parent
 
             end_with_parent()
-            from samtrain.tasks.closing import show_closing  # from here on it takes seconds: torch
-            from samtrain.tasks.run_dir import is_first_rank, open_run
+            from samtrain.run.closing import show_closing  # from here on it takes seconds: torch
+            from samtrain.run.directory import is_first_rank, open_run
             from samtrain.terminal import console, log_through_console
 
             if not is_first_rank():  # what the first one says is true of all

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from pretend_predictor import PretendPredictor, eroded
 
-from samtrain.data.once import write_whole
 from samtrain.data_engine.annotators import Picture, PictureAnnotation, SimulatedAnnotator
 from samtrain.data_engine.ledger import LedgerLine, read_ledger
 from samtrain.data_engine.stages import DetectorRequest, FitRequest, FitResult, Tools
+from samtrain.files import write_text
 
 LINE = LedgerLine(
     round=0,
@@ -123,7 +123,7 @@ class World:
         self.detector_requests.append(request)
         self.called("detector")
         request.directory.mkdir(parents=True, exist_ok=True)
-        write_whole(request.directory / "detector.pth", f"{request.steps} steps on {len(request.shards)} shards")
+        write_text(request.directory / "detector.pth", f"{request.steps} steps on {len(request.shards)} shards")
         return request.directory / "detector.pth"
 
     def load_detector(self, path: Path) -> PretendDetector:

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from samtrain import tasks
-from samtrain.tasks import run_dir as run_dir_module
-from samtrain.tasks.run_dir import open_run
+from samtrain.run import directory as run_dir_module
+from samtrain.run.directory import open_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,9 +50,9 @@ def test_unknown_task_lists_all() -> None:
     assert all(name in str(error.value) for name in tasks.TASKS)
 
 
-def test_every_task_is_a_module() -> None:
-    for name in tasks.TASKS:
-        assert (ROOT / "samtrain" / "tasks" / f"{name}.py").is_file()
+def test_the_tasks_folder_holds_exactly_the_verbs_that_are_listed() -> None:
+    found = {path.stem for path in (ROOT / "samtrain" / "tasks").iterdir() if not path.name.startswith("__")}
+    assert found == set(tasks.TASKS)
 
 
 def test_unknown_task_leaves_no_run_behind(tmp_path: Path) -> None:
@@ -126,14 +126,14 @@ def test_other_config_is_refused_with_the_differences(tmp_path: Path) -> None:
 
 
 def test_a_run_killed_at_its_very_beginning_has_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run_dir_module.write_whole
+    whole = run_dir_module.write_text
 
     def dying(path: Path, text: str) -> None:
         if path.name == "config.yaml":
             raise KeyboardInterrupt
         whole(path, text)
 
-    monkeypatch.setattr(run_dir_module, "write_whole", dying)
+    monkeypatch.setattr(run_dir_module, "write_text", dying)
     with pytest.raises(KeyboardInterrupt), open_run(tmp_path, config(), []):
         pass
     monkeypatch.undo()

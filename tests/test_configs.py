@@ -18,21 +18,21 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_class
 
-from samtrain.data.prepare_config import PrepareConfig
+from samtrain.data.prepare.prepare_config import PrepareConfig
 from samtrain.data_engine.pool import share_out
 from samtrain.detector import DetectorRecipe, build_detector
-from samtrain.loggers import make_loggers
 from samtrain.modeling.build import sam_config
 from samtrain.modeling.checkpoints import save_official, save_safetensors
 from samtrain.modeling.sam import SAM_CONFIGS, Sam
-from samtrain.optim import OptimConfig, param_groups, rate_factor, run_milestones
 from samtrain.prompts import seeded_generator
+from samtrain.run.build import learning_rate_of, make_loss, make_prompts, make_sam, optim_config, sam_config_of
+from samtrain.run.training import micro_batches, validation_interval
 from samtrain.tasks import TASKS, resolve
 from samtrain.tasks import detector as detector_task
-from samtrain.tasks.build import learning_rate_of, make_loss, make_prompts, make_sam, optim_config, sam_config_of
-from samtrain.tasks.generate import PRODUCTION
-from samtrain.tasks.schedule import rounds_of
-from samtrain.tasks.training import micro_batches, validation_interval
+from samtrain.tasks.generate.task import PRODUCTION
+from samtrain.tasks.rounds.schedule import rounds_of
+from samtrain.training.loggers import make_loggers
+from samtrain.training.optim import OptimConfig, param_groups, rate_factor, run_milestones
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 MISSING = {  # what only the user knows
@@ -333,7 +333,7 @@ def test_every_target_takes_its_keys(override: str) -> None:
 
 def test_sam_and_sa1b_are_what_their_sources_say() -> None:
     """The public class's defaults; appendix B: 3,072 clicks on 21 crops."""
-    defaults = inspect.signature(get_class("samtrain.generator.SamAutomaticMaskGenerator")).parameters
+    defaults = inspect.signature(get_class("samtrain.inference.generator.SamAutomaticMaskGenerator")).parameters
     sam = config_of("generator=sam")["generator"]
     for key in sam.keys() - {*PRODUCTION, "_target_", "_partial_", "output_mode"}:
         assert sam[key] == pytest.approx(defaults[key].default), key

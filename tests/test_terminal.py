@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from samtrain import terminal
-from samtrain.tasks.closing import closing, show_closing
+from samtrain.run.closing import closing, show_closing
 
 METRICS = {
     "val/miou_1": 0.5, "test/miou_1": 0.612, "test/start_miou_1": 0.4, "test/box_miou": None, "test/box_ap": 0.3,

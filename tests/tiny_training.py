@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from samtrain.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
-from samtrain.lit_sam import LitSam
-from samtrain.loggers import AppendingCSVLogger
 from samtrain.losses import SamLoss
 from samtrain.modeling.sam import Sam, SamConfig
-from samtrain.optim import OptimConfig
 from samtrain.prompts import PromptSampler
+from samtrain.training.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from samtrain.training.lit_sam import LitSam
+from samtrain.training.loggers import AppendingCSVLogger
+from samtrain.training.optim import OptimConfig
 from samtrain.types import Batch
 
 SIZE = 32

@@ -14,11 +14,11 @@ from models import official_sam, our_sam
 from paired import arguments, begin, compare, finish
 
 from samtrain.data.decode import decode_shown
-from samtrain.data.formats import Sa1bFolder
+from samtrain.data.prepare.formats import Sa1bFolder
 from samtrain.evaluators.clicks import click_ious
+from samtrain.inference.predictor import SamPredictor
 from samtrain.ops.points import centre_points
 from samtrain.ops.rle import decode_rle
-from samtrain.predictor import SamPredictor
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 `python experiments/benchmarks/gpu.py --model vit_h --json h200.json`. Peers are segment_anything's modules and transformers'
 encoder under the same autocast. The peer's step keeps every graph, so it is asked for as many masks as fit, halved until they
-do. MFU is the model's operations (samtrain/plan.py) over the GPU's dense bf16 peak, `--peak-tflops`.
+do. MFU is the model's operations (samtrain/training/plan.py) over the GPU's dense bf16 peak, `--peak-tflops`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from step import our_step, picture, their_step
 from torch import nn
 
 from samtrain.losses import SamLoss
-from samtrain.plan import step_cost
 from samtrain.prompts import PromptSampler
+from samtrain.training.plan import step_cost
 
 PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "4090": 165.0}  # vendor's dense bf16 TFLOP/s
 

@@ -14,14 +14,14 @@ import json
 from pathlib import Path
 
 from samtrain.data.decode import decode_image
+from samtrain.data.scenes.synthetic import make_synthetic
 from samtrain.data.shards import expand_urls, index_tar, read_record
-from samtrain.data.synthetic import make_synthetic
 from samtrain.data_engine.coverage import compare, coverage, share_above
 from samtrain.data_engine.prefill import AutomaticMask, PrefillConfig, Prefiller
 from samtrain.detector import load_detector
+from samtrain.inference.predictor import SamPredictor
 from samtrain.modeling.build import load_sam
 from samtrain.ops.rle import RLE
-from samtrain.predictor import SamPredictor
 
 GRID = {
     "box_score_thresh": (0.2, 0.5, 0.8),

@@ -21,11 +21,11 @@ import numpy as np
 from braceexpand import braceexpand
 from webdataset.writer import TarWriter
 
-from samtrain.data.once import naming_full_disk
 from samtrain.data.tar_index import IMAGE_EXTENSIONS, ShardIndex, index_tar, sidecar_path
+from samtrain.files import explain_full_disk, sync
 
 __all__ = [
-    "IMAGE_EXTENSIONS", "Record", "ShardIndex", "ShardWriter", "digest", "expand_urls", "index_tar", "is_remote",
+    "IMAGE_EXTENSIONS", "Record", "ShardIndex", "ShardWriter", "expand_urls", "index_tar", "is_remote",
     "parse_annotation", "read_record", "safe_key",
 ]  # fmt: skip
 MAX_KEY_BYTES = 90  # a ustar name holds 100 bytes; the rest is for the extension
@@ -169,7 +169,7 @@ class ShardWriter:
         self._check(key, ext)
         annotation = {**annotation, "image": {**annotation["image"], "file_name": f"{key}.{ext}"}}
         text = json.dumps(annotation, separators=(",", ":"), default=_to_plain)
-        with naming_full_disk(self._next_path()):
+        with explain_full_disk(self._next_path()):
             if self._tar is None:
                 self._file = open(f"{self._next_path()}.partial", "wb")  # noqa: SIM115, closed in _finish
                 self._tar = TarWriter(self._file, encoder=False, mtime=0)
@@ -219,22 +219,16 @@ class ShardWriter:
         """End the archive, bring it to disk, give it its name, drop an index of an earlier file of that name."""
         path = self._next_path()
         assert self._tar is not None
-        with naming_full_disk(path):
+        with explain_full_disk(path):
             self._tar.close()
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             sidecar_path(str(path)).unlink(missing_ok=True)
             os.replace(f"{path}.partial", path)
-            _sync_folder(self.directory)
+            sync(self.directory)
         self.paths.append(path)
         self._tar, self._count = None, 0
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def _to_plain(value: Any) -> Any:
@@ -242,12 +236,3 @@ def _to_plain(value: Any) -> Any:
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     raise TypeError(f"{type(value)} cannot be written as JSON")
-
-
-def digest(path: str | Path) -> str:
-    """The sha256 of a file as hex."""
-    with open(path, "rb") as file:
-        state = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            state.update(chunk)
-    return state.hexdigest()

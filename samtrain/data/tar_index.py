@@ -10,13 +10,14 @@ import hashlib
 import logging
 import os
 import tarfile
-import uuid
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
+from samtrain.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -144,14 +145,11 @@ def _save_index(index: ShardIndex, sidecar: Path, stamp: str) -> bool:
     Says whether that went well: on a full disk training goes on without.
     """
     arrays = {name: getattr(index, name) for name in ("keys", "extensions", "offsets", "sizes")}
-    temporary = sidecar.with_name(f"{sidecar.name}.{uuid.uuid4().hex}.partial")  # machines may share folder and pid
     try:
-        with open(temporary, "wb") as file:
+        with atomic_path(sidecar) as temporary, open(temporary, "wb") as file:
             np.savez(file, stamp=np.array(stamp), problems=np.array(index.problems, dtype=np.str_), **arrays)
-        os.replace(temporary, sidecar)
     except OSError as error:
         logger.warning("%s cannot be written (%s)", sidecar, error)
-        temporary.unlink(missing_ok=True)
         return False
     return True
 

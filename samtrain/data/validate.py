@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from samtrain.data.decode import decode_samples
-from samtrain.data.formats import Entry, Sa1bFolder
+from samtrain.data.prepare.formats import Entry, Sa1bFolder
 from samtrain.data.shards import Record, expand_urls, index_tar, parse_annotation, read_record
 from samtrain.ops.rle import rle_area, rle_to_box_xywh, to_compressed
 

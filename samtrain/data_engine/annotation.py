@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from samtrain.data.decode import decode_image
-from samtrain.data.shards import Record, ShardWriter, digest
+from samtrain.data.shards import Record, ShardWriter
 from samtrain.data_engine.annotators import Annotator, Picture
-from samtrain.data_engine.pieces import Done, do_once
 from samtrain.data_engine.pool import Pool, PoolItem
 from samtrain.data_engine.prefill import Prefiller
 from samtrain.data_engine.records import Drawing, Origin, PictureWork, left_out, to_drawing
+from samtrain.files import Done, digest, do_once
 from samtrain.terminal import follow
 
 log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from torch import Tensor
 from samtrain.data_engine.brush import Brush
 from samtrain.data_engine.prominence import prominence
 from samtrain.data_engine.time_model import TimeModel
+from samtrain.inference.predictor import SamPredictor
 from samtrain.interact import Decoder, Interaction, interact
 from samtrain.ops.masks import mask_iou, stability_score
 from samtrain.ops.rle import RLE, decode_rle, rle_area, rle_iou
-from samtrain.predictor import SamPredictor
 from samtrain.prompts import CentreSampler
 from samtrain.types import PointLabel
 

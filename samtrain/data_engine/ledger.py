@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from samtrain.modeling.checkpoints import replaced_whole
+from samtrain.files import atomic_path
 
 NAME = "ledger.jsonl"
 PROBE = (
@@ -142,7 +142,7 @@ def append_line(run_dir: Path, line: LedgerLine) -> None:
     lines = [*read_ledger(run_dir), line]
     assert line.round == len(lines) - 1, f"round {line.round} after {len(lines) - 1} lines"
     texts = [json.dumps(each.to_dict(), allow_nan=False) for each in lines]
-    with replaced_whole(run_dir / NAME) as temporary:
+    with atomic_path(run_dir / NAME) as temporary:
         temporary.write_text("\n".join(texts) + "\n")
 
 
@@ -164,7 +164,7 @@ def take_over(run_dir: Path, earlier_run: Path) -> None:
             ).to_dict()
             for line in lines
         ]
-        with replaced_whole(run_dir / NAME) as temporary:
+        with atomic_path(run_dir / NAME) as temporary:
             temporary.write_text("".join(json.dumps(text, allow_nan=False) + "\n" for text in texts))
     ledger = read_ledger(run_dir)
     needed = [shard["path"] for line in ledger for shard in line.shards] + [promoted(ledger).checkpoint]

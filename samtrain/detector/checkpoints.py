@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from samtrain.detector.model import Detector, DetectorConfig
-from samtrain.modeling.checkpoints import load_without_code, replaced_whole
+from samtrain.files import atomic_path
+from samtrain.modeling.checkpoints import load_without_code
 
 CONFIG_KEY = "detector_config"  # where a file carries DetectorConfig.to_dict()
 LIT_PREFIX = "detector."  # the detector's name in our LightningModule
@@ -19,7 +20,7 @@ def save_detector(detector: Detector, path: str | Path) -> Path:
     """Writes `{"detector_config": ..., "state_dict": ...}`, whole or not at all; equal weights give equal bytes."""
     state = {key: value.detach().cpu().contiguous() for key, value in detector.state_dict().items()}
     # a file object, not a name: torch would write the temporary name into the file
-    with replaced_whole(path) as temporary, temporary.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         torch.save({CONFIG_KEY: detector.config.to_dict(), "state_dict": state}, file)
     return Path(path)
 

@@ -15,9 +15,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from samtrain.data.box_samples import BoxBatch
 from samtrain.detector.checkpoints import CONFIG_KEY
 from samtrain.detector.model import Detector
-from samtrain.evaluators.boxes import COCO_SIZES, PictureBoxes, box_metrics
-from samtrain.optim import OptimConfig, rate_factor
+from samtrain.metrics.boxes import COCO_SIZES, PictureBoxes, box_metrics
 from samtrain.prompts import seeded_generator
+from samtrain.training.optim import OptimConfig, rate_factor
 
 LAYERS = 11  # the stream of random numbers of a step: which anchors and proposals its losses are taken of
 MAX_DETECTIONS = 100  # of a validation picture (COCO)

@@ -15,14 +15,14 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from torch.utils.data import DataLoader
 
-from samtrain.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, ProgressDisplay, batches_seen
 from samtrain.data.box_samples import BoxBatch, BoxTransform
 from samtrain.data.datasets import EndlessBatchSampler, SamDataset, Source
 from samtrain.detector.checkpoints import load_detector, save_detector
 from samtrain.detector.lit import DetectorRecipe, LitDetector
 from samtrain.detector.model import Detector, build_detector
-from samtrain.evaluators.boxes import COCO_SIZES
-from samtrain.loggers import AppendingCSVLogger
+from samtrain.metrics.boxes import COCO_SIZES
+from samtrain.training.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, ProgressDisplay, batches_seen
+from samtrain.training.loggers import AppendingCSVLogger
 
 log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", message=r".*no `val_dataloader`")  # rounds do not validate their detectors

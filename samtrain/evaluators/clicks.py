@@ -12,10 +12,10 @@ from torch import Tensor
 
 from samtrain.data.decode import decode_image
 from samtrain.data.shards import Record
+from samtrain.inference.predictor import SamPredictor
 from samtrain.interact import Decoder, Interaction, interact
 from samtrain.ops.masks import mask_iou
 from samtrain.ops.rle import decode_rle, rle_area, to_compressed
-from samtrain.predictor import SamPredictor
 from samtrain.prompts import CentreSampler, seeded_generator
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ import torch
 
 from samtrain.data.shards import Record
 from samtrain.evaluators.clicks import choose_objects, click_ious, draw_of, image_of, objects_together
-from samtrain.evaluators.summaries import mean_with_interval
-from samtrain.predictor import SamPredictor
+from samtrain.inference.predictor import SamPredictor
+from samtrain.metrics.summaries import mean_with_interval
 
 CLICKS = (1, 3)
 Row = dict[str, Any]

@@ -9,7 +9,7 @@ import numpy as np
 
 from samtrain.data.shards import Record
 from samtrain.evaluators.clicks import size_of
-from samtrain.evaluators.masks import ScoredMasks, mask_metrics
+from samtrain.metrics.masks import ScoredMasks, mask_metrics
 from samtrain.ops.rle import RLE, rle_area, rle_iou, to_compressed
 
 FREQUENCIES = {"f": "frequent", "c": "common", "r": "rare"}  # LVIS' own letters, by pictures of the training set

@@ -11,8 +11,8 @@ import numpy as np
 from scipy import ndimage
 
 from samtrain.data.decode import decode_shown
-from samtrain.evaluators.edge_matching import count_edges, read_boundaries
-from samtrain.generator import SamAutomaticMaskGenerator
+from samtrain.inference.generator import SamAutomaticMaskGenerator
+from samtrain.metrics.edge_matching import count_edges, read_boundaries
 
 AROUND = np.ones((3, 3), dtype=bool)
 ROUNDING = 1e-5

@@ -11,9 +11,9 @@ import torch
 from samtrain.data.shards import Record
 from samtrain.evaluators.clicks import image_of, size_of
 from samtrain.evaluators.objects import picture_row
+from samtrain.inference.predictor import SamPredictor
 from samtrain.ops.boxes import xywh_to_xyxy
 from samtrain.ops.rle import encode_mask, rle_area, rle_to_box_xywh, to_compressed
-from samtrain.predictor import SamPredictor
 from samtrain.types import PointLabel, Prompts
 
 TOGETHER = 1 << 24  # boxes times pixels that are brought to the picture's size at once

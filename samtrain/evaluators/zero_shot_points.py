@@ -25,8 +25,8 @@ from samtrain.evaluators.clicks import (
     objects_together,
     size_of,
 )
-from samtrain.evaluators.summaries import MAX_CLICKS, clicks_until, mean_with_interval
-from samtrain.predictor import SamPredictor
+from samtrain.inference.predictor import SamPredictor
+from samtrain.metrics.summaries import MAX_CLICKS, clicks_until, mean_with_interval
 
 LEVELS = (0.80, 0.85, 0.90)  # IoU at which clicks are counted: NoC@80, 85, 90
 Row = dict[str, Any]

@@ -9,7 +9,7 @@ import numpy as np
 from samtrain.data.shards import Record
 from samtrain.evaluators.clicks import image_of
 from samtrain.evaluators.objects import picture_row
-from samtrain.generator import SamAutomaticMaskGenerator
+from samtrain.inference.generator import SamAutomaticMaskGenerator
 
 MAX_PROPOSALS = 1000  # a picture (AR@1000)
 Row = dict[str, Any]

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import pickle
 import re
-import secrets
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from samtrain.files import atomic_path
 from samtrain.modeling.sam import Sam, SamConfig
 from samtrain.modeling.weights import StateDict, official_state_dict, to_our_layout
 
@@ -120,7 +117,7 @@ def save_official(sam: Sam, path: str | Path) -> Path:
     """
     state = OrderedDict(official_state_dict(sam))
     setattr(state, CONFIG_KEY, sam.config.to_dict())
-    with replaced_whole(path) as temporary:
+    with atomic_path(path) as temporary:
         torch.save(state, temporary)
     return Path(path)
 
@@ -128,31 +125,6 @@ def save_official(sam: Sam, path: str | Path) -> Path:
 def save_safetensors(sam: Sam, path: str | Path) -> Path:
     """Writes our own names with the config in the metadata; any model of ours fits."""
     state = {key: value.detach().cpu().contiguous() for key, value in sam.state_dict().items()}
-    with replaced_whole(path) as temporary:
+    with atomic_path(path) as temporary:
         save_file(state, temporary, metadata={CONFIG_KEY: json.dumps(sam.config.to_dict()), "format": "pt"})
     return Path(path)
-
-
-@contextmanager
-def replaced_whole(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside the target, which becomes the target in one step once the block has ended well."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # a name that no other thread, nor a process of this number on another machine, writes to
-    temporary = path.with_name(f".{path.name}.{os.getpid()}_{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Waits until the disk has it; a folder is synced so that the new name survives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

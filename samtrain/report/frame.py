@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+
+from samtrain.files import write_text
 
 STYLE = Path(__file__).with_name("style.css")
 
@@ -41,7 +42,5 @@ def facts(pairs: Sequence[tuple[str, str]]) -> str:
 
 def write_page(path: Path, page: str) -> Path:
     """Whole or not at all; returns the path."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, page)
     return path

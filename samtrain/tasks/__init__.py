@@ -45,7 +45,10 @@ def run(config: dict[str, Any], run_dir: Path) -> dict[str, float | None] | None
     check_task(config["task"])
     if config["stage1_run"] is not None and config["task"] not in ("rounds", "detector"):
         raise ValueError(f"stage1_run is for task=rounds and task=detector, task is {config['task']}: set stage1_run=null")
-    return import_module(f"samtrain.tasks.{config['task']}").run(config, run_dir)
+    module = import_module(f"samtrain.tasks.{config['task']}")
+    if hasattr(module, "__path__"):  # a verb of several files is a folder
+        module = import_module(f"{module.__name__}.task")
+    return module.run(config, run_dir)
 
 
 def check_task(task: str) -> None:

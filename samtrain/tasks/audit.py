@@ -8,14 +8,14 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 
-from samtrain.data.once import write_whole
 from samtrain.data.shards import expand_urls, index_tar, read_record
-from samtrain.data_engine.audit import pairs_with_corrections, pairs_with_truth, rows, sample, summary
+from samtrain.data_engine.automatic.audit import pairs_with_corrections, pairs_with_truth, rows, sample, summary
+from samtrain.files import write_text
 from samtrain.ops.rle import RLE, to_compressed
 from samtrain.report.page import write_report
-from samtrain.tasks.build import Config
-from samtrain.tasks.run_dir import Metrics, write_metrics
-from samtrain.tasks.sets import records
+from samtrain.run.build import Config
+from samtrain.run.directory import Metrics, write_metrics
+from samtrain.run.image_sets import records
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +40,9 @@ def run(config: Config, run_dir: Path) -> Metrics:
     if not pairs:
         raise ValueError(f"audit: no mask of {settings['dataset']} has a corrected version ({missing})")
     found = summary(pairs, seed)
-    write_whole(run_dir / "audit.jsonl", "".join(json.dumps(row) + "\n" for row in rows(pairs)))
+    write_text(run_dir / "audit.jsonl", "".join(json.dumps(row) + "\n" for row in rows(pairs)))
     content = {**found, "left_out": missing, "simulated": settings["corrected"] is None}
-    write_whole(run_dir / "audit.json", json.dumps(content, indent=1) + "\n")
+    write_text(run_dir / "audit.json", json.dumps(content, indent=1) + "\n")
     metrics: Metrics = {f"audit/{key}": value for key, value in found.items() if not isinstance(value, list)}
     write_metrics(run_dir, metrics)
     log.info(

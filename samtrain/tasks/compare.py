@@ -9,11 +9,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from samtrain.data.once import write_whole
+from samtrain.files import write_text
 from samtrain.report.compare import write_comparison
 from samtrain.report.compare_charts import MAX_RUNS
 from samtrain.report.run_files import read_run
-from samtrain.tasks.build import Config
+from samtrain.run.build import Config
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def run(config: Config, run_dir: Path) -> None:
         raise ValueError(f"compare.runs has {len(places)} runs, and the charts tell {MAX_RUNS} apart: name fewer of them")
     runs = [read_run(place) for place in places]
     content = {str(each.run_dir): each.metrics for each in runs}
-    write_whole(run_dir / "compare.json", json.dumps(content, indent=1) + "\n")
+    write_text(run_dir / "compare.json", json.dumps(content, indent=1) + "\n")
     for each in runs:
         log.info("%s: %s, %s", each.run_dir, each.name, "ended" if each.metrics else "has not ended")
     log.info("report: %s", write_comparison(runs, run_dir))

@@ -7,10 +7,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from samtrain.dashboard import build_workspace, workspace_json
-from samtrain.data.once import write_whole
+from samtrain.files import write_text
 from samtrain.prompts import seeded_generator
-from samtrain.tasks.build import Config, make_prompts
+from samtrain.run.build import Config, make_prompts
+from samtrain.training.loggers.dashboard import build_workspace, workspace_json
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def run(config: Config, run_dir: Path) -> None:
     interactions = make_prompts(config).schedule(seeded_generator("cpu", config["seed"]))
     workspace = build_workspace(settings["entity"] or "", settings["project"], last=len(interactions) - 1)
     path = run_dir / "workspace.json"
-    write_whole(path, json.dumps(workspace_json(workspace), indent=1) + "\n")
+    write_text(path, json.dumps(workspace_json(workspace), indent=1) + "\n")
     log.info("wrote %s", path)
     if settings["entity"] is None:
         log.info("dashboard.entity is null: nothing was sent; name your W&B user or team to save it there")

@@ -10,15 +10,15 @@ from pathlib import Path
 from samtrain.data.datasets import Source
 from samtrain.data_engine.ledger import collected_by
 from samtrain.detector import Detector, DetectorRecipe, Running, load_detector, train_detector
-from samtrain.evaluators.boxes import evaluate_boxes
-from samtrain.loggers import make_loggers
+from samtrain.metrics.boxes import evaluate_boxes
 from samtrain.report import write_report
-from samtrain.tasks.build import Config, device_of
-from samtrain.tasks.fit import costs
-from samtrain.tasks.run_dir import Metrics, write_metrics
-from samtrain.tasks.schedule import stage_1_of
-from samtrain.tasks.sets import PictureSet, open_set, records
-from samtrain.tasks.training import validation_interval
+from samtrain.run.build import Config, device_of
+from samtrain.run.clock import costs
+from samtrain.run.directory import Metrics, write_metrics
+from samtrain.run.image_sets import PictureSet, open_set, records
+from samtrain.run.training import validation_interval
+from samtrain.tasks.rounds.schedule import stage_1_of
+from samtrain.training.loggers import make_loggers
 
 log = logging.getLogger(__name__)
 

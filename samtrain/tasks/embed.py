@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.progress import track
 
 from samtrain.data.decode import decode_shown
-from samtrain.data.mask_files import PICTURES, files_below
+from samtrain.data.prepare.mask_files import PICTURES, files_below
 from samtrain.data.tar_index import check_on_error
-from samtrain.embeddings import EmbeddingStore
+from samtrain.inference.embeddings import EmbeddingStore
+from samtrain.inference.predictor import SamPredictor
 from samtrain.modeling.build import load_sam
-from samtrain.predictor import SamPredictor
-from samtrain.tasks.build import Config, device_of
+from samtrain.run.build import Config, device_of
 from samtrain.terminal import console
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from samtrain.data.difficulty import best_single_mask_miou, decoded_pictures, fl
 from samtrain.evaluators.clicks import evaluate_clicks
 from samtrain.modeling.build import load_sam
 from samtrain.modeling.sam import Sam
-from samtrain.tasks.build import Config, device_of, make_predictor
-from samtrain.tasks.run_dir import Metrics, write_metrics
-from samtrain.tasks.sets import PictureSet, is_native, open_set, records
+from samtrain.run.build import Config, device_of, make_predictor
+from samtrain.run.directory import Metrics, write_metrics
+from samtrain.run.image_sets import PictureSet, is_native, open_set, records
 
 log = logging.getLogger(__name__)
 

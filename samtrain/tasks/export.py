@@ -7,7 +7,7 @@ from pathlib import Path
 
 from samtrain.modeling.build import load_sam
 from samtrain.modeling.checkpoints import save_official, save_safetensors
-from samtrain.tasks.build import Config
+from samtrain.run.build import Config
 
 log = logging.getLogger(__name__)
 

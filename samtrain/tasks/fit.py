@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import logging
-import resource
-import sys
 import time
 from itertools import islice
 from pathlib import Path
 
 from samtrain.data.datasets import SamDataset, Source
-from samtrain.data.once import make_once
 from samtrain.data.shards import ShardWriter
-from samtrain.loggers import finish, make_loggers
+from samtrain.files import build_once
 from samtrain.modeling.build import load_sam
 from samtrain.report import write_report
-from samtrain.tasks.build import Config, learning_rate_of, sam_config_of, transforms_of
-from samtrain.tasks.clock import earlier_seconds
+from samtrain.run.build import Config, learning_rate_of, sam_config_of, transforms_of
+from samtrain.run.clock import costs
+from samtrain.run.directory import Metrics, is_first_rank, write_metrics
+from samtrain.run.image_sets import PictureSet, is_native, open_set
+from samtrain.run.preflight import look_at
+from samtrain.run.training import Training, train
 from samtrain.tasks.evaluate import difficulty_metrics, test_metrics
-from samtrain.tasks.preflight import look_at
-from samtrain.tasks.run_dir import Metrics, is_first_rank, write_metrics
-from samtrain.tasks.sets import PictureSet, is_native, open_set
-from samtrain.tasks.training import Training, train
+from samtrain.training.loggers import finish, make_loggers
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +78,4 @@ def _first_images(config: Config, folder: Path, pictures: PictureSet, native: bo
                 writer.write(record.key, record.image_bytes, record.ext, record.annotation)
         return {"images": len(chosen)}
 
-    return Source(sorted(map(str, make_once(folder, write, "first.json").glob("*.tar"))))
-
-
-def costs(run_dir: Path, begin: float) -> dict[str, float]:
-    """Wall time since `begin` and of the processes before this one that the run took, and the most memory this one held."""
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB on Linux
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    seconds = earlier_seconds(run_dir) + time.perf_counter() - begin
-    return {"time/seconds": seconds, "memory/peak_gb": peak * unit / 1e9}
+    return Source(sorted(map(str, build_once(folder, write, "first.json").glob("*.tar"))))

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from samtrain.modeling.sam import SamConfig
-from samtrain.plan import DEVICES, Device, StepCost, step_cost
-from samtrain.tasks.build import Config, make_loss, make_prompts, recipe_of, sam_config_of
-from samtrain.tasks.run_dir import Metrics, write_metrics
-from samtrain.tasks.training import num_devices
+from samtrain.run.build import Config, make_loss, make_prompts, recipe_of, sam_config_of
+from samtrain.run.directory import Metrics, write_metrics
+from samtrain.run.training import num_devices
+from samtrain.training.plan import DEVICES, Device, StepCost, step_cost
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from samtrain.data.decode import decode_shown
-from samtrain.data.once import write_whole
+from samtrain.files import write_text
 from samtrain.modeling.build import load_sam
 from samtrain.ops.rle import encode_mask
 from samtrain.panels import draw_panel, tile_panels
-from samtrain.tasks.build import Config, device_of, make_predictor
+from samtrain.run.build import Config, device_of, make_predictor
 from samtrain.types import PointLabel, Prompts
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,6 @@ def _write(run_dir: Path, image: np.ndarray, masks: np.ndarray, ious: np.ndarray
         Image.fromarray(mask.astype(np.uint8) * 255).save(run_dir / f"mask_{number}.png")
         found.append({"segmentation": encode_mask(mask), "area": int(mask.sum()), "predicted_iou": iou})
         tiles.append(draw_panel(image, mask[None], prompts, caption=f"predicted IoU {iou:.2f}", side=384))
-    write_whole(run_dir / "masks.json", json.dumps(found, indent=1) + "\n")
+    write_text(run_dir / "masks.json", json.dumps(found, indent=1) + "\n")
     Image.fromarray(tile_panels([tiles])).save(run_dir / "masks.png")
     log.info("%d masks in %s, predicted IoU %s", len(found), run_dir, ", ".join(f"{iou:.2f}" for iou in ious))

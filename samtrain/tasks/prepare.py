@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from samtrain.tasks.build import Config, sam_config_of
-from samtrain.tasks.preflight import look_at
-from samtrain.tasks.sets import is_native, open_set
+from samtrain.run.build import Config, sam_config_of
+from samtrain.run.image_sets import is_native, open_set
+from samtrain.run.preflight import look_at
 
 
 def run(config: Config, run_dir: Path) -> None:

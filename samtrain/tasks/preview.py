@@ -14,9 +14,9 @@ from samtrain.data.datasets import SamDataset, collate
 from samtrain.ops.boxes import masks_to_boxes_xyxy
 from samtrain.panels import draw_panel, tile_panels
 from samtrain.prompts import POINT, Sampler, seeded_generator
-from samtrain.tasks.build import Config, make_prompts, sam_config_of, transforms_of
-from samtrain.tasks.preflight import look_at
-from samtrain.tasks.sets import is_native, open_set
+from samtrain.run.build import Config, make_prompts, sam_config_of, transforms_of
+from samtrain.run.image_sets import is_native, open_set
+from samtrain.run.preflight import look_at
 from samtrain.types import Batch, Prompts
 
 log = logging.getLogger(__name__)

@@ -18,11 +18,11 @@ import torch
 import yaml
 from hydra.utils import instantiate
 
-from samtrain.data.once import write_whole
+from samtrain.files import write_text
 from samtrain.report.page import write_report
-from samtrain.tasks.build import Config
-from samtrain.tasks.fit import costs
-from samtrain.tasks.run_dir import Metrics, num_ranks, write_metrics
+from samtrain.run.build import Config
+from samtrain.run.clock import costs
+from samtrain.run.directory import Metrics, num_ranks, write_metrics
 from samtrain.tuning import Command, Sweep, Taken, TrialFailed, lock_of, open_study, read_space
 from samtrain.tuning.study import BEAT, without_password
 from samtrain.tuning.trials import Stopped, TrialKilled, run_to_its_end, shares
@@ -281,7 +281,7 @@ class _Page:
         self.lock = threading.Lock()
 
     def write(self) -> None:
-        write_whole(self.run_dir / "tune.json", json.dumps(self.content(), indent=1) + "\n")
+        write_text(self.run_dir / "tune.json", json.dumps(self.content(), indent=1) + "\n")
         write_report(self.run_dir)
 
     def content(self) -> dict[str, Any]:

@@ -7,10 +7,10 @@ import logging
 from collections import Counter
 from pathlib import Path
 
-from samtrain.data.once import write_whole
 from samtrain.data.validate import validate
-from samtrain.tasks.build import Config
-from samtrain.tasks.run_dir import Metrics, write_metrics
+from samtrain.files import write_text
+from samtrain.run.build import Config
+from samtrain.run.directory import Metrics, write_metrics
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
         "messages": [str(fault) for fault in verdict.faults],
         "notes": [str(note) for note in verdict.notes],
     }
-    write_whole(run_dir / "validation.json", json.dumps(content, indent=1) + "\n")
+    write_text(run_dir / "validation.json", json.dumps(content, indent=1) + "\n")
     metrics: Metrics = {
         "validation/pictures": verdict.pictures,
         "validation/masks": verdict.masks,

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import platform
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from samtrain.files import locked
 from samtrain.tuning.space import Dimension, Value
 
 BEAT = 10.0  # seconds between two signs of life
@@ -234,15 +234,9 @@ def without_password(storage: str) -> str:
     return make_url(storage).render_as_string(hide_password=True)
 
 
-@contextmanager
-def alone(lock: Path | None) -> Iterator[None]:
-    """One process and thread at a time; the system frees the lock where its holder dies."""
-    if lock is None:
-        yield
-        return
-    with open(lock, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def alone(lock: Path | None) -> AbstractContextManager[None]:
+    """One process and thread at a time, where there is a lock file; the system frees it when its holder dies."""
+    return locked(lock) if lock else nullcontext()
 
 
 def _storage(url: str) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samtrain.data.holdout import grouping, hold_back
+from samtrain.data.prepare.holdout import grouping, hold_back
 
 FRACTIONS = {"val": 0.15, "test": 0.15}
 

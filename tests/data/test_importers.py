@@ -17,11 +17,12 @@ import webdataset
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from samtrain.data import importers
 from samtrain.data.decode import decode_image
-from samtrain.data.formats import CocoInstances
-from samtrain.data.importers import PrepareConfig, prepare
-from samtrain.data.shards import Record, digest, index_tar, read_record, safe_key
+from samtrain.data.prepare import importers
+from samtrain.data.prepare.formats import CocoInstances
+from samtrain.data.prepare.importers import PrepareConfig, prepare
+from samtrain.data.shards import Record, index_tar, read_record, safe_key
+from samtrain.files import digest
 from samtrain.ops.rle import decode_rle, encode_mask
 
 H, W = 24, 32
@@ -468,7 +469,7 @@ def killed_after(calls: int, function: str, root: Path, config: PrepareConfig) -
 def test_a_kill_at_any_step_changes_no_byte(tmp_path: Path) -> None:
     config = many(tmp_path)
     whole = prepare(tmp_path / "whole", config)
-    kills = [("check_record", 3), ("check_record", 2), ("write_whole", 1), ("picture_bytes", 6), ("picture_bytes", 9)]
+    kills = [("check_record", 3), ("check_record", 2), ("write_text", 1), ("picture_bytes", 6), ("picture_bytes", 9)]
     for function, calls in [*kills, ("digest", 2)]:
         assert killed_after(calls, function, tmp_path / "out", config) == signal.SIGKILL
         assert not list((tmp_path / "out").glob("*/prepare.json"))  # nothing half made is taken for whole
@@ -491,7 +492,7 @@ def test_a_full_disk_is_told_and_the_next_call_goes_on(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(descriptor)
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left.*make room.*it goes on"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left.*free some disk space.*it resumes"):
         patch.setattr(os, "fsync", until_full)
         prepare(tmp_path / "out", config)
     assert not list((tmp_path / "out").glob("*/prepare.json"))

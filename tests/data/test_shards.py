@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import webdataset
 
-from samtrain.data.shards import ShardWriter, digest, expand_urls, is_remote, read_record, safe_key
+from samtrain.data.shards import ShardWriter, expand_urls, is_remote, read_record, safe_key
 from samtrain.data.tar_index import index_tar
+from samtrain.files import digest
 
 ANNOTATION = {"image": {"image_id": 7, "width": 4, "height": 3, "file_name": "?"}, "annotations": []}
 JSON = json.dumps(ANNOTATION).encode()
@@ -243,7 +244,7 @@ def test_a_full_disk_leaves_whole_shards_and_room(tmp_path, monkeypatch, room, m
     with ShardWriter(tmp_path, "x") as writer:
         writer.write("sa_0", b"1", "png", ANNOTATION)
     monkeypatch.setattr("builtins.open", lambda path, mode: io.BufferedWriter(Full(path, mode)))
-    complaint = "No space left on device .make room .* goes on.: '.*x_000001.tar'"
+    complaint = "No space left on device .free some disk space.* resumes.: '.*x_000001.tar'"
     with pytest.raises(OSError, match=complaint), ShardWriter(tmp_path, "x", max_count=max_count, start_index=1) as writer:
         writer.write("sa_1", b"1" * (20000 if room == 6000 else 10), "png", ANNOTATION)
     monkeypatch.undo()

@@ -14,9 +14,10 @@ from scipy.ndimage import binary_dilation
 from samtrain.data.difficulty import best_single_mask_miou, decoded_pictures, flood_fill_miou
 from samtrain.data.scenes import CROWDED, SPARSE
 from samtrain.data.scenes.shapes import REACH, SHAPES, draw_shape
-from samtrain.data.shards import digest, expand_urls, index_tar, read_record
-from samtrain.data.synthetic import SPLITS as SPLITS_OF_SETS
-from samtrain.data.synthetic import Scene, generate_scene, make_synthetic
+from samtrain.data.scenes.synthetic import SPLITS as SPLITS_OF_SETS
+from samtrain.data.scenes.synthetic import Scene, generate_scene, make_synthetic
+from samtrain.data.shards import expand_urls, index_tar, read_record
+from samtrain.files import digest
 
 LAYOUTS = {"val": SPARSE, "crowded": CROWDED}
 SPLITS = {"public": 3, "pool": 2, "val": 2, "test": 2}

@@ -15,7 +15,7 @@ import pytest
 from samtrain.data.shards import ShardWriter
 from samtrain.data.validate import validate
 from samtrain.ops.rle import encode_mask
-from tests.automatic.pictures import as_jpeg, shapes
+from tests.data_engine.automatic.pictures import as_jpeg, shapes
 
 SIZE = (60, 80)
 

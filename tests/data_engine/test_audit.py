@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from samtrain.data.shards import Record
-from samtrain.data_engine.audit import Pair, pairs_with_corrections, pairs_with_truth, sample, summary
+from samtrain.data_engine.automatic.audit import Pair, pairs_with_corrections, pairs_with_truth, sample, summary
 from samtrain.data_engine.brush import Brush
 from samtrain.ops.rle import decode_rle, encode_mask
 

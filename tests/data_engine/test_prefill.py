@@ -12,9 +12,9 @@ from pretend_predictor import PretendPredictor, disc, scene
 from torch import Tensor
 
 from samtrain.data_engine.prefill import AutomaticMask, PrefillConfig, Prefiller
+from samtrain.inference.predictor import SamPredictor
 from samtrain.modeling.build import build_sam
 from samtrain.ops.rle import decode_rle, encode_mask
-from samtrain.predictor import SamPredictor
 from samtrain.types import Prompts, SamOutput
 
 SURE = PrefillConfig(pred_iou_thresh=0.7, stability_score_thresh=0.9)

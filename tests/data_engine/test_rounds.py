@@ -10,12 +10,13 @@ import pytest
 from pretend_engine import CountedAnnotator, Killed, World, reproducible, tools
 from pretend_predictor import PretendPredictor, eroded, record_of, write_pool
 
-from samtrain.data.shards import ShardWriter, digest, index_tar, read_record
-from samtrain.data_engine import rounds as rounds_module
+from samtrain.data.shards import ShardWriter, index_tar, read_record
+from samtrain.data_engine import engine as rounds_module
 from samtrain.data_engine.annotators import SimulatedAnnotator
+from samtrain.data_engine.engine import DataEngine, identify
 from samtrain.data_engine.ledger import read_ledger
-from samtrain.data_engine.rounds import DataEngine, identify
 from samtrain.data_engine.stages import Probe, RoundConfig, Stage
+from samtrain.files import digest
 from samtrain.ops.rle import decode_rle
 
 

@@ -13,10 +13,10 @@ from pretend_engine import CountedAnnotator, Killed, World, reproducible, tools
 from pretend_predictor import record_of, write_pool
 
 from samtrain.data.shards import index_tar, read_record
-from samtrain.data_engine import rounds as rounds_module
+from samtrain.data_engine import engine as rounds_module
+from samtrain.data_engine.engine import DataEngine, identify
 from samtrain.data_engine.ledger import read_ledger, take_over
 from samtrain.data_engine.prefill import PrefillConfig
-from samtrain.data_engine.rounds import DataEngine, identify
 from samtrain.data_engine.stages import Probe, RoundConfig, Stage
 from samtrain.ops.rle import decode_rle
 

@@ -20,7 +20,7 @@ from samtrain.data.box_samples import BoxTransform, annotated_boxes
 from samtrain.data.datasets import SamDataset
 from samtrain.data.shards import index_tar, read_record
 from samtrain.detector import Detector, DetectorRecipe, LitDetector, load_detector
-from samtrain.evaluators.boxes import evaluate_boxes
+from samtrain.metrics.boxes import evaluate_boxes
 from samtrain.ops.rle import encode_mask
 
 

@@ -12,9 +12,9 @@ from pretend_predictor import PretendPredictor, eroded, record_of, scene
 
 from samtrain.data.shards import Record
 from samtrain.evaluators.clicks import box_ious, click_ious, evaluate_clicks
+from samtrain.inference.predictor import SamPredictor
 from samtrain.modeling.sam import Sam, SamConfig
 from samtrain.ops.rle import encode_mask
-from samtrain.predictor import SamPredictor
 
 NAMES = {"miou_1", "oracle_miou_1", "miou_2", "miou_3", "miou_5", "box_miou"}
 

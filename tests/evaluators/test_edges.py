@@ -10,9 +10,9 @@ from scipy.io import savemat
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from samtrain.evaluators.edge_matching import EdgeCounts, count_edges, edge_metrics, match, read_boundaries
 from samtrain.evaluators.zero_shot_edges import edge_strength, outer_boundary, thinned
-from samtrain.generator import SamAutomaticMaskGenerator
+from samtrain.inference.generator import SamAutomaticMaskGenerator
+from samtrain.metrics.edge_matching import EdgeCounts, count_edges, edge_metrics, match, read_boundaries
 from tests.colour_sam import ColourSam
 
 

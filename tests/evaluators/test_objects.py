@@ -12,8 +12,8 @@ import torch
 from samtrain.data.shards import Record
 from samtrain.evaluators.fairness import read_groups, summarise_groups
 from samtrain.evaluators.learning_curve import milestones
-from samtrain.evaluators.masks import mask_metrics
 from samtrain.evaluators.objects import object_rows, picture_row, recall_by_frequency, scored
+from samtrain.metrics.masks import mask_metrics
 from samtrain.ops.rle import encode_mask
 
 SIZE = (10, 10)

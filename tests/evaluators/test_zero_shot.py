@@ -14,15 +14,15 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from samtrain.data.shards import Record
-from samtrain.evaluators.masks import ScoredMasks, mask_metrics
-from samtrain.evaluators.summaries import clicks_until, mean_with_interval
 from samtrain.evaluators.zero_shot_instances import instance_row, read_detections
 from samtrain.evaluators.zero_shot_points import mean_over_sets, point_rows, summarise
 from samtrain.evaluators.zero_shot_proposals import proposal_row
-from samtrain.generator import SamAutomaticMaskGenerator
+from samtrain.inference.generator import SamAutomaticMaskGenerator
+from samtrain.inference.predictor import SamPredictor
+from samtrain.metrics.masks import ScoredMasks, mask_metrics
+from samtrain.metrics.summaries import clicks_until, mean_with_interval
 from samtrain.modeling import build_sam
 from samtrain.ops.rle import decode_rle, encode_mask, rle_area, rle_to_box_xywh, to_compressed
-from samtrain.predictor import SamPredictor
 
 
 def record(seed: int = 0, num: int = 4) -> Record:

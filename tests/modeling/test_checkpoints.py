@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from samtrain.files import atomic_path
 from samtrain.modeling import SAM_CONFIGS, Sam, build_sam, load_sam, save_official, save_safetensors
-from samtrain.modeling.checkpoints import replaced_whole
 from samtrain.modeling.weights import infer_config
 
 TINY = SAM_CONFIGS["vit_tiny"]
@@ -239,7 +239,7 @@ def test_unknown_models_and_settings():
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "x.pth"
     path.write_text("old")
-    with pytest.raises(RuntimeError), replaced_whole(path) as temporary:
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
         temporary.write_text("half of the n")
         raise RuntimeError("killed")
     assert path.read_text() == "old"
@@ -249,7 +249,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_two_who_write_one_file_at_once_do_not_meet(tmp_path):
     """Not in one process either, nor on two machines that number their processes alike."""
     path = tmp_path / "x.pth"
-    with replaced_whole(path) as first, replaced_whole(path) as second:
+    with atomic_path(path) as first, atomic_path(path) as second:
         first.write_text("whole")
         second.write_text("whole")
         assert first != second

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from samtrain.inference.predictor import SamPredictor
 from samtrain.modeling import SAM_CONFIGS
-from samtrain.predictor import SamPredictor
 
 pytestmark = [pytest.mark.slow, pytest.mark.parity]
 

@@ -15,11 +15,11 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from samtrain import tasks
-from samtrain.embeddings import EmbeddingStore
+from samtrain.inference.embeddings import EmbeddingStore
+from samtrain.inference.predictor import SamPredictor
 from samtrain.modeling.build import build_sam, load_sam
 from samtrain.modeling.checkpoints import save_safetensors
 from samtrain.ops.rle import decode_rle, encode_mask
-from samtrain.predictor import SamPredictor
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 SIZE = (48, 64)

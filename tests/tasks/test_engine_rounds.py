@@ -19,16 +19,19 @@ from pretend_engine import LINE
 from pretend_predictor import write_pool
 
 from samtrain.data.datasets import Source
-from samtrain.data.once import write_whole
+from samtrain.files import write_text
 from samtrain.modeling.build import build_sam
 from samtrain.modeling.checkpoints import save_safetensors
-from samtrain.tasks import engine, resolve, rounds, schedule
-from samtrain.tasks.build import sam_config_of
-from samtrain.tasks.rounds import coverage_metrics
-from samtrain.tasks.run_dir import held
-from samtrain.tasks.sets import PictureSet
-from samtrain.tasks.training import Training
-from samtrain.tasks.worker import read_training, train_apart
+from samtrain.run.build import sam_config_of
+from samtrain.run.directory import held
+from samtrain.run.image_sets import PictureSet
+from samtrain.run.training import Training
+from samtrain.run.worker import read_training, train_apart
+from samtrain.tasks import resolve
+from samtrain.tasks.rounds import schedule
+from samtrain.tasks.rounds import task as rounds
+from samtrain.tasks.rounds import tools as engine
+from samtrain.tasks.rounds.task import coverage_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,7 +78,7 @@ def test_a_training_travels_to_another_process(tmp_path: Path) -> None:
     numbers = '"metrics": {"val/miou_1": 0.5}, "images_seen": 9, "seconds": 1.0'
     result = f'{{"checkpoint": "b.ckpt", "last": "l.ckpt", {numbers}}}'
     script = tmp_path / "launcher.sh"
-    write_whole(script, f"#!/bin/sh\necho '{result}' > {asked.directory}/trained.json\n")
+    write_text(script, f"#!/bin/sh\necho '{result}' > {asked.directory}/trained.json\n")
     fitted = train_apart(tmp_path, asked, f"sh {script}")
     assert asdict(fitted) == {
         "checkpoint": Path("b.ckpt"),
@@ -94,12 +97,12 @@ def test_a_training_that_fails_apart_is_named(tmp_path: Path) -> None:
 
 def test_a_training_that_outlived_its_rounds_is_not_begun_beside(tmp_path: Path) -> None:
     """What was started apart may still train when the rounds go on."""
-    directory, code = tmp_path / "fit", "import sys; from samtrain.tasks.worker import main; main(*sys.argv[1:])"
-    write_whole(tmp_path / "config.yaml", "{}")
+    directory, code = tmp_path / "fit", "import sys; from samtrain.run.worker import main; main(*sys.argv[1:])"
+    write_text(tmp_path / "config.yaml", "{}")
     (tmp_path / ".hydra").mkdir()
     (tmp_path / "config.yaml").rename(tmp_path / ".hydra" / "config.yaml")
     directory.mkdir()
-    write_whole(directory / "training.json", json.dumps(asdict(training(directory)), default=str))
+    write_text(directory / "training.json", json.dumps(asdict(training(directory)), default=str))
     command = [sys.executable, "-c", code, str(tmp_path), str(directory)]
     with held(directory):
         answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -257,7 +260,7 @@ def test_rounds_that_a_killed_process_had_not_logged_are_logged_by_the_next(tmp_
     assert logged == [0, 1, 2, 3, 4]
 
     (tmp_path / "stage1").mkdir()
-    write_whole(tmp_path / "stage1" / "ledger.jsonl", "".join(json.dumps(each.to_dict()) + "\n" for each in lines[:4]))
+    write_text(tmp_path / "stage1" / "ledger.jsonl", "".join(json.dumps(each.to_dict()) + "\n" for each in lines[:4]))
     (tmp_path / ".hydra" / "rounds_logged").unlink()
     work.config = {"stage1_run": str(tmp_path / "stage1")}
     logged.clear()

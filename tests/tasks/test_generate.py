@@ -24,7 +24,7 @@ from samtrain import tasks
 from samtrain.data.shards import ShardWriter
 from samtrain.data.validate import validate
 from samtrain.ops.rle import encode_mask
-from tests.automatic.pictures import as_jpeg, shapes, write_model, write_pictures
+from tests.data_engine.automatic.pictures import as_jpeg, shapes, write_model, write_pictures
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 PICTURES = 30

@@ -14,9 +14,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 from samtrain.modeling.checkpoints import save_safetensors
 from samtrain.modeling.sam import SAM_CONFIGS, Sam
+from samtrain.run.build import make_sam
 from samtrain.tasks import resolve
-from samtrain.tasks.build import make_sam
-from samtrain.tasks.schedule import check_growth_of_rounds, rounds_of
+from samtrain.tasks.rounds.schedule import check_growth_of_rounds, rounds_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"vit_b": (32, 2, 16), "vit_l": (48, 3, 16), "vit_h": (64, 4, 14)}  # width, depth, patch of the MAE

@@ -14,11 +14,11 @@ from pretend_predictor import write_pool
 from scipy.io import savemat
 
 from samtrain import tasks
-from samtrain.loggers import make_loggers
 from samtrain.modeling.build import load_sam
 from samtrain.modeling.checkpoints import save_official
-from samtrain.tasks import protocols
-from tests.automatic.pictures import as_jpeg, shapes, write_model
+from samtrain.tasks.zero_shot import protocols
+from samtrain.training.loggers import make_loggers
+from tests.data_engine.automatic.pictures import as_jpeg, shapes, write_model
 from tests.wandb_records import offline_runs
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

@@ -1,0 +1,1 @@
+"""Importing other formats: reading them, checking their records, holding images back, writing shards."""

@@ -1,0 +1,178 @@
+"""The forms that people keep masks in: SA-1B JSONs, COCO or LVIS instances, label maps, one binary mask an object.
+
+Each form is a class that lists what there is and reads one picture's masks. Nothing is checked here beyond what reading
+needs; what cannot be read is `Refused`, with a short reason to count and a detail to show.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from samtrain.data.prepare.mask_files import PICTURES, MaskFinder, Refused, files_below, read_labels, split_labels
+from samtrain.ops.rle import encode_mask
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One picture of a source: its name relative to the source, its file, and the files that say what is in it."""
+
+    name: str
+    picture: Path
+    evidence: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class RawAnnotations:
+    """What a form says of one picture: its size if known, and objects with a `segmentation` each."""
+
+    image: dict[str, Any]
+    objects: list[dict[str, Any]]
+
+
+class MaskSource(Protocol):
+    """A form of keeping masks."""
+
+    def entries(self) -> list[Entry]:
+        """Every picture, in the order of names."""
+
+    def read(self, entry: Entry) -> RawAnnotations:
+        """The masks of one picture; raises Refused."""
+
+
+class Sa1bFolder:
+    """Pictures at any depth with a JSON of the same stem beside each; what lacks the other is listed, to be refused."""
+
+    def __init__(self, source: Path) -> None:
+        self.source = Path(os.path.abspath(source))
+
+    def entries(self) -> list[Entry]:
+        jsons = {path.with_suffix(""): path for path in files_below(self.source, {".json"})}
+        listed = []
+        for path in files_below(self.source, PICTURES):
+            beside = jsons.get(path.with_suffix(""))
+            listed.append(Entry(path.relative_to(self.source).as_posix(), path, (beside,) if beside else ()))
+        alone = jsons.keys() - {entry.picture.with_suffix("") for entry in listed}
+        listed += [Entry(jsons[stem].relative_to(self.source).as_posix(), stem, (jsons[stem],)) for stem in alone]
+        return sorted(listed, key=lambda entry: entry.name)
+
+    def read(self, entry: Entry) -> RawAnnotations:
+        if not entry.evidence:
+            raise Refused("no JSON beside the picture", f"expected {entry.picture.with_suffix('.json').name}")
+        try:
+            content = json.loads(entry.evidence[0].read_bytes())
+        except ValueError as error:
+            raise Refused("the JSON is no JSON", str(error)) from error
+        image = content.get("image", {}) if isinstance(content, dict) else None
+        objects = content.get("annotations") if isinstance(content, dict) else None
+        sound = isinstance(image, dict) and isinstance(objects, list) and all(isinstance(o, dict) for o in objects)
+        if not sound or image is None or objects is None:
+            raise Refused(
+                "the JSON is not in SA-1B's form", 'want {"image": {}, "annotations": [{"segmentation": RLE}]}'
+            )
+        # x.jpg and x.png beside x.json: the one that the JSON names
+        named = entry.picture.with_name(Path(str(image.get("file_name") or entry.picture)).name)
+        if named != entry.picture and named.is_file():
+            raise Refused("the JSON beside the picture names another one", named.name)
+        return RawAnnotations(image, objects)
+
+
+class CocoInstances:
+    """COCO's or LVIS' instance JSON and the folder of its pictures; polygons and RLE alike."""
+
+    def __init__(self, source: Path, annotations: Path) -> None:
+        self.source, self.annotations = source, annotations
+        content = self._content()
+        self._images = {self._name(image): image for image in content["images"]}
+        if len(self._images) < len(content["images"]):
+            raise ValueError(f"{annotations}: two of its images have one file_name; make them one, masks and all")
+        self._objects = defaultdict(list)
+        frequencies = {c.get("id"): c["frequency"] for c in content.get("categories", []) if "frequency" in c}  # LVIS has them
+        for each in content["annotations"]:
+            of_category = frequencies.get(each.get("category_id"))
+            self._objects[each.get("image_id")].append(each if of_category is None else {**each, "frequency": of_category})
+        known = {image.get("id") for image in content["images"]}
+        if lost := sum(len(objects) for key, objects in self._objects.items() if key not in known):
+            log.warning("%s: %d annotations belong to no image in it", annotations, lost)
+
+    def _content(self) -> dict[str, Any]:
+        """The JSON with its two lists; raises ValueError."""
+        try:
+            content = json.loads(self.annotations.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"data.annotations: {self.annotations} is no JSON ({error})") from error
+        lists = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations")]
+        if not all(isinstance(each, list) and all(isinstance(e, dict) for e in each) for each in lists):
+            raise ValueError(
+                f"data.annotations: {self.annotations} is no COCO JSON: that has lists 'images' and 'annotations'; "
+                "for SA-1B's JSONs beside the pictures leave data.annotations unset"
+            )
+        return content
+
+    def entries(self) -> list[Entry]:
+        return [Entry(name, self.source / name, (self.annotations,)) for name in sorted(self._images)]
+
+    def read(self, entry: Entry) -> RawAnnotations:
+        image = self._images[entry.name]
+        kept = {key: image[key] for key in ("width", "height") if key in image}
+        return RawAnnotations({"image_id": image.get("id"), **kept}, self._objects[image.get("id")])
+
+    def _name(self, image: dict[str, Any]) -> str:
+        # LVIS has no file_name: the last part of the URL is the file, the part before it COCO's own split
+        name = image.get("file_name") or "/".join(str(image.get("coco_url", "")).split("/")[-2:])
+        if not name:
+            raise ValueError(f"{self.annotations}: image {image.get('id')} has neither file_name nor coco_url")
+        return name if (self.source / name).is_file() else self._shorter(name)
+
+    def _shorter(self, name: str) -> str:
+        """Only the file's own name where the folder was given without the split."""
+        return Path(name).name if (self.source / Path(name).name).is_file() else name
+
+
+class LabelMaps:
+    """Pictures, and a map of the same size for each whose every value above 0 is one object: PNG, TIFF or npy."""
+
+    def __init__(self, source: Path, masks: str) -> None:
+        self.finder = MaskFinder(source, masks, several=False)
+
+    def entries(self) -> list[Entry]:
+        return [Entry(*found) for found in self.finder.pictures()]
+
+    def read(self, entry: Entry) -> RawAnnotations:
+        if len(entry.evidence) != 1:
+            names = ", ".join(path.name for path in entry.evidence) or "none"
+            raise Refused("not exactly one label map", f"found {names}; data.masks is {self.finder.masks!r}")
+        labels = read_labels(entry.evidence[0])
+        objects = [{"segmentation": encode_mask(mask), "label": label} for label, mask in split_labels(labels)]
+        return RawAnnotations({"width": labels.shape[1], "height": labels.shape[0]}, objects)
+
+
+class BinaryMasks:
+    """Pictures, and a file for each object, bright where the object is."""
+
+    def __init__(self, source: Path, masks: str) -> None:
+        self.finder = MaskFinder(source, masks, several=True)
+
+    def entries(self) -> list[Entry]:
+        return [Entry(*found) for found in self.finder.pictures()]
+
+    def read(self, entry: Entry) -> RawAnnotations:
+        if not entry.evidence:
+            raise Refused("no mask files", f"data.masks is {self.finder.masks!r}")
+        objects, sizes = [], set()
+        for path in entry.evidence:
+            values = read_labels(path)
+            sizes.add(values.shape)
+            # half of the brightest value: 0/1, 0/255 and edges that a resize or JPEG has softened
+            objects.append({"segmentation": encode_mask(values > values.max() / 2), "file": path.name})
+        if len(sizes) > 1:
+            raise Refused("mask files of different sizes", f"{sorted(sizes)} (H, W)")
+        height, width = sizes.pop()
+        return RawAnnotations({"width": width, "height": height}, objects)

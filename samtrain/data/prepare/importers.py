@@ -1,0 +1,227 @@
+"""`task=prepare`: one's own pictures and masks become a prepared set, `{pool,val,test}/*.tar` and `prepare.json`.
+
+Two passes, both resumable. The first checks every record and keeps the verdicts in files of `CHUNK` pictures; only then
+is it known which pictures can be held back. The second writes the shards. A killed run goes on after its last whole
+file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from samtrain.data.prepare.formats import Entry, MaskSource
+from samtrain.data.prepare.holdout import Grouping, group_csv, grouping, hold_back
+from samtrain.data.prepare.mask_files import PICTURES, Refused
+from samtrain.data.prepare.prepare_config import PrepareConfig, mask_source
+from samtrain.data.prepare.record_checks import check_record, picture_bytes
+from samtrain.data.shards import ShardWriter, safe_key
+from samtrain.files import build_once, digest, write_text
+
+__all__ = ["PrepareConfig", "prepare"]
+log = logging.getLogger(__name__)
+
+MANIFEST = "prepare.json"
+PREPARE_VERSION = 3  # raise it when the same input gives other shards: sets on disk are keyed by it
+CHUNK = 32  # pictures checked between two savings of the progress
+EXAMPLES = 20  # refusals of one reason that prepare.json names; the log has all
+
+
+def prepare(root: str | Path, config: PrepareConfig) -> Path:
+    """The prepared set of `config` below `root`; returns its folder, `<root>/<name of the source>_<digest>`.
+
+    The digest is that of the parameters and of names, sizes and times of the input files, so the same call again does
+    nothing, and changed input gives another folder. Interrupted, it goes on where it was; the result is the same to the
+    byte. What was refused, and why, stands in prepare.json and in the log. Raises ValueError if nothing is left, or, if
+    `strict`, for the first refusal, or if a shard of a set prepared before is gone.
+    """
+    folder = Path(config.absolute().source)
+    if folder in (out := Path(os.path.abspath(root)), *out.parents):
+        raise ValueError(f"{out} lies inside of data.root, {folder}; write shards elsewhere, or they become input")
+    source = mask_source(config)
+    entries = source.entries()
+    if not entries:
+        raise ValueError(f"data.root is {config.source!r}: it holds no pictures ({', '.join(sorted(PICTURES))})")
+    target = Path(root) / f"{safe_key(folder.name)}_{_digest(config, entries)[:10]}"
+    made = build_once(target, partial(_make, config=config, source=source, entries=entries), MANIFEST)
+    _check_shards(made)
+    return made
+
+
+def _check_shards(folder: Path) -> None:
+    """Raises ValueError if a shard that prepare.json names is gone: half copied, or cleared away."""
+    splits = json.loads((folder / MANIFEST).read_text())["splits"]
+    named = [folder / split / name for split, content in splits.items() for name in content["shards"]]
+    if gone := [path for path in named if not path.is_file()]:
+        raise ValueError(
+            f"{gone[0]} is gone ({len(gone)} of {len(named)} shards): bring it back, or delete {folder} and the same "
+            "command prepares it again"
+        )
+
+
+def _digest(config: PrepareConfig, entries: list[Entry]) -> str:
+    """Of everything that decides the result; file contents are stood for by size and time."""
+    state = hashlib.sha256(json.dumps([PREPARE_VERSION, asdict(config.absolute())], sort_keys=True).encode())
+    files = {path for entry in entries for path in (entry.picture, *entry.evidence)}
+    for path in sorted(files):
+        stat = path.stat() if path.is_file() else None
+        state.update(f"{path}|{stat and stat.st_size}|{stat and stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    for entry in entries:
+        state.update(f"{entry.name}\n".encode(errors="surrogateescape"))
+    if found := group_csv(config.group_by, Path(config.source)):
+        state.update(digest(found[0]).encode())
+    return state.hexdigest()
+
+
+def _make(folder: Path, config: PrepareConfig, source: MaskSource, entries: list[Entry]) -> dict[str, Any]:
+    """Both passes; returns prepare.json's content."""
+    chunks = _check_all(folder / "checked", config, source, entries)
+    names = {entry.name: entry for entry in entries}
+    groups = {line["name"]: line["group"] for line in _lines(chunks) if "annotation" in line}
+    if not groups:
+        reasons = Counter(line["refused"][0] for line in _lines(chunks))
+        shutil.rmtree(folder)
+        raise ValueError(f"nothing of {config.source} can be used; refused: {dict(reasons)}")
+    chosen = hold_back(groups.values(), fractions={"val": config.val, "test": config.test}, seed=config.seed)
+    splits = {name: chosen[group] for name, group in groups.items()}
+    report = _report(config, chunks, splits)
+    for split in ("pool", "val", "test"):
+        records = (line for line in _lines(chunks) if splits.get(line["name"]) == split)
+        shards = _write_split(folder / split, config, records, names, report["splits"][split]["pictures"])
+        report["splits"][split]["shards"] = {path.name: digest(path) for path in shards}
+    shutil.rmtree(folder / "checked")
+    return report
+
+
+def _check_all(folder: Path, config: PrepareConfig, source: MaskSource, entries: list[Entry]) -> list[Path]:
+    """The first pass: a file of verdicts for each chunk of pictures."""
+    folder.mkdir(exist_ok=True)
+    group_of = grouping(config.group_by, Path(config.source))
+    keys = _keys(entries)
+    chunks = [folder / f"{start // CHUNK:06d}.jsonl" for start in range(0, len(entries), CHUNK)]
+    for number, path in enumerate(_progress(chunks, "checking records")):
+        if path.is_file():
+            continue
+        lines = []
+        for place in range(number * CHUNK, min((number + 1) * CHUNK, len(entries))):
+            line = _verdict(entries[place], place, keys[place], source, group_of)
+            if config.strict:
+                _raise_if_refused(line)
+            lines.append(json.dumps(line) + "\n")
+        write_text(path, "".join(lines))
+    return chunks
+
+
+def _keys(entries: list[Entry]) -> list[str]:
+    """A key for each picture: its path below the folder that all share, made safe; a taken one gets a digest behind."""
+    parents = {str(Path(entry.name).parent) for entry in entries}
+    shared = f"{parents.pop()}/" if len(parents) == 1 else ""
+    keys: dict[str, None] = {}
+    for entry in entries:
+        key = safe_key(str(Path(entry.name.removeprefix(shared)).with_suffix("")).replace("/", "__"))
+        if key in keys:
+            key = f"{key[:70]}_{hashlib.sha256(os.fsencode(entry.name)).hexdigest()[:12]}"
+        keys[key] = None
+    return list(keys)
+
+
+def _verdict(entry: Entry, place: int, key: str, source: MaskSource, group_of: Grouping) -> dict[str, Any]:
+    """One picture as a line of JSON: its annotation and what of it was refused, or why all of it was."""
+    try:
+        group = group_of(entry.name)
+        if not group:
+            raise Refused("no group", "data.group_by says nothing of this picture")
+        checked = check_record(entry.picture, source.read(entry))
+    except Refused as error:
+        log.warning("refused %s: %s", entry.name, error)
+        return {"name": entry.name, "refused": [error.reason, error.detail]}
+    for refusal in checked.refused:
+        log.info("refused an object of %s: %s", entry.name, refusal)
+    image_id = checked.image.get("image_id")
+    image_id = image_id if isinstance(image_id, int) else place + 1
+    image = {**checked.image, "image_id": image_id, "source_name": entry.name}  # the shard gives it another file_name
+    return {
+        "name": entry.name,
+        "key": key,
+        "group": group,
+        "annotation": {"image": image, "annotations": checked.annotations},
+        "refused_masks": [[each.reason, each.detail] for each in checked.refused],
+    }
+
+
+def _raise_if_refused(line: dict[str, Any]) -> None:
+    for reason, detail in [line["refused"]] if "refused" in line else line["refused_masks"]:
+        raise ValueError(f"{line['name']}: {reason} ({detail}); correct it, or set data.strict=false to leave it out")
+
+
+def _lines(chunks: list[Path]) -> Iterator[dict[str, Any]]:
+    for path in chunks:
+        with open(path, encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+
+def _write_split(
+    folder: Path, config: PrepareConfig, records: Iterator[dict[str, Any]], names: dict[str, Entry], count: int
+) -> list[Path]:
+    """The second pass for one split; shards that an interrupted run has finished stay."""
+    done = sorted(folder.glob("*.tar"))
+    if len(done) * config.max_count >= count:
+        return done
+    rest = islice(records, len(done) * config.max_count, None)
+    with ShardWriter(folder, folder.name, max_count=config.max_count, start_index=len(done)) as writer:
+        for line in _progress(rest, f"writing {folder.name}", count - len(done) * config.max_count):
+            image = line["annotation"]["image"]
+            data, extension = picture_bytes(names[line["name"]].picture, (image["width"], image["height"]))
+            writer.write(line["key"], data, extension, line["annotation"])
+    return done + writer.paths
+
+
+def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -> dict[str, Any]:
+    """Counts and refusals; the same for the same input."""
+    counts: dict[str, dict[str, Any]] = {
+        s: {"pictures": 0, "masks": 0, "groups": set()} for s in ("pool", "val", "test")
+    }
+    refused: dict[str, dict[str, Any]] = {"pictures": {}, "masks": {}}
+    for line in _lines(chunks):
+        if "refused" in line:
+            _count(refused["pictures"], line["name"], *line["refused"])
+            continue
+        split = counts[splits[line["name"]]]
+        split["pictures"] += 1
+        split["masks"] += len(line["annotation"]["annotations"])
+        split["groups"].add(line["group"])
+        for refusal in line["refused_masks"]:
+            _count(refused["masks"], line["name"], *refusal)
+    for name, content in counts.items():
+        content["groups"] = len(content["groups"])
+        log.info("%s: %d pictures, %d masks, %d groups", name, *content.values())
+        if not content["pictures"]:
+            log.warning("%s is empty: there are fewer groups than splits, or its share is 0", name)
+    for kind, reasons in refused.items():
+        for reason, content in reasons.items():
+            log.warning("refused %d %s: %s", content["count"], kind, reason)
+    return {"version": PREPARE_VERSION, "config": asdict(config), "splits": counts, "refused": refused}
+
+
+def _count(reasons: dict[str, Any], name: str, reason: str, detail: str) -> None:
+    content = reasons.setdefault(reason, {"count": 0, "examples": []})
+    content["count"] += 1
+    if len(content["examples"]) < EXAMPLES:
+        content["examples"].append(f"{name}: {detail}" if detail else name)
+
+
+def _progress(items: Any, title: str, total: int | None = None) -> Any:
+    return track(items, title, total or len(items), disable=not sys.stdout.isatty())

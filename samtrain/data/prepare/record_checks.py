@@ -1,0 +1,177 @@
+"""What a record has to pass before it goes into a shard: a picture that decodes, masks that fit and are not empty."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from pycocotools import mask as coco_mask
+
+from samtrain.data.decode import UNREADABLE, decode_samples, to_rgb
+from samtrain.data.prepare.formats import RawAnnotations
+from samtrain.data.prepare.mask_files import Refused
+from samtrain.ops.rle import RLE, rle_area, rle_to_box_xywh, to_compressed
+
+# PIL's name of a format that every reader of SA-1B's form knows -> extension; MPO: a phone's JPEG with a second behind
+KEPT_AS_THEY_ARE = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}
+CANNOT_BE_READ = "the picture cannot be read"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A sound record without its picture's bytes, and the objects that were left out of it."""
+
+    image: dict[str, Any]
+    annotations: list[dict[str, Any]]
+    refused: list[Refused]
+
+
+def check_record(picture: Path, raw: RawAnnotations) -> Checked:
+    """The record with every mask in RLE of the picture's size, `bbox` and `area` computed anew; raises Refused.
+
+    The JSON's width and height decide how an EXIF-rotated picture lies; without them it has the sides that its EXIF says.
+    """
+    if not picture.is_file():
+        raise Refused("the picture is missing", str(picture))
+    width, height = _json_size(raw.image) or shown_size(picture)
+    data, _ = picture_bytes(picture, (width, height))
+    _decoded(data, (width, height), picture.name)
+    annotations, refused = _checked_objects(raw.objects, (height, width))
+    if not annotations:
+        reasons = ", ".join(sorted({each.reason for each in refused})) or "none came"
+        raise Refused("no usable mask", reasons)
+    return Checked({**raw.image, "width": width, "height": height}, annotations, refused)
+
+
+def _json_size(image: dict[str, Any]) -> tuple[int, int] | None:
+    """(width, height) if both are given."""
+    width, height = image.get("width"), image.get("height")
+    if width is None and height is None:
+        return None
+    if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
+        raise Refused("the JSON is not in SA-1B's form", f"width, height are {width}, {height}")
+    return width, height
+
+
+def shown_size(picture: Path) -> tuple[int, int]:
+    """(width, height) as a viewer shows the picture, EXIF obeyed."""
+    try:
+        with Image.open(picture) as image:
+            image.load()  # PIL itself turns a TIFF here, and drops the tag
+            return ImageOps.exif_transpose(image).size
+    except UNREADABLE as error:
+        raise Refused(CANNOT_BE_READ, f"{picture.name}: {error}") from error
+
+
+def picture_bytes(picture: Path, size: tuple[int, int]) -> tuple[bytes, str]:
+    """The bytes of a file to store, as `storable_bytes` of what is in it."""
+    try:
+        data = picture.read_bytes()
+    except OSError as error:
+        raise Refused(CANNOT_BE_READ, f"{picture.name}: {error}") from error
+    return storable_bytes(data, size, picture.name)
+
+
+def storable_bytes(data: bytes, size: tuple[int, int], name: str) -> tuple[bytes, str]:
+    """The bytes to store and their extension: JPEG and PNG untouched, unless EXIF has to turn them; all else as PNG.
+
+    `size` is the (width, height) that it shall have: readers of SA-1B's form do not look at EXIF, so what has to be
+    turned is. Of grey, 16 bits are kept. Raises Refused.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            kept, stored_size = KEPT_AS_THEY_ARE.get(image.format or ""), image.size
+            pages = 1 if kept else getattr(image, "n_frames", 1)
+    except UNREADABLE as error:
+        raise Refused(CANNOT_BE_READ, f"{name}: {error}") from error
+    if kept and size == stored_size:
+        return data, kept
+    if not kept and pages > 1:
+        raise Refused("the picture is a stack", f"{name} has {pages} pages; save the one that counts")
+    stream = io.BytesIO()
+    Image.fromarray(_storable(_decoded(data, size, name), name)).save(stream, "png")
+    return stream.getvalue(), "png"
+
+
+def _decoded(data: bytes, size: tuple[int, int], name: str) -> np.ndarray:
+    """The samples at their full depth; raises Refused."""
+    try:
+        return decode_samples(data, *size, name)
+    except ValueError as error:
+        reason = CANNOT_BE_READ if "cannot be read" in str(error) else "the picture is not of its JSON's size"
+        raise Refused(reason, str(error)) from error
+
+
+def _storable(samples: np.ndarray, name: str) -> np.ndarray:
+    """What a PNG by PIL can hold: 8 bits, or 16 of grey, to which more and fractions are scaled; colours are stretched."""
+    if samples.dtype == np.uint8:
+        return samples
+    if samples.ndim == 3:
+        return to_rgb(samples, name)
+    values = np.nan_to_num(samples.astype(np.float64))
+    if samples.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+        values = (values - values.min()) * (65535 / max(np.ptp(values), 1e-12))
+    return np.rint(values).astype(np.uint16)
+
+
+def _checked_objects(
+    objects: Sequence[dict[str, Any]], size: tuple[int, int]
+) -> tuple[list[dict[str, Any]], list[Refused]]:
+    """Objects with a sound mask, and why the others are none."""
+    kept, refused, seen = [], [], set()
+    for number, each in enumerate(objects):
+        try:
+            rle = _object_rle(each, size)
+            if (counts := rle["counts"]) in seen:
+                raise Refused("the same mask twice")
+        except Refused as error:
+            refused.append(Refused(error.reason, f"object {each.get('id', number)} {error.detail}".strip()))
+            continue
+        seen.add(counts)
+        fields = {key: value for key, value in each.items() if key not in ("image_id", "iscrowd")}
+        box, area = rle_to_box_xywh(rle), rle_area(rle)
+        kept.append({"id": number + 1, **fields, "segmentation": rle, "bbox": box, "area": area})
+    return kept, refused
+
+
+def _object_rle(each: dict[str, Any], size: tuple[int, int]) -> RLE:
+    """The mask as RLE with text counts; raises Refused."""
+    if each.get("iscrowd"):
+        raise Refused("a crowd", "iscrowd is set: many objects in one mask")
+    try:
+        rle = to_rle(each.get("segmentation"), size)
+    except (ValueError, TypeError, OverflowError) as error:  # the latter two: sizes or counts of a wrong kind
+        reason = "RLE of the wrong size" if "RLE has size" in str(error) else "no valid RLE or polygon"
+        raise Refused(reason, str(error)) from error
+    if rle_area(rle) == 0:
+        raise Refused("mask of zero area")
+    return rle
+
+
+def to_rle(segmentation: Any, size: tuple[int, int]) -> RLE:
+    """RLE with text counts of a COCO `segmentation` of any form: polygons, runs as a list, compressed runs.
+
+    Raises ValueError for anything else, and for runs that do not fill `size` (H, W).
+    """
+    if isinstance(segmentation, list):
+        polygons = [_polygon(each) for each in segmentation]
+        if not polygons:
+            raise ValueError("the list of polygons is empty")
+        rle = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
+    else:
+        rle = to_compressed(segmentation, size)
+    counts = rle["counts"]
+    return {"size": list(size), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
+def _polygon(values: Any) -> list[float]:
+    """x, y, x, y, ... of at least three corners; pycocotools would take two for a box."""
+    numbers = isinstance(values, list) and all(isinstance(value, (int, float)) for value in values)
+    if not numbers or len(values) < 6 or len(values) % 2 or not np.isfinite(values).all():
+        raise ValueError(f"a polygon is a list of x, y, x, y, ... of three corners or more, got {str(values)[:60]}")
+    return values

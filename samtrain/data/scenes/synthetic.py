@@ -1,0 +1,129 @@
+"""The embedded default data: synthetic scenes written once as a prepared set, then read like any other."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.progress import track
+
+from samtrain.data.scenes import CROWDED, SCENES_VERSION, SPARSE, Scene, generate_scene
+from samtrain.data.shards import ShardWriter
+from samtrain.files import build_once
+from samtrain.ops.rle import encode_mask, rle_to_box_xywh
+
+__all__ = ["SPLITS", "Scene", "generate_scene", "make_synthetic"]
+log = logging.getLogger(__name__)
+
+# a split's place here seeds its scenes, so that none repeats in another; "crowded" has more and smaller objects
+SPLITS = ("public", "pool", "val", "test", "crowded")
+MIN_SIDE = 32  # pixels; smaller scenes cannot hold objects of more than a handful of pixels
+MANIFEST = "synthetic.json"
+
+
+def make_synthetic(
+    root: str | Path,
+    *,
+    splits: Mapping[str, int],
+    size: tuple[int, int] = (128, 128),
+    seed: int = 0,
+    max_count: int = 500,
+    num_workers: int = 0,
+) -> Path:
+    """The folder `<root>/<parameters>/<split>/*.tar` with `splits[name]` scenes of `size` (H, W) for each split.
+
+    It is made once: the same parameters again find it complete and return at once, others get a folder of their own. A
+    run killed in between leaves nothing under the final name. Any number of processes may call it at the same time: one
+    makes, the rest wait. `num_workers` processes paint (0: this one); the result does not hang on it.
+    """
+    parameters = _checked(splits, size, seed, max_count)
+    text = json.dumps(parameters, sort_keys=True)
+    name = f"synthetic_{size[0]}x{size[1]}_seed{seed}_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    return build_once(Path(root) / name, partial(_make, parameters=parameters, num_workers=num_workers), MANIFEST)
+
+
+def _checked(splits: Mapping[str, int], size: tuple[int, int], seed: int, max_count: int) -> dict[str, Any]:
+    """The parameters that decide every byte, as plain types."""
+    unknown = sorted(set(splits) - set(SPLITS))
+    if unknown:
+        raise ValueError(f"synthetic splits {unknown} are unknown, allowed are {list(SPLITS)}; see data.splits")
+    counts = {name: int(splits[name]) for name in SPLITS if name in splits}
+    if not counts or min(counts.values()) < 0:
+        raise ValueError(f"synthetic splits are {dict(splits)}, want numbers of scenes of 0 and more; see data.splits")
+    sides = [int(side) for side in size]
+    if len(sides) != 2 or min(sides) < MIN_SIDE:
+        raise ValueError(f"synthetic size is {list(size)}, want (H, W) of at least {MIN_SIDE} pixels each; see data.size")
+    if seed < 0:
+        raise ValueError(f"synthetic seed is {seed}, want 0 or more; see data.seed")
+    return {"version": SCENES_VERSION, "splits": counts, "size": sides, "seed": int(seed), "max_count": int(max_count)}
+
+
+def _make(folder: Path, parameters: dict[str, Any], num_workers: int) -> dict[str, Any]:
+    """All splits; what an interrupted run left is painted anew, which takes seconds."""
+    jobs = [
+        (parameters["seed"], SPLITS.index(split), number, tuple(parameters["size"]))
+        for split, count in parameters["splits"].items()
+        for number in range(count)
+    ]
+    log.info("painting %d synthetic scenes into %s", len(jobs), folder)
+    records = iter(track(_painted(jobs, num_workers), "synthetic scenes", len(jobs), disable=not sys.stdout.isatty()))
+    for split, count in parameters["splits"].items():
+        shutil.rmtree(folder / split, ignore_errors=True)
+        with ShardWriter(folder / split, "synthetic", max_count=parameters["max_count"]) as writer:
+            for _ in range(count):
+                writer.write(*next(records))
+    return parameters
+
+
+Job = tuple[int, int, int, tuple[int, int]]  # seed, place of the split, number of the scene, (H, W)
+
+
+def _painted(jobs: list[Job], num_workers: int) -> Iterator[tuple[str, bytes, str, dict[str, Any]]]:
+    """The records in the order of their jobs."""
+    if num_workers < 1:
+        yield from map(paint_record, jobs)
+        return
+    # spawned, not forked: the caller may hold threads of torch
+    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(paint_record, jobs, chunksize=16)
+
+
+def paint_record(job: Job) -> tuple[str, bytes, str, dict[str, Any]]:
+    """Key, PNG bytes, extension and annotation of one scene."""
+    seed, split, number, size = job
+    scene = generate_scene((seed, split, number), size, layout=CROWDED if SPLITS[split] == "crowded" else SPARSE)
+    stream = io.BytesIO()
+    Image.fromarray(scene.image).save(stream, "png", compress_level=1)  # noise hardly packs: level 6 takes 3 times as long
+    image_id = number * len(SPLITS) + split + 1
+    key = f"{SPLITS[split]}_{seed}_{number:06d}"
+    return key, stream.getvalue(), "png", scene_annotation(scene, image_id, key)
+
+
+def scene_annotation(scene: Scene, image_id: int, key: str) -> dict[str, Any]:
+    """The scene in SA-1B's form; `parent_id` (-1: none) and `level` say how its objects are nested."""
+    height, width = scene.image.shape[:2]
+    ids = [image_id * 1000 + number for number in range(len(scene.masks))]  # 1000: more objects than any scene has
+    annotations = [
+        {
+            "id": ids[number],
+            "segmentation": (rle := encode_mask(mask)),
+            "bbox": rle_to_box_xywh(rle),
+            "area": int(mask.sum()),
+            "parent_id": ids[parent] if parent >= 0 else -1,
+            "level": level,
+        }
+        for number, (mask, parent, level) in enumerate(zip(scene.masks, scene.parents, scene.levels, strict=True))
+    ]
+    image = {"image_id": image_id, "width": width, "height": height, "file_name": f"{key}.png"}
+    return {"image": image, "annotations": annotations}

@@ -1,0 +1,177 @@
+"""How good automatic masks are: their IoU with corrected versions of themselves (paper, section 5, "Mask quality")."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from samtrain.data.prepare.mask_files import Refused
+from samtrain.data.prepare.record_checks import to_rle
+from samtrain.data.shards import Record
+from samtrain.data_engine.brush import Brush
+from samtrain.ops.rle import RLE, decode_rle, encode_mask, rle_iou, to_compressed
+
+LEVELS = (0.9, 0.75)  # of IoU, whose shares the paper reports
+MAX_STROKES = 60  # of a simulated correction
+BRUSH_MARGIN = 8  # pixels round a mask and its object within which the brush works
+RESAMPLES = 2000  # of the bootstrap
+BINS = 20
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The IoU of an automatic mask with its corrected version."""
+
+    picture: str
+    id: int
+    iou: float
+
+
+def sample(records: Sequence[T], count: int, seed: int) -> list[T]:
+    """`count` of them drawn evenly without putting back, in their order; all where there are fewer."""
+    if len(records) <= count:
+        return list(records)
+    chosen = np.random.default_rng(seed).choice(len(records), size=count, replace=False)
+    return [records[i] for i in sorted(chosen.tolist())]
+
+
+def pairs_with_corrections(records: Sequence[Record], folder: Path) -> tuple[list[Pair], dict[str, int]]:
+    """Pairs by id with `<folder>/<key>.json`, and how many masks and pictures had no correction.
+
+    A JSON is SA-1B's or a bare list of annotations; polygons and RLE alike. Raises ValueError that names file and mask
+    where one does not fit.
+    """
+    pairs, missing = [], {"pictures without a file": 0, "masks without a correction": 0}
+    for record in records:
+        path = folder / f"{Path(record.key).name}.json"
+        if not path.is_file():
+            missing["pictures without a file"] += 1
+            continue
+        corrected = _corrections(path, record)
+        for each in record.annotation["annotations"]:
+            if each["id"] not in corrected:
+                missing["masks without a correction"] += 1
+                continue
+            pairs.append(_pair(record, each, corrected[each["id"]]))
+    if not pairs:
+        raise ValueError(f"audit.corrected: {folder} has no mask with the id of any of {len(records)} pictures: {missing}")
+    return pairs, missing
+
+
+def _corrections(path: Path, record: Record) -> dict[Any, RLE]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error})") from error
+    annotations = content.get("annotations") if isinstance(content, dict) else content
+    if not isinstance(annotations, list) or not all(isinstance(a, dict) and "id" in a for a in annotations):
+        raise ValueError(f"{path} holds no list of annotations with an id and a segmentation each")
+    size = record.annotation["image"]["height"], record.annotation["image"]["width"]
+    found = {}
+    for each in annotations:
+        try:
+            found[each["id"]] = to_rle(each.get("segmentation"), size)
+        except (ValueError, Refused) as error:
+            raise ValueError(f"{path}, annotation {each['id']}: {error}") from error
+    return found
+
+
+def pairs_with_truth(
+    records: Sequence[Record], truth: dict[str, list[RLE]], *, target_iou: float, min_iou: float, brush: Brush, seed: int
+) -> tuple[list[Pair], dict[str, int]]:
+    """Pairs with what a simulated annotator makes of each mask: painted until its IoU with its object is `target_iou`.
+
+    truth: objects by the name of the picture. A mask's object is that of the highest IoU; a mask below `min_iou` of all
+    shows none and is counted, not corrected. Raises ValueError for a picture without ground truth.
+    """
+    pairs, missing = [], {"masks that show no object": 0}
+    for record in records:
+        name = Path(str(record.annotation["image"].get("source_name", record.key))).stem
+        objects = truth.get(name, truth.get(Path(record.key).name))
+        if objects is None:
+            raise ValueError(f"{record.name}: audit.truth has no picture {name!r}")
+        annotations = record.annotation["annotations"]
+        ious = rle_iou([each["segmentation"] for each in annotations], objects)
+        for number, each in enumerate(annotations):
+            if not objects or ious[number].max() < min_iou:
+                missing["masks that show no object"] += 1
+                continue
+            target = decode_rle(objects[int(ious[number].argmax())])
+            rng = np.random.default_rng([seed, int(each["id"])])
+            corrected = _correct(decode_rle(each["segmentation"]), target, target_iou, brush, rng)
+            pairs.append(_pair(record, each, encode_mask(corrected)))
+    return pairs, missing
+
+
+def _correct(
+    mask: np.ndarray, target: np.ndarray, target_iou: float, brush: Brush, rng: np.random.Generator
+) -> np.ndarray:
+    """Stroke after stroke over the largest error; a stroke that makes it worse is taken back."""
+    rows, columns = (np.flatnonzero((mask | target).any(axis=axis)) for axis in (1, 0))
+    window = tuple(slice(max(i[0] - BRUSH_MARGIN, 0), i[-1] + 1 + BRUSH_MARGIN) for i in (rows, columns))
+    part, goal = mask[window], target[window]
+    best = _iou(part, goal)
+    for _ in range(MAX_STROKES):
+        if best >= target_iou:
+            break
+        painted, _ = brush.paint(part, goal, rng)
+        if (iou := _iou(painted, goal)) > best:
+            part, best = painted, iou
+    corrected = np.zeros_like(mask)
+    corrected[window] = part
+    return corrected
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / max((a | b).sum(), 1))
+
+
+def _pair(record: Record, automatic: dict[str, Any], corrected: RLE) -> Pair:
+    iou = rle_iou([automatic["segmentation"]], [to_compressed(corrected)])[0, 0]
+    return Pair(Path(record.key).name, automatic["id"], float(iou))
+
+
+def summary(pairs: Sequence[Pair], seed: int) -> dict[str, Any]:
+    """Shares above each level with 95 % intervals, the mean, the distribution in BINS of IoU from 0 to 1.
+
+    Masks of a picture are alike, so intervals are those of a bootstrap over pictures (percentiles of RESAMPLES).
+    """
+    by_picture: dict[str, list[float]] = {}
+    for pair in pairs:
+        by_picture.setdefault(pair.picture, []).append(pair.iou)
+    ious = np.array([pair.iou for pair in pairs])
+    counts, _ = np.histogram(ious, bins=BINS, range=(0, 1))
+    result: dict[str, Any] = {
+        "pictures": len(by_picture),
+        "pairs": len(pairs),
+        "mean_iou": float(ious.mean()),
+        "distribution": counts.tolist(),
+    }
+    for level in LEVELS:
+        low, high = _interval(list(by_picture.values()), level, seed)
+        result[f"share_above_{100 * level:.0f}"] = float((ious > level).mean())
+        result[f"share_above_{100 * level:.0f}_low"], result[f"share_above_{100 * level:.0f}_high"] = low, high
+    return result
+
+
+def _interval(pictures: Sequence[Sequence[float]], level: float, seed: int) -> tuple[float, float]:
+    above = np.array([sum(iou > level for iou in ious) for ious in pictures])
+    masks = np.array([len(ious) for ious in pictures])
+    chosen = np.random.default_rng(seed).integers(len(pictures), size=(RESAMPLES, len(pictures)))
+    shares = above[chosen].sum(axis=1) / masks[chosen].sum(axis=1)
+    low, high = np.percentile(shares, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def rows(pairs: Sequence[Pair]) -> Iterator[dict[str, Any]]:
+    """A line a pair, for who wants to count by hand."""
+    for pair in pairs:
+        yield {"picture": pair.picture, "id": pair.id, "iou": round(pair.iou, 6)}

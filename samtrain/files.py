@@ -1,0 +1,148 @@
+"""Durability: files that are complete or absent, work that is done once, locks, digests, and what a full disk says."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # no space left on the disk, or in the user's quota
+RESUME = "free some disk space, then run the same command again with run_dir= of this run: it resumes"
+
+# ---- writing
+
+
+@contextmanager
+def atomic_path(path: str | Path, *, sole_writer: bool = False) -> Iterator[Path]:
+    """Yields a temporary path beside `path` that replaces `path` in one step when the block ends without an error.
+
+    A file that only one process ever writes may set `sole_writer`: the temporary name is then fixed, so that what a killed
+    process left behind is overwritten by the next write.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # otherwise the name is unique among threads, processes and the machines that share the folder
+    suffix = "partial" if sole_writer else f"{os.getpid()}_{secrets.token_hex(4)}.tmp"
+    temporary = path.with_name(f".{path.name}.{suffix}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 text file that is complete or absent, even after a power cut."""
+    with explain_full_disk(path), atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or folder is on disk; sync a folder to make a new name in it survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def explain_full_disk(path: Path, cure: str = RESUME) -> Iterator[None]:
+    """Adds the file's name and the cure to the error of a full disk, which names neither."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise OSError(error.errno, f"{error.strerror} ({cure})", str(path)) from error
+
+
+# ---- doing work once
+
+
+@dataclass(frozen=True)
+class Done:
+    """The result of a piece of work, as plain JSON, and the wall-clock seconds that it took."""
+
+    result: Any
+    wall: float
+
+
+def do_once(path: Path, work: Callable[[], Any]) -> Done:
+    """Returns the result that `path` holds from an earlier call, or calls `work()` and stores its result there.
+
+    The result always comes back through JSON, so that it is the same the first time and later.
+    """
+    if not path.is_file():
+        begin = time.monotonic()
+        result = work()
+        text = json.dumps({"result": result, "wall": round(time.monotonic() - begin, 3)}, allow_nan=False)
+        with atomic_path(path) as temporary:
+            temporary.write_text(text)
+    return Done(**json.loads(path.read_text()))
+
+
+def build_once(target: Path, build: Callable[[Path], dict[str, Any]], manifest: str) -> Path:
+    """Returns the folder `target`; calls `build(folder)` to fill it if it does not exist yet.
+
+    `build` works in `<target>.partial`, where it finds what an interrupted run has left, and returns the content of the
+    JSON file `manifest`. The manifest is written last, then the folder gets its name. Of several processes one builds and
+    the others wait.
+    """
+    if not (target / manifest).is_file():
+        with locked(target.with_name(f".{target.name}.lock")):
+            if not (target / manifest).is_file():
+                partial = target.with_name(f"{target.name}.partial")
+                partial.mkdir(parents=True, exist_ok=True)
+                write_text(partial / manifest, json.dumps(build(partial), indent=1) + "\n")
+                os.replace(partial, target)
+    return target
+
+
+# ---- locks and digests
+
+_THREADS: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # a POSIX lock does not exclude threads
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds a lock on the file `path`, which only one thread of one process can; the file itself stays.
+
+    The system frees a POSIX lock when its process ends, however it ends, and child processes do not inherit it. Raises
+    BlockingIOError if the lock is taken and `wait` is false.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    threads = _THREADS[os.path.abspath(path)]
+    if not threads.acquire(blocking=wait):
+        raise BlockingIOError(errno.EAGAIN, "another thread holds the lock", str(path))
+    try:
+        with open(path, "w") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except PermissionError as error:  # what some systems say instead
+                raise BlockingIOError(errno.EAGAIN, "another process holds the lock", str(path)) from error
+            yield
+    finally:
+        threads.release()
+
+
+def digest(path: str | Path) -> str:
+    """Returns the sha256 of a file as hex."""
+    state = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            state.update(chunk)
+    return state.hexdigest()

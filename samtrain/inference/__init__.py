@@ -1,0 +1,1 @@
+"""Using a trained model: predictors, stored embeddings, the automatic mask generator."""

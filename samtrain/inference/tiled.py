@@ -1,0 +1,186 @@
+"""Prediction at the picture's own scale, for models trained on crops of native pixels (nuclei, remote sensing)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from samtrain.inference.predictor import PictureDecoder, ResizeLongestSide, SamPredictor, Size, as_rgb, chunks, concatenated
+from samtrain.modeling.sam import Sam
+from samtrain.types import PointLabel, Prompts, SamOutput
+
+OUTSIDE_LOGIT = -32.0  # beyond the tile: surely no mask; SAM 2's predictor clamps its logits there
+
+
+class NativeScale(ResizeLongestSide):
+    """The input frame is the original one."""
+
+    def size(self, original_size: Size) -> Size:
+        return original_size
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        return image
+
+    def apply_image_torch(self, image: Tensor) -> Tensor:
+        return image
+
+
+class TiledPredictor(SamPredictor):
+    """Cuts the picture into overlapping S x S tiles and lets the tile in which an object is most central answer for it.
+
+    An object's tile is found from its box's centre or its first click, and stays its tile however often it is clicked:
+    low resolution logits lie in the tile's frame. Tiles are encoded when they are first asked. What lies beyond the
+    tile is no mask, so objects larger than S pixels are cut; clicks beyond it are not seen, boxes are clipped to it. A
+    picture smaller than S is padded at the bottom and on the right. The input frame of `predict_torch` is the original
+    frame.
+    """
+
+    def __init__(self, sam_model: Sam, *, overlap: float = 0.5, tiles_per_batch: int = 4) -> None:
+        """`overlap` of neighbouring tiles: with 0.5 an object of S / 2 pixels fits whole into one of them."""
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap is {overlap}: take a share of the tile from 0 to below 1")
+        super().__init__(sam_model)
+        self.transform = NativeScale(sam_model.config.image_size)
+        self.overlap = overlap
+        self.tiles_per_batch = tiles_per_batch
+
+    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+        image = as_rgb(image, image_format)
+        self.reset_image()
+        side = self.model.config.image_size
+        self.original_size = (image.shape[0], image.shape[1])
+        self.input_size = (min(side, image.shape[0]), min(side, image.shape[1]))
+        self.image = torch.as_tensor(np.array(image)).permute(2, 0, 1)
+        rows, columns = (_tile_starts(length, side, self.overlap) for length in self.original_size)
+        # (T, 2) x and y of each tile's top left pixel, row by row
+        self.tiles = torch.tensor([(x, y) for y in rows for x in columns], device=self.device)
+        self.is_image_set = True
+
+    def set_torch_image(self, transformed_image: Tensor, original_image_size: Size) -> None:
+        raise RuntimeError("a TiledPredictor works at the picture's own scale: use set_image")
+
+    def set_image_embedding(self, embedding: Tensor, original_size: Size, input_size: Size | None = None) -> None:
+        raise RuntimeError("a TiledPredictor has an embedding for each tile, and takes none from outside: use set_image")
+
+    def get_image_embedding(self) -> Tensor:
+        raise RuntimeError(
+            "a TiledPredictor has an embedding for each tile, and none to keep on disk: encode_tiles(indices) gives them"
+        )
+
+    def reset_image(self) -> None:
+        super().reset_image()
+        self.features = {}  # a tile's number to its embedding (C, g, g)
+
+    def answer_in_frame(self, prompts: Prompts, multimask_output: bool) -> tuple[Tensor, SamOutput]:
+        if prompts.labels.shape[1] == 0 and len(self.tiles) > 1:
+            raise ValueError("a mask alone does not say which tile it is of: give its click or box as well")
+        # the first click of predict() is its first token
+        tiles_N = self.tile_of(_anchors(prompts, first=0))
+        output = self.answer_in(tiles_N, prompts, multimask_output)
+        return self.paste(tiles_N, output.low_res_logits), output
+
+    def decoder(self, *, points_per_batch: int = 64) -> TiledDecoder:
+        return TiledDecoder(self, points_per_batch=points_per_batch)
+
+    def tile_of(self, anchors_N2: Tensor) -> Tensor:
+        """(N,) the tile whose centre is nearest to each point, along the axis on which it is farther."""
+        height, width = self.input_size
+        centres_T2 = self.tiles + torch.tensor([(width - 1) / 2, (height - 1) / 2], device=self.device)
+        return (anchors_N2[:, None] - centres_T2).abs().amax(dim=2).argmin(dim=1)
+
+    @torch.no_grad()
+    def encode_tiles(self, indices: list[int]) -> Tensor:
+        """(T, C, g, g) embeddings of these tiles; each is computed once a picture."""
+        side, (height, width) = self.model.config.image_size, self.input_size
+        missing = [index for index in indices if index not in self.features]
+        for chunk in chunks(len(missing), self.tiles_per_batch):
+            corners = [self.tiles[index].tolist() for index in missing[chunk]]
+            if corners:
+                crops = torch.stack([self.image[:, y : y + height, x : x + width] for x, y in corners]).to(self.device)
+                sizes = torch.tensor([self.input_size] * len(corners), device=self.device)
+                padded = F.pad(crops, (0, side - width, 0, side - height))
+                embeddings = self.model.encode(self.model.preprocess(padded, sizes))
+                self.features.update(zip(missing[chunk], embeddings, strict=True))
+        return torch.stack([self.features[index] for index in indices])
+
+    @torch.no_grad()
+    def answer_in(self, tiles_N: Tensor, prompts: Prompts, multimask_output: bool) -> SamOutput:
+        """Decodes prompts in the original frame, each in its tile."""
+        needed, owner_N = tiles_N.unique(return_inverse=True)
+        embeddings = self.encode_tiles(needed.tolist() or [0])
+        return self.model.decode(embeddings, owner_N, self._in_tile(tiles_N, prompts), multimask_output)
+
+    @torch.no_grad()
+    def paste(self, tiles_N: Tensor, low_res_logits_NMhw: Tensor) -> Tensor:
+        """(N, M, H, W) logits in the original frame, OUTSIDE_LOGIT beyond each object's tile."""
+        height, width = self.input_size
+        frame = low_res_logits_NMhw.new_full((*low_res_logits_NMhw.shape[:2], *self.original_size), OUTSIDE_LOGIT)
+        # equal sizes: the tile's pixels are the picture's
+        logits = self.model.postprocess_masks(low_res_logits_NMhw, self.input_size, self.input_size)
+        for row, (x, y) in enumerate(self.tiles[tiles_N].tolist()):
+            frame[row, :, y : y + height, x : x + width] = logits[row]
+        return frame
+
+    def _in_tile(self, tiles_N: Tensor, prompts: Prompts) -> Prompts:
+        """Coordinates from the tile's corner; boxes clipped to it, clicks beyond it turned into padding."""
+        limits = torch.tensor([self.input_size[1] - 1, self.input_size[0] - 1], device=self.device)
+        coords = prompts.coords - self.tiles[tiles_N][:, None]
+        clipped = coords.clamp(min=0).minimum(limits.to(coords.dtype))
+        is_box = prompts.labels >= PointLabel.BOX_TOP_LEFT
+        # half a pixel is still the border pixel's own
+        unseen = ~is_box & ((coords - clipped).abs() > 0.5).any(dim=2)
+        labels = prompts.labels.masked_fill(unseen, int(PointLabel.PADDING))
+        return Prompts(torch.where(is_box[..., None], clipped, coords), labels, prompts.mask_logits)
+
+
+class TiledDecoder(PictureDecoder):
+    """Answers prompts on a tiled picture; an object's tile follows from its first prompt, whose tokens stand last."""
+
+    predictor: TiledPredictor
+
+    def decode(self, prompts: Prompts, multimask_output: bool) -> SamOutput:
+        device = self.predictor.device
+        prompts = Prompts(prompts.coords.to(device), prompts.labels.to(device), prompts.mask_logits)
+        self.tiles_N = self.predictor.tile_of(_anchors(prompts, first=-1))
+        rows = chunks(len(prompts), self.points_per_batch)
+        return concatenated(
+            [self.predictor.answer_in(self.tiles_N[row], prompts.select(row), multimask_output) for row in rows]
+        )
+
+    def to_frame(self, low_res_logits_N1hw: Tensor) -> Tensor:
+        """(N, 1, H, W) logits in the original frame, for the objects of the last `decode`."""
+        N, M = low_res_logits_N1hw.shape[:2]
+        assert len(self.tiles_N) == N, f"{N} masks for the {len(self.tiles_N)} objects decoded last"
+        frame = low_res_logits_N1hw.new_empty(N, M, *self.predictor.original_size)
+        for row in chunks(N, self.points_per_batch):
+            frame[row] = self.predictor.paste(self.tiles_N[row], low_res_logits_N1hw[row])
+        return frame
+
+
+def _tile_starts(length: int, side: int, overlap: float) -> list[int]:
+    """First pixels of the tiles along one axis: as few as keep the overlap, evenly spread from edge to edge."""
+    if length <= side:
+        return [0]
+    count = math.ceil((length - side) / (side * (1 - overlap))) + 1
+    return [round(i * (length - side) / (count - 1)) for i in range(count)]
+
+
+def _anchors(prompts: Prompts, first: int) -> Tensor:
+    """(N, 2) what an object's tile is chosen by: its box's centre, else its first click, at token `first` (0 or -1)."""
+    coords, labels = prompts.coords, prompts.labels
+    N, K = labels.shape
+    if K == 0:
+        return coords.new_zeros(N, 2)
+    # the first token that is a click
+    order = torch.arange(K, device=labels.device) if first == 0 else torch.arange(K - 1, -1, -1, device=labels.device)
+    is_click = (labels == PointLabel.BACKGROUND) | (labels == PointLabel.FOREGROUND)
+    place = torch.where(is_click, order, K).argmin(dim=1)
+    click = coords.gather(1, place[:, None, None].expand(-1, 1, 2))[:, 0]
+    # the middle of the box's two corners
+    is_corner = (labels >= PointLabel.BOX_TOP_LEFT)[..., None]
+    centre = (coords * is_corner).sum(dim=1) / 2
+    return torch.where(is_corner.any(dim=1), centre, click)

@@ -1,0 +1,1 @@
+"""Numbers computed from masks and boxes; nothing here knows a model."""

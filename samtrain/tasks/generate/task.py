@@ -1,0 +1,201 @@
+"""`task=generate`: fully automatic masks of a folder of pictures, written as SA-1B's tars (paper, stage 3)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from rich.progress import Progress, TextColumn
+
+from samtrain.data.tar_index import check_on_error
+from samtrain.data_engine.automatic.fragments import Fragments
+from samtrain.data_engine.automatic.inputs import InputPicture, digest_of, list_pictures
+from samtrain.data_engine.automatic.produce import Pace, Part, produce
+from samtrain.files import digest
+from samtrain.inference.generator import SamAutomaticMaskGenerator
+from samtrain.modeling.build import load_sam
+from samtrain.report.page import write_report
+from samtrain.run.build import Config, device_of
+from samtrain.run.clock import costs
+from samtrain.run.directory import Metrics, write_metrics
+from samtrain.run.processes import CONTEXT, as_worker, run_together
+from samtrain.tasks.generate.results import compare_with_truth, draw_panels, generated_metrics, write_generated
+from samtrain.terminal import console
+
+log = logging.getLogger(__name__)
+
+# what of `generator` is not the mask generator's own
+PRODUCTION = (
+    "input", "output", "num_workers", "num_parts", "part", "pictures_per_shard", "first_image_id", "on_error", "panels",
+    "truth", "release",
+)  # fmt: skip
+# what may differ between those who work in one folder, now or later: it changes no byte of a shard
+FREE = ("input", "output", "num_workers", "num_parts", "part", "on_error", "panels", "truth")
+LINE_EVERY = 30  # seconds, where the output is no terminal
+
+
+def run(config: Config, run_dir: Path) -> Metrics:
+    """Finish this part of the pictures; whoever finishes the last one writes the manifest. Killed, it goes on."""
+    begin, settings = time.perf_counter(), config["generator"]
+    _check(config)
+    output = Path(settings["output"] or run_dir / "shards")
+    settings["output"] = str(output)
+    pictures = list_pictures(settings["input"])
+    facts = _facts(config, pictures)
+    fragments = Fragments(output, len(pictures), settings["pictures_per_shard"])
+    fragments.begin(facts)
+
+    counts = _work(config, pictures, fragments)
+    total = fragments.close_all(facts)
+    if total is None:
+        total = {**facts, **fragments.so_far()}
+        log.info("this part is finished, others are at work: %d of %d pictures", total["pictures"], len(pictures))
+    for name, reason in total["refused"][:20]:
+        log.warning("left out: %s (%s)", name, reason)
+
+    metrics = generated_metrics(total, seconds=counts.seconds, new=counts.done)
+    tars = sorted(output.glob("*.tar"))
+    truth = compare_with_truth(tars, pictures, settings["first_image_id"]) if settings["truth"] and tars else None
+    if truth is not None:
+        metrics.update({f"generated/{key}": value for key, value in truth.items() if not isinstance(value, list)})
+    draw_panels(run_dir, tars, settings["panels"])
+    write_generated(run_dir, total, truth)
+    metrics.update(costs(run_dir, begin))
+    write_metrics(run_dir, metrics)
+    log.info(
+        "%s: %d pictures, %d masks, %d left out", output, total["pictures"], total["masks"], len(total["refused"])
+    )
+    log.info("report: %s", write_report(run_dir))
+    return metrics
+
+
+def make_generator(config: Config, device: torch.device) -> SamAutomaticMaskGenerator:
+    """The generator that `config.generator` and `config.checkpoint` say."""
+    settings = {key: value for key, value in config["generator"].items() if key not in PRODUCTION}
+    return instantiate(settings)(load_sam(config["checkpoint"]).to(device))
+
+
+# ---- who does what
+
+
+def _work(config: Config, pictures: list[InputPicture], fragments: Fragments) -> Pace:
+    """This part's workers, to their end; ValueError where one of them failed."""
+    settings = config["generator"]
+    count = settings["num_workers"]
+    parts = [Part(settings["part"] * count + i, settings["num_parts"] * count) for i in range(count)]
+    todo = sum(not fragments.is_finished(n) for part in parts for n in part.numbers(len(pictures)))
+    pace = Pace(todo)
+    if not todo:
+        return pace
+    log.info("%d of %d pictures to do, %d processes, into %s", todo, len(pictures), count, fragments.output)
+    if count == 1:
+        with _Display(pace) as display:
+            _run_worker(config, pictures, parts[0], lambda *counts: display.add(1, *counts))
+        return pace
+    counters = [CONTEXT.Value("q", 0) for _ in range(3)]
+    workers = [
+        CONTEXT.Process(target=_worker, args=(config, pictures, part, counters), name=f"part {part.index}") for part in parts
+    ]
+    with _Display(pace) as display:
+        run_together(
+            workers,
+            "with the same generator.output",
+            meanwhile=lambda: display.set(*(counter.value for counter in counters)),
+        )
+    return pace
+
+
+def _worker(config: Config, pictures: list[InputPicture], part: Part, counters: Any) -> None:
+    """What a process of several does."""
+
+    def report(masks: int, refused: bool) -> None:
+        for counter, value in zip(counters, (1, masks, int(refused)), strict=True):
+            with counter.get_lock():
+                counter.value += value
+
+    with as_worker(config["generator"]["num_workers"]):
+        _run_worker(config, pictures, part, report)
+
+
+def _run_worker(config: Config, pictures: list[InputPicture], part: Part, report: Any) -> None:
+    settings = config["generator"]
+    produce(
+        pictures,
+        make_generator(config, device_of(config, part.index)),
+        Fragments(Path(settings["output"]), len(pictures), settings["pictures_per_shard"]),
+        part,
+        first_image_id=settings["first_image_id"],
+        release=instantiate(settings["release"]) if settings["release"] else None,
+        on_error=settings["on_error"],
+        report=report,
+    )
+
+
+class _Display:
+    """A live line on a terminal, a line of the log now and then elsewhere."""
+
+    def __init__(self, pace: Pace) -> None:
+        self.pace = pace
+        self._said = time.monotonic()
+        no_terminal = not console().is_terminal
+        self._live = Progress(TextColumn("{task.description}"), console=console(), transient=True, disable=no_terminal)
+
+    def __enter__(self) -> _Display:
+        self._live.start()
+        self._task = self._live.add_task(self.pace.line())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+        log.info(self.pace.line())
+
+    def set(self, done: int, masks: int, refused: int) -> None:
+        """The counts as they are now."""
+        pace = self.pace
+        self.add(done - pace.done, masks - pace.masks, refused - pace.refused)
+
+    def add(self, done: int, masks: int, refused: int) -> None:
+        self.pace.add(done, masks, refused)
+        self._live.update(self._task, description=self.pace.line())
+        if self._live.disable and time.monotonic() - self._said > LINE_EVERY:
+            self._said = time.monotonic()
+            log.info(self.pace.line())
+
+
+# ---- what must be so
+
+
+def _check(config: Config) -> None:
+    settings = config["generator"]
+    for key, value in (("checkpoint", config["checkpoint"]), ("generator.input", settings["input"])):
+        if value is None:
+            raise ValueError(f"{key} is null: give checkpoint=FILE generator.input=PICTURES generator.output=FOLDER")
+    if config["data"]["frame"] == "native":
+        raise ValueError("data.frame is native: the generator cuts crops of its own, set generator.crop_n_layers")
+    if settings["output_mode"] != "coco_rle":
+        raise ValueError(f"generator.output_mode is {settings['output_mode']!r}: shards hold coco_rle")
+    check_on_error(settings["on_error"])
+    for key in ("num_workers", "num_parts", "pictures_per_shard"):
+        if not isinstance(settings[key], int) or settings[key] < 1:
+            raise ValueError(f"generator.{key} is {settings[key]!r}: take a whole number of 1 and more")
+    if not 0 <= settings["part"] < settings["num_parts"]:
+        raise ValueError(f"generator.part is {settings['part']}: take 0 to {settings['num_parts'] - 1} (generator.num_parts)")
+    if settings["truth"] and settings["release"]:
+        raise ValueError("generator.truth is of the pictures' own size, and generator.release makes another: leave out one")
+    if settings["output"] is None and settings["num_workers"] * settings["num_parts"] > 1:
+        raise ValueError("generator.output is null: several processes need one folder, generator.output=FOLDER")
+
+
+def _facts(config: Config, pictures: list[InputPicture]) -> dict[str, Any]:
+    """What decides every byte of the shards."""
+    settings = {key: value for key, value in config["generator"].items() if key not in FREE}
+    return {
+        "checkpoint": digest(config["checkpoint"]),
+        "generator": settings,
+        "input_pictures": len(pictures),
+        "input": digest_of(pictures),
+    }

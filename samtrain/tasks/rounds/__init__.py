@@ -1,0 +1,1 @@
+"""`task=rounds`: the data engine's rounds, from the config to the report."""

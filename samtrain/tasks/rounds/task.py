@@ -1,0 +1,68 @@
+"""`task=rounds`: the data engine with Lightning inside: a first model if there is none, then round after round."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from samtrain.data_engine.ledger import LedgerLine, promoted, read_ledger
+from samtrain.modeling.build import load_sam
+from samtrain.report import write_report
+from samtrain.run.build import Config
+from samtrain.run.clock import costs
+from samtrain.run.directory import Metrics, write_metrics
+from samtrain.run.image_sets import open_set
+from samtrain.tasks.evaluate import difficulty_metrics, test_metrics
+from samtrain.tasks.rounds.schedule import check_growth_of_rounds, check_processes, with_stage_1
+from samtrain.tasks.rounds.tools import Work
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, run_dir: Path) -> Metrics:
+    """All rounds of `config.rounds`; the promoted model becomes `checkpoints/best.ckpt`, and `test/*` is its."""
+    begin = time.perf_counter()
+    if "rounds" not in config:
+        raise ValueError("task=rounds has no rounds: take an experiment that has, +experiment=stage1")
+    check_processes(config)
+    config = with_stage_1(config, run_dir)
+    check_growth_of_rounds(config)
+    pictures = open_set(config["data"], config["data_dir"])
+    if not pictures.val:
+        raise ValueError("the rounds choose models by validation and no picture is held back for it: set data.val")
+    work = Work(config, run_dir, pictures)
+    work.look_at_pools()
+    initial = work.first_model()
+    best = work.engine(initial).run()
+
+    # what the rounds were worth, on pictures that nothing was chosen by
+    ledger = read_ledger(run_dir)
+    metrics: Metrics = {**promoted(ledger).metrics_after, **coverage_metrics(ledger)}
+    metrics.update(test_metrics(config, load_sam(best), pictures, native=work.native))
+    start = test_metrics(config, load_sam(initial), pictures, native=work.native)
+    metrics.update({name.replace("test/", "test/start_"): value for name, value in start.items()})
+    metrics.update(work.test_detector(ledger))
+    metrics.update(difficulty_metrics(config, pictures))
+    metrics.update(costs(run_dir, begin))
+    write_metrics(run_dir, metrics)
+    log.info("report: %s", write_report(run_dir))
+    work.finish_loggers(metrics)
+    return metrics
+
+
+def coverage_metrics(ledger: list[LedgerLine]) -> Metrics:
+    """What the probe's pictures were covered with before the last stage, and are now; how precise its automatic masks are."""
+    opening = next((line for line in reversed(ledger) if line.probe_before), None)
+    if opening is None:
+        return {}
+    stage = [line for line in ledger if line.stage == opening.stage]
+    start, end = opening.probe_before["probe_coverage"], stage[-1].probe_coverage
+    metrics: Metrics = {f"coverage/start_{name}": value for name, value in start.items()}
+    metrics |= {f"coverage/{name}": value for name, value in end.items()}
+    metrics["coverage/without_filling_in"] = stage[-1].probe_coverage_alone["all"]
+    filled = [(line.masks_automatic, line.automatic_precision) for line in stage if line.automatic_precision is not None]
+    count = sum(masks for masks, _ in filled)
+    metrics["automatic/masks"] = float(count)
+    metrics["automatic/precision"] = sum(m * p for m, p in filled) / count if count else None
+    return metrics

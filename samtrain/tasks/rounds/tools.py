@@ -1,0 +1,288 @@
+"""What the data engine, which knows neither Hydra nor Lightning, is given to work with."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from pytorch_lightning.loggers import Logger
+
+from samtrain.data.datasets import Source
+from samtrain.data_engine.engine import DataEngine
+from samtrain.data_engine.ledger import LedgerLine, read_ledger
+from samtrain.data_engine.pool import Pool, share_out
+from samtrain.data_engine.prefill import PrefillConfig
+from samtrain.data_engine.stages import DetectorRequest, FitRequest, FitResult, Probe, RoundConfig, Stage, Tools
+from samtrain.detector import MAX_DETECTIONS, Detector, load_detector, train_detector
+from samtrain.files import do_once, write_text
+from samtrain.modeling.build import load_sam
+from samtrain.report import write_report
+from samtrain.run.build import Config, device_of, learning_rate_of, make_predictor, sam_config_of
+from samtrain.run.image_sets import PictureSet, is_native, open_set, pool_of_stage_2
+from samtrain.run.preflight import look_at
+from samtrain.run.training import Training, num_devices, train, validate
+from samtrain.run.worker import train_apart
+from samtrain.tasks.detector import model_of, recipe_of, running_of
+from samtrain.tasks.detector import test_metrics as box_test_metrics
+from samtrain.tasks.fit import first_training
+from samtrain.tasks.rounds.schedule import SEMI_AUTOMATIC, STAGES, first_round, rounds_of
+from samtrain.training.loggers import RoundFiles, SamWandbLogger, finish, log_round, make_loggers
+
+log = logging.getLogger(__name__)
+
+
+class Work:
+    """Trains, measures and loads for the engine, and opens what it annotates."""
+
+    def __init__(self, config: Config, run_dir: Path, pictures: PictureSet) -> None:
+        self.config, self.run_dir, self.pictures = config, run_dir, pictures
+        self.native = is_native(config["data"], pictures, sam_config_of(config))
+        self.stages = self._stages()
+        self.images_seen = 0  # by the first model's training
+        self.measured: dict[Path, dict[str, float]] = {}  # val/* that a training has found for its best checkpoint
+        # one run of W&B for all trainings; on several devices each is a process of its own that logs for itself
+        self.apart = num_devices(config) > 1
+        self.shared: list[Logger] = [] if self.apart else make_loggers(run_dir, config["logger"], config)[1:]
+
+    def first_model(self) -> Path:
+        """`config.checkpoint`, or a model pretrained on public data in `<run_dir>/pretrain`."""
+        if self.config["checkpoint"] is not None:
+            return Path(self.config["checkpoint"])
+        config = {**self.config, "data": self._public()}
+        public = open_set(config["data"], config["data_dir"])
+        training = first_training(config, self.run_dir / "pretrain", public)
+
+        def pretrain() -> dict[str, Any]:
+            look_at(config, public, image_size=sam_config_of(config).image_size, native=training.native)
+            result = self.train(training)
+            return {"images_seen": result.images_seen, "metrics": result.metrics}
+
+        done = do_once(training.directory / "fit.json", pretrain)
+        self.images_seen = done.result["images_seen"]
+        if config["data"] == self.config["data"]:
+            self.measured[training.best] = done.result["metrics"]
+        return training.best
+
+    def engine(self, initial: Path) -> DataEngine:
+        settings = self.config["engine"]
+        return DataEngine(
+            run_dir=self.run_dir,
+            stages=self.stages,
+            tools=Tools(
+                load_predictor=self._load_predictor,
+                fit=self._fit,
+                measure=self._measure,
+                fit_detector=self._fit_detector,
+                load_detector=self._load_detector,
+            ),
+            initial=initial,
+            first_round=first_round(self.config),
+            seed=self.config["seed"],
+            promote_metric=settings["promote_metric"],
+            size_limits=tuple(self.config["size_limits"]),
+            on_error=self.config["data"]["on_error"],
+            on_line=self._on_line,
+        )
+
+    def test_detector(self, ledger: list[LedgerLine]) -> dict[str, float]:
+        """`test/box_ap`, ... of the last detector, if there is one."""
+        name = ledger[-1].detector
+        return box_test_metrics(self.config, load_detector(self.run_dir / name), self.pictures) if name else {}
+
+    def train(self, training: Training) -> FitResult:
+        """In this process on one device, else in processes of their own."""
+        if self.apart:
+            return train_apart(self.run_dir, training, self.config["trainer"]["launcher"])
+        csv = make_loggers(training.directory, {})
+        return train(self.config, training, [*csv, *self.shared])
+
+    def finish_loggers(self, metrics: Mapping[str, float | None]) -> None:
+        """Where trainings logged for themselves, the ledger comes after the last of them; then the final numbers."""
+        if self.apart:
+            self.shared = make_loggers(self.run_dir, self.config["logger"], self.config)[1:]
+            self._log_lines(read_ledger(self.run_dir))
+        finish(self.shared, metrics)
+
+    def _public(self) -> dict[str, Any]:
+        """What a first model is trained on; of scenes that are only for this, no pool and no test are painted."""
+        public = self.config["public"]
+        if public["kind"] != "synthetic" or public == self.config["data"]:
+            return public
+        return {**public, "splits": {split: public["splits"][split] for split in ("public", "val")}}
+
+    def look_at_pools(self) -> None:
+        """What is wrong with the pictures of the rounds, or with their number, before the time for a first model is spent."""
+        for stage in self.stages:
+            if not stage.pool:
+                continue
+            pictures = replace(self.pictures, public=[], pool=[Source(stage.pool)])
+            look_at(self.config, pictures, image_size=sam_config_of(self.config).image_size, native=self.native)
+            images = [each.images for each in stage.rounds]
+            share_out(len(Pool(stage.pool, self.config["data"]["on_error"])), images, stage.probe.images if stage.probe else 0)
+
+    def _stages(self) -> list[Stage]:
+        config = self.config
+        annotator = {**config["annotator"], "seed": config["seed"]}
+        patient = instantiate({**annotator, "leaves_picture": False})
+        probe_images = {name: config["engine"]["probe_images"] for name in STAGES}
+        probe_images[SEMI_AUTOMATIC] = config["engine"]["probe_images_stage_2"]
+        rounds: dict[str, list[RoundConfig]] = {}
+        for _, each in rounds_of(config):
+            rounds.setdefault(each["stage"], []).append(self._round(each))
+        return [
+            Stage(
+                name=name,
+                rounds=own,
+                pool=self._pool(name),
+                annotator=instantiate(annotator),
+                probe=Probe(annotator=patient, images=probe_images[name]),
+                prefill=self._prefill() if name == SEMI_AUTOMATIC else None,
+            )
+            for name, own in rounds.items()
+        ]
+
+    def _prefill(self) -> PrefillConfig:
+        prefill = instantiate(self.config["prefill"])
+        if prefill.max_detections > MAX_DETECTIONS:
+            raise ValueError(f"prefill.max_detections is {prefill.max_detections}: a detector gives {MAX_DETECTIONS} at most")
+        return prefill
+
+    def _round(self, each: dict[str, Any]) -> RoundConfig:
+        return RoundConfig(
+            model=each["model"],
+            images=each["images"],
+            steps=each["steps"],
+            learning_rate=learning_rate_of(self.config, each["model"], each["learning_rate_factor"]),
+            detector_steps=each.get("detector_steps", 0),
+        )
+
+    def _pool(self, stage: str) -> list[str]:
+        if stage == SEMI_AUTOMATIC:
+            return pool_of_stage_2(self.config["data"], self.config["data_dir"], self.pictures)
+        return self.pictures.pool_tars()
+
+    def _load_predictor(self, checkpoint: Path) -> Any:
+        return make_predictor(load_sam(checkpoint).to(device_of(self.config)), native=self.native)
+
+    def _fit(self, request: FitRequest) -> FitResult:
+        assert request.learning_rate is not None, "_rounds gives each round its rate"
+        training = Training(
+            directory=request.directory,
+            model=request.model,
+            init=request.init,
+            train=[Source(request.shards, last_counts=True)],
+            val=self.pictures.val,
+            steps=request.steps,
+            learning_rate=request.learning_rate,
+            native=self.native,
+            large_scale_jitter=self.config["engine"]["large_scale_jitter"],
+            images_seen=request.images_seen or self.images_seen,
+            key=f"rounds.{rounds_of(self.config)[request.round - first_round(self.config)][0]}.model",
+        )
+        result = self.train(training)
+        self.measured[result.checkpoint] = result.metrics
+        return result
+
+    def _fit_detector(self, request: DetectorRequest) -> Path:
+        """In this process, on one device; the last weights, there being nothing to choose."""
+        given = self.config["detector"]["init"]
+        return train_detector(
+            [Source(request.shards, last_counts=True)],
+            request.init or (Path(given) if given else None),
+            request.directory,
+            recipe=replace(recipe_of(self.config), steps=request.steps),
+            seed=self.config["seed"],
+            model=model_of(self.config),
+            running=running_of(self.config),
+        )
+
+    def _load_detector(self, path: Path) -> Detector:
+        return load_detector(path).to(device_of(self.config))
+
+    def _measure(self, checkpoint: Path) -> dict[str, float]:
+        """As its training has found on the same pictures; after a kill in between it is measured again."""
+        if known := self.measured.get(checkpoint):
+            return known
+        return validate(self.config, checkpoint, self.pictures.val, native=self.native)
+
+    def _on_line(self, line: LedgerLine) -> None:
+        join_metrics(self.run_dir)
+        write_report(self.run_dir)
+        if not self.apart:
+            self._log_lines(read_ledger(self.run_dir))
+
+    def _log_lines(self, ledger: list[LedgerLine]) -> None:
+        """The lines that no process before this one has logged: it may have been killed before it could."""
+        if not self.shared:
+            return
+        path = self.run_dir / ".hydra" / "rounds_logged"
+        taken_over = first_round(self.config) if self.config["stage1_run"] else 0
+        begin = int(path.read_text()) if path.is_file() else taken_over
+        for end in range(begin + 1, len(ledger) + 1):
+            self._log_line(ledger[:end])
+            write_text(path, str(end))
+
+    def _log_line(self, ledger: list[LedgerLine]) -> None:
+        """The last line's numbers beside the curves, and its round as a run of its own with what it used and made."""
+        line = ledger[-1]
+        numbers = {key: float(value) for key, value in _flat(asdict(line)).items() if isinstance(value, (int, float))}
+        seen = numbers.pop("images_seen") or float(self.images_seen)
+        values = {f"ledger/{key}": value for key, value in numbers.items()} | {"images_seen": seen}
+        for logger in self.shared:
+            logger.log_metrics(values, step=line.round)
+            if isinstance(logger, SamWandbLogger):
+                log_round(logger, self._files(ledger), numbers)
+
+    def _files(self, ledger: list[LedgerLine]) -> RoundFiles:
+        """What the last round of a ledger made, and of what."""
+        *before, line = ledger
+        parent = next((each for each in before if each.digest == line.parent), None)
+        shards = [[(self.run_dir / s["path"], s["sha256"]) for s in each.shards] for each in ledger]
+        return RoundFiles(
+            number=line.round,
+            stage=line.stage,
+            checkpoint=self.run_dir / line.checkpoint,
+            digest=line.digest,
+            promoted=line.promoted,
+            parent=self.run_dir / parent.checkpoint if parent else None,
+            parent_digest=line.parent,
+            parent_round=parent.round if parent else None,
+            shards=shards[-1],
+            earlier=[each for round_ in shards[:-1] for each in round_],
+            detector=self.run_dir / line.detector if line.detector else None,
+            detector_digest=line.detector_digest,
+        )
+
+
+def _flat(line: dict[str, Any]) -> dict[str, Any]:
+    """The line with `coverage/small`, `metrics_after/val/miou_1` and the like in place of what is nested."""
+    nested = {
+        f"{key}/{name}": value
+        for key in line
+        if "coverage" in key or key.startswith("metrics_")
+        for name, value in line[key].items()
+    }
+    return line | nested
+
+
+def join_metrics(run_dir: Path) -> None:
+    """The `metrics.csv` of all trainings in one, with the round that each row belongs to; 0 is the first model's."""
+    files = {int(path.parts[-3]): path for path in run_dir.glob("rounds/*/fit/metrics.csv")}
+    if (run_dir / "pretrain" / "metrics.csv").is_file():
+        files[0] = run_dir / "pretrain" / "metrics.csv"
+    rows: list[dict[str, str]] = []
+    for number, path in sorted(files.items()):
+        with open(path, newline="") as file:
+            rows += [{"round": str(number), **row} for row in csv.DictReader(file)]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(run_dir / "metrics.csv", text.getvalue())

@@ -1,0 +1,1 @@
+"""Training: the Lightning module, the optimiser, callbacks, loggers, several devices, the memory planner."""

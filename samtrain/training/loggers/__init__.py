@@ -1,0 +1,10 @@
+"""Where the scalars, pictures and files of a run go: always `metrics.csv`, and W&B or TensorBoard where they are asked for."""
+
+from samtrain.training.loggers.appending_csv import AppendingCSVLogger
+from samtrain.training.loggers.lineage import RoundFiles, log_round
+from samtrain.training.loggers.make import finish, make_loggers
+from samtrain.training.loggers.wandb_run import AXIS, ROUND, SamWandbLogger
+
+__all__ = [
+    "AXIS", "ROUND", "AppendingCSVLogger", "RoundFiles", "SamWandbLogger", "finish", "log_round", "make_loggers",
+]  # fmt: skip

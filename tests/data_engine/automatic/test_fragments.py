@@ -1,0 +1,150 @@
+"""Pieces of shards: any order, any interruption, the same bytes."""
+
+from __future__ import annotations
+
+import json
+import random
+import tarfile
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from samtrain.data.shards import index_tar, read_record
+from samtrain.data_engine.automatic import fragments as module
+from samtrain.data_engine.automatic.fragments import Fragments
+
+
+def outcome(number: int) -> dict:
+    return {"statistics": {"pictures": 1, "masks": number}}
+
+
+def members(number: int) -> dict:
+    content = {"image": {"width": 1, "height": 1, "image_id": number}, "annotations": []}
+    return {"__key__": f"sa_{number}", "jpg": bytes([number]) * (number + 1), "json": json.dumps(content).encode()}
+
+
+def begun(output: Path, num_pictures: int, per_shard: int) -> Fragments:
+    fragments = Fragments(output, num_pictures, per_shard)
+    fragments.begin({"by": "test"})
+    return fragments
+
+
+def finish(fragments: Fragments, numbers: list[int], refused: tuple[int, ...] = ()) -> None:
+    for number in numbers:
+        if number in refused:
+            fragments.save(number, None, {"refused": [[f"picture {number}", "broken"]]})
+        else:
+            fragments.save(number, members(number), outcome(number))
+        fragments.close_shard(fragments.shard_of(number))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".fragments.lock"}
+
+
+def test_any_order_gives_the_same_bytes(tmp_path: Path) -> None:
+    reference = begun(tmp_path / "reference", 11, 4)
+    finish(reference, list(range(11)))
+    total = reference.close_all({"by": "test"})
+    assert total["pictures"] == 11 and total["masks"] == sum(range(11)) and total["by"] == "test"
+    assert sorted(content(tmp_path / "reference")) == ["manifest.json", "sa_000000.tar", "sa_000001.tar", "sa_000002.tar"]
+    for seed in range(5):
+        order = list(range(11))
+        random.Random(seed).shuffle(order)
+        fragments = begun(tmp_path / str(seed), 11, 4)
+        finish(fragments, order)
+        fragments.close_all({"by": "test"})
+        assert content(tmp_path / str(seed)) == content(tmp_path / "reference")
+
+
+def test_what_is_written_is_a_tar_for_everybody(tmp_path: Path) -> None:
+    fragments = begun(tmp_path, 3, 10)
+    finish(fragments, [0, 1, 2])
+    fragments.close_all({"by": "test"})
+    path = tmp_path / "sa_000000.tar"
+    with tarfile.open(path) as tar:
+        assert tar.getnames() == [f"sa_{i}.{ext}" for i in range(3) for ext in ("jpg", "json")]
+    assert [r["__key__"] for r in webdataset.WebDataset(str(path), shardshuffle=False)] == ["sa_0", "sa_1", "sa_2"]
+    assert path.stat().st_size % tarfile.RECORDSIZE == 0
+    index = index_tar(path)
+    assert not index.problems and read_record(index, 2).image_bytes == bytes([2]) * 3
+
+
+def test_refused_pictures_are_listed_and_leave_no_hole(tmp_path: Path) -> None:
+    fragments = begun(tmp_path, 6, 2)
+    finish(fragments, list(range(6)), refused=(1, 2, 3))
+    total = fragments.close_all({"by": "test"})
+    assert total["refused"] == [[f"picture {i}", "broken"] for i in (1, 2, 3)] and total["pictures"] == 3
+    assert sorted(content(tmp_path)) == ["manifest.json", "sa_000000.tar", "sa_000002.tar"]  # of the second none was left
+
+
+def test_what_is_not_finished_is_known(tmp_path: Path) -> None:
+    fragments = begun(tmp_path, 5, 2)
+    finish(fragments, [0, 1, 4])
+    assert [fragments.is_finished(n) for n in range(5)] == [True, True, False, False, True]
+    assert fragments.close_all({"by": "test"}) is None and not (tmp_path / "manifest.json").exists()
+    assert fragments.so_far()["pictures"] == 3
+    finish(fragments, [2, 3])
+    assert fragments.close_all({"by": "test"})["pictures"] == 5
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("chosen", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("folder", "suffix"),
+    [("pictures", ".tar"), ("pictures", ".json"), ("shards", ".json"), ("cut", ".tar"), ("cut", ".json")],
+    ids=["piece", "outcome", "summary", "shard", "manifest"],
+)
+def test_an_interruption_between_any_two_writes(tmp_path: Path, monkeypatch, folder: str, suffix: str, chosen: int) -> None:
+    """The process ends before the so-manieth file of a kind gets its name; the next one goes on."""
+    left = [chosen]
+
+    def dying(real):
+        def instead(path, *arguments):
+            left[0] -= Path(path).parent.name == folder and Path(path).suffix == suffix
+            if left[0] == 0:
+                left[0] = -1
+                raise Killed
+            return real(path, *arguments)
+
+        return instead
+
+    reference = begun(tmp_path / "reference", 4, 2)
+    finish(reference, list(range(4)))
+    reference.close_all({"by": "test"})
+    with monkeypatch.context() as patch, suppress(Killed):
+        patch.setattr(module, "atomic_path", dying(module.atomic_path))
+        patch.setattr(module, "write_text", dying(module.write_text))
+        fragments = begun(tmp_path / "cut", 4, 2)
+        finish(fragments, list(range(4)))
+        fragments.close_all({"by": "test"})
+
+    again = begun(tmp_path / "cut", 4, 2)
+    finish(again, [n for n in range(4) if not again.is_finished(n)])
+    again.close_all({"by": "test"})
+    assert content(tmp_path / "cut") == content(tmp_path / "reference")
+
+
+def test_who_comes_late_finds_all_of_it(tmp_path: Path) -> None:
+    """Another process has written the last shard and the manifest, and tidied up, while this one still looked."""
+    mine, other = begun(tmp_path, 4, 2), begun(tmp_path, 4, 2)
+    finish(mine, [0, 1, 2])
+    finish(other, [3])
+    other.close_all({"by": "test"})
+    mine.close_shard(1)
+    with mine._alone():
+        mine._close(1)
+    assert mine.so_far()["pictures"] == 4
+    assert mine.close_all({"by": "test"})["pictures"] == 4
+    assert all(mine.is_finished(n) for n in range(4))
+
+
+def test_what_was_begun_with_something_else(tmp_path: Path) -> None:
+    begun(tmp_path, 4, 2)
+    with pytest.raises(ValueError, match="by: test there, me now"):
+        Fragments(tmp_path, 4, 2).begin({"by": "me"})

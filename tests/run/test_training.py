@@ -1,0 +1,82 @@
+"""One training: what it leaves where there is nothing to choose by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from pytorch_lightning.plugins.environments import SLURMEnvironment
+
+from samtrain.run import training
+from samtrain.run.training import Training, train
+from samtrain.tasks import resolve
+from samtrain.training.fsdp import EncoderFSDPStrategy
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def config_of(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONF), version_base=None):
+        return resolve(compose("config", overrides=["run_dir=unused", *overrides]))
+
+
+def test_the_last_is_the_best_and_is_copied_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed while it copies finds no half `best.ckpt` when it goes on."""
+    config = config_of()
+    job = Training(
+        directory=tmp_path,
+        model="vit_tiny",
+        init=None,
+        train=[],
+        val=[],
+        steps=1,
+        learning_rate=1e-3,
+        native=False,
+        large_scale_jitter=None,
+    )
+    job.last.parent.mkdir()
+
+    def fit(*_: Any, **__: Any) -> None:
+        job.last.write_bytes(b"whole")
+
+    def dying(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:2])
+        raise KeyboardInterrupt
+
+    trainer = SimpleNamespace(fit=fit, is_global_zero=True)
+    monkeypatch.setattr(training, "make_trainer", lambda *_, **__: trainer)
+    monkeypatch.setattr(training, "batches_seen", lambda path: 0)
+    monkeypatch.setattr(training, "_data", lambda *_, **__: None)
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(training.shutil, "copyfile", dying)
+        train(config, job, [])
+    assert not job.best.exists()
+    assert train(config, job, []).checkpoint.read_bytes() == b"whole"
+
+
+def test_strategies_are_named_and_what_does_not_go_with_them_too() -> None:
+    assert [training.strategy_of(config_of(f"trainer.strategy={name}")) for name in ("auto", "ddp")] == ["auto", "ddp"]
+    assert isinstance(training.strategy_of(config_of("trainer.strategy=fsdp")), EncoderFSDPStrategy)
+    with pytest.raises(ValueError, match="trainer.strategy is 'fsdp1': take one of auto, ddp, fsdp"):
+        training.strategy_of(config_of("trainer.strategy=fsdp1"))
+    for override in ("optim.ema_decay=0.9999", "trainer.compile=true"):
+        key = override.split("=")[0]
+        with pytest.raises(ValueError, match=rf"{key} is .*set {key}=.* or trainer.strategy=ddp"):
+            training.strategy_of(config_of("trainer.strategy=fsdp", override))
+        assert training.strategy_of(config_of("trainer.strategy=ddp", override)) == "ddp"
+
+
+def test_lightning_writes_no_checkpoint_of_its_own_on_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its `hpc_ckpt` would be gone on with in place of `last.ckpt`, and the data would not."""
+
+    def cluster() -> Any:
+        trainer = training.make_trainer(config_of("trainer.accelerator=cpu"), tmp_path, [], [], 1, "vit_tiny", validates=False)
+        return trainer._accelerator_connector.cluster_environment
+
+    assert not isinstance(cluster(), SLURMEnvironment)
+    for name in ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"):
+        monkeypatch.setenv(name, "1")
+    assert isinstance(cluster(), SLURMEnvironment) and not cluster().auto_requeue
