@@ -16,11 +16,11 @@ samtrain trains Segment Anything models and runs SAM's data engine with them.
                                       pretrain a model, then six rounds of annotating and retraining
   python -m samtrain +experiment=stage2 stage1_run=RUN
                                       five rounds more, with masks filled in before anybody looks; both: +experiment=data_engine
-  python -m samtrain +experiment=stage3 checkpoint=FILE generator.input=PICTURES generator.output=SHARDS
-                                      masks of everything in a folder of pictures, as SA-1B's tars
-  python -m samtrain +experiment=finetune checkpoint=FILE data=folder data.root=PICTURES
-                                      train existing weights on your own pictures with masks
-  python -m samtrain task=preview data=folder data.root=PICTURES
+  python -m samtrain +experiment=stage3 checkpoint=FILE generator.input=IMAGES generator.output=SHARDS
+                                      masks of everything in a folder of images, as SA-1B's tars
+  python -m samtrain +experiment=finetune checkpoint=FILE data=folder data.root=IMAGES
+                                      train existing weights on your own images with masks
+  python -m samtrain task=preview data=folder data.root=IMAGES
                                       see what training would see
 """
 HINTS = """\

@@ -17,7 +17,7 @@ from samtrain.types import Batch, Prompts, SamOutput
 
 
 class Decoder(Protocol):
-    """What answers prompts: the model on a batch in the input frame, or a predictor on one picture in its own pixels."""
+    """What answers prompts: the model on a batch in the input frame, or a predictor on one image in its own pixels."""
 
     def decode(self, prompts: Prompts, multimask_output: bool) -> SamOutput: ...
 

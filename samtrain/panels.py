@@ -1,4 +1,4 @@
-"""Pictures of masks and prompts: for validation, the report, the preview."""
+"""Images of masks and prompts: for validation, the report, the preview."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLOURS = np.array(  # told apart by most colour-blind people (Okabe and Ito 200
 )
 FOREGROUND, BACKGROUND, BOX = (30, 200, 80), (230, 40, 60), (255, 214, 0)
 PAPER, INK = (255, 255, 255), (40, 40, 40)
-FILL = 0.45  # how much a mask covers the picture
+FILL = 0.45  # how much a mask covers the image
 CAPTION = 20  # height of a caption in pixels
 
 
@@ -25,11 +25,11 @@ CAPTION = 20  # height of a caption in pixels
 class ClickedObject:
     """One object of a validation and what was made of each click, in pixels of the model's input.
 
-    picture, number: its name, and which object of the batch. image: (S, S, 3) uint8. truth: (S, S) bool. predicted: K of
+    key, number: the image's key, and which object of the batch. image: (S, S, 3) uint8. truth: (S, S) bool. predicted: K of
     these. clicks: K of (x, y, label). ious: K.
     """
 
-    picture: str
+    key: str
     number: int
     image: np.ndarray
     truth: np.ndarray
@@ -47,28 +47,28 @@ def draw_panel(
     caption: str = "",
     side: int = 256,
 ) -> np.ndarray:
-    """One tile, (side + CAPTION, side, 3) uint8: a uint8 RGB picture, bool masks filled with colours, all prompts.
+    """One tile, (side + CAPTION, side, 3) uint8: a uint8 RGB image, bool masks filled with colours, all prompts.
 
-    Masks, `truth_HW` (a white outline) and prompts are in the picture's pixels. The picture is fitted into the tile.
+    Masks, `truth_HW` (a white outline) and prompts are in the image's pixels. The image is fitted into the tile.
     """
     H, W = image_HWC.shape[:2]
     scale = side / max(H, W)
     size = max(1, round(W * scale)), max(1, round(H * scale))  # PIL's order
-    picture = np.asarray(Image.fromarray(image_HWC).resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
+    image = np.asarray(Image.fromarray(image_HWC).resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
 
     # masks, then the outline of what should be
     for number, mask_HW in enumerate(masks_NHW):
         mask, colour = _resize(mask_HW, size), COLOURS[number % len(COLOURS)]
-        picture[mask] = (1 - FILL) * picture[mask] + FILL * colour
-        picture[_outline(mask, 2)] = colour
+        image[mask] = (1 - FILL) * image[mask] + FILL * colour
+        image[_outline(mask, 2)] = colour
     if truth_HW is not None:
         truth = _resize(truth_HW, size)
-        picture[_outline(truth, 3)] = INK  # what is left of it inside keeps the white visible on white
-        picture[_outline(truth, 2)] = PAPER
+        image[_outline(truth, 3)] = INK  # what is left of it inside keeps the white visible on white
+        image[_outline(truth, 2)] = PAPER
 
     # prompts, each at the centre of its pixel
     tile = Image.new("RGB", (side, side + CAPTION), PAPER)
-    tile.paste(Image.fromarray(picture.astype(np.uint8)), (0, CAPTION))
+    tile.paste(Image.fromarray(image.astype(np.uint8)), (0, CAPTION))
     draw = ImageDraw.Draw(tile)
     if prompts is not None:
         for coords_K2, labels_K in zip(prompts.coords.cpu().numpy(), prompts.labels.cpu().numpy(), strict=True):
@@ -119,7 +119,7 @@ def _resize(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _outline(mask_HW: np.ndarray, width: int) -> np.ndarray:
-    """The mask's pixels that are `width` steps or less from what is not the mask; the picture's edge is a border too."""
+    """The mask's pixels that are `width` steps or less from what is not the mask; the image's edge is a border too."""
     inner = np.pad(mask_HW, 1)
     for _ in range(width):
         inner[1:-1, 1:-1] &= inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]

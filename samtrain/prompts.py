@@ -91,7 +91,7 @@ class PromptSampler:
         return prompts.with_point(coords, _labels_at(coords, masks, valid))
 
     def _noisy_boxes(self, masks: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:
-        """Each coordinate moved by a Gaussian; clipped to the picture, and the clean box where nothing would be left."""
+        """Each coordinate moved by a Gaussian; clipped to the image, and the clean box where nothing would be left."""
         clean = masks_to_boxes_xyxy(masks)
         sides = (clean[:, 2:] - clean[:, :2]).repeat(1, 2)
         noise = torch.randn(clean.shape, generator=generator, device=clean.device) * sides * self.box_noise

@@ -17,7 +17,7 @@ g      side of the image embedding's grid (64 in the paper)
 ====== =========================================================================================
 
 Points are ``(x, y)``, sizes ``(H, W)``. *Input frame* means pixels of the S x S network input, *original frame* pixels of the
-picture as stored.
+image as stored.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Batch:
     image_index:     (N,) int64, ascending: the image an object lies in
     weights:         (N,) float32, 1 for an object, 0 for one that only fills the batch
     input_sizes:     (B, 2) int64, (H, W) of the part that is not padding
-    original_sizes:  (B, 2) int64, (H, W) of the picture as stored
+    original_sizes:  (B, 2) int64, (H, W) of the image as stored
     keys:            B names, for logs and panels
     """
 

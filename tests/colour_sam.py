@@ -40,7 +40,7 @@ class ColourSam(Sam):
     def encode(self, images: Tensor) -> Tensor:
         return F.avg_pool2d(images * self.pixel_std + self.pixel_mean, 4)
 
-    def picture(self, embeddings: Tensor) -> Tensor:
+    def projection_cache(self, embeddings: Tensor) -> Tensor:
         return embeddings
 
     def decode(self, images, image_index_N: Tensor, prompts: Prompts, multimask_output: bool) -> SamOutput:

@@ -21,14 +21,14 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real pictures that lies beside the project where we develop; a plain clone has none."""
+    """The folder of real images that lies beside the project where we develop; a plain clone has none."""
     if not SHARED_DATA.is_dir():
-        pytest.skip(f"needs the shared pictures, {SHARED_DATA} is not there")
+        pytest.skip(f"needs the shared images, {SHARED_DATA} is not there")
     return SHARED_DATA
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """A picture as PNG bytes."""
+    """An image as PNG bytes."""
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "png")
     return stream.getvalue()
@@ -49,7 +49,7 @@ def encode_16_bit_tiff(samples: np.ndarray, order: str, planes: int = 1) -> byte
 
 
 def annotate(masks: list[np.ndarray], size: tuple[int, int]) -> dict:
-    """Masks of a picture of `size` (H, W) as SA-1B's JSON."""
+    """Masks of an image of `size` (H, W) as SA-1B's JSON."""
     rles = [encode_mask(mask) for mask in masks]
     objects = [
         {"id": i, "segmentation": rle, "area": rle_area(rle), "bbox": rle_to_box_xywh(rle)}
@@ -75,7 +75,7 @@ def making():
 
 @pytest.fixture
 def write_set() -> Callable[..., list[Path]]:
-    """Writes n pictures of 40 x 60 with three boxes each; picture i is filled with the value i."""
+    """Writes n images of 40 x 60 with three boxes each; image i is filled with the value i."""
 
     def write(folder: Path, n: int = 6, prefix: str = "set", max_count: int = 1000) -> list[Path]:
         size = (40, 60)

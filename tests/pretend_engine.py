@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from pretend_predictor import PretendPredictor, eroded
 
-from samtrain.data_engine.annotators import Picture, PictureAnnotation, SimulatedAnnotator
+from samtrain.data_engine.annotators import ImageAnnotation, ImageToAnnotate, SimulatedAnnotator
 from samtrain.data_engine.ledger import LedgerLine, read_ledger
 from samtrain.data_engine.stages import DetectorRequest, FitRequest, FitResult, Tools
 from samtrain.files import write_text
@@ -27,8 +27,8 @@ LINE = LedgerLine(
     masks_total=0,
     images_total=0,
     discarded=0,
-    pictures_skipped=0,
-    pictures_left=0,
+    images_skipped=0,
+    images_left=0,
     masks_per_image=None,
     assisted_per_image=None,
     seconds_per_mask=None,
@@ -55,7 +55,7 @@ LINE = LedgerLine(
 
 class PretendDetector:
     """Finds the discs of a scene by their colours: "all" of them, "some" (all but the last), "nothing", or, as
-    "everything", a hundred boxes all over the picture.
+    "everything", a hundred boxes all over the image.
     """
 
     def __init__(self, finds: str) -> None:
@@ -139,10 +139,10 @@ class CountedAnnotator(SimulatedAnnotator):
         super().__init__(**settings)
         self.world, self.seen = world, []
 
-    def annotate(self, picture: Picture, predictor) -> PictureAnnotation:
-        self.world.called(f"annotate {picture.key}")
-        self.seen.append(picture.key)
-        return super().annotate(picture, predictor)
+    def annotate(self, image: ImageToAnnotate, predictor) -> ImageAnnotation:
+        self.world.called(f"annotate {image.key}")
+        self.seen.append(image.key)
+        return super().annotate(image, predictor)
 
 
 def tools(world: World) -> Tools:

@@ -24,7 +24,7 @@ def disc(H: int, W: int, y: float, x: float, radius: float) -> np.ndarray:
 
 
 def scene(seed: int, size: tuple[int, int] = (64, 80), num: int = 5) -> tuple[np.ndarray, list[np.ndarray]]:
-    """A grey picture with up to 6 discs apart from each other, each of its own colour."""
+    """A grey image with up to 6 discs apart from each other, each of its own colour."""
     rng = np.random.default_rng(seed)
     image = np.full((*size, 3), 90, np.uint8)
     masks = []
@@ -56,9 +56,9 @@ def record_of(seed: int, num: int = 5) -> tuple[bytes, str, dict[str, Any]]:
 
 
 class PretendPredictor:
-    """Answers click number k on an object with `answer(object, k)`; it finds the object by the picture's colours.
+    """Answers click number k on an object with `answer(object, k)`; it finds the object by the image's colours.
 
-    Encodings and decodings are counted. Logits are at the picture's own size.
+    Encodings and decodings are counted. Logits are at the image's own size.
     """
 
     device = torch.device("cpu")

@@ -36,7 +36,7 @@ from samtrain.training.optim import OptimConfig, param_groups, rate_factor, run_
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 MISSING = {  # what only the user knows
-    "data=folder": ["data.root=pictures"],
+    "data=folder": ["data.root=images"],
     "data=sa1b": ["data.train.automatic.urls=a.tar", "data.val=v.tar"],
     "data=sa1b_all_stages": [
         *(f"data.train.{stage}.urls=a.tar" for stage in ("automatic", "manual", "semi_automatic")),
@@ -299,7 +299,7 @@ def test_both_stages_are_the_two_in_their_order() -> None:
     assert (both["task"], first["task"], second["task"]) == ("rounds",) * 3
 
 
-def test_ones_own_pictures_are_those_of_both_stages() -> None:
+def test_ones_own_images_are_those_of_both_stages() -> None:
     """No experiment brings data of its own along."""
     for name in ("stage1", "stage2", "data_engine"):
         assert experiment_of(name, "laptop", "data=folder", "data.root=mine")["data"]["root"] == "mine"
@@ -452,7 +452,7 @@ def test_a_step_has_to_be_made_of_whole_micro_batches() -> None:
 
 
 PAPER = {
-    # rate, layer decay, drop path, steps, pictures a step, milestones (B's and L's are ours, by proportion)
+    # rate, layer decay, drop path, steps, images a step, milestones (B's and L's are ours, by proportion)
     "vit_h": (8e-4, 0.8, 0.4, 90_000, 256, [60_000, 86_666]),
     "vit_l": (4e-4, 0.8, 0.4, 180_000, 128, [120_000, 173_332]),
     "vit_b": (8e-4, 0.6, 0.6, 180_000, 128, [120_000, 173_332]),
@@ -508,7 +508,7 @@ def test_interactions_masks_and_precision_are_the_papers() -> None:
 
 
 @pytest.mark.parametrize(("model", "nodes", "accumulate"), [("vit_b", 16, 1), ("vit_h", 16, 2), ("vit_h", 32, 1)])
-def test_pictures_a_step_do_not_hang_on_the_number_of_gpus(model: str, nodes: int, accumulate: int) -> None:
+def test_images_a_step_do_not_hang_on_the_number_of_gpus(model: str, nodes: int, accumulate: int) -> None:
     config = experiment_of("sa1b", "paper", f"model.name={model}", f"trainer.num_nodes={nodes}")
     assert micro_batches(config, model) == accumulate
 

@@ -90,8 +90,8 @@ def test_whoever_iterates_may_stop() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("first", ["point", "box"])
-def test_a_batch_equals_its_pictures_one_by_one(first: str) -> None:
-    """Pictures with 1, 4 and 2 objects, in float64: rounding would grow from turn to turn."""
+def test_a_batch_equals_its_images_one_by_one(first: str) -> None:
+    """Images with 1, 4 and 2 objects, in float64: rounding would grow from turn to turn."""
     sam = tiny_sam().double().eval()
     singles = [blobs(seed, counts=(count,)) for seed, count in ((1, 1), (2, 4), (3, 2))]
     sampler = CentreSampler(num_points=4, first=first)

@@ -76,7 +76,7 @@ def test_a_box_round_one_pixel_is_that_pixel() -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_an_object_that_fills_the_picture(sampler: PromptSampler | CentreSampler) -> None:
+def test_an_object_that_fills_the_image(sampler: PromptSampler | CentreSampler) -> None:
     """Where nothing is wrong and there is no background, the click is on the object."""
     everything = full(block(0, 1, 0, 1))
     prompts = after(sampler, everything, everything)
@@ -176,7 +176,7 @@ def test_box_noise_is_capped_in_input_pixels() -> None:
     assert ((noise.abs() - limit).abs() < 1e-3).float().mean() > 0.5
 
 
-def test_boxes_stay_in_the_picture() -> None:
+def test_boxes_stay_in_the_image() -> None:
     masks, valid = block(0, 10, 0, SIDE), block(0, 10, 0, SIDE)
     many = masks.expand(300, -1, -1)
     coords = PromptSampler(box_probability=1.0, box_noise_max=1.0).first(many, valid.expand(300, -1, -1), rng(5)).coords

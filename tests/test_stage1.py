@@ -76,12 +76,12 @@ def test_what_a_run_leaves_behind(whole_run: Path) -> None:
 
 
 def test_wandb_offline_reads_back(whole_run: Path) -> None:
-    """Metrics by pictures seen, panels and the ledger, as W&B will show them once synced."""
+    """Metrics by images seen, panels and the ledger, as W&B will show them once synced."""
     pytest.importorskip("wandb")
     (main,) = (each for each in offline_runs(whole_run) if each.job_type != "round")
     history, axes = main.history, main.axes
 
-    # every curve against the pictures seen, which never fall
+    # every curve against the images seen, which never fall
     assert axes["*"] == "images_seen"
     losses = [row for row in history if "train/loss" in row]
     assert len(losses) == STEPS * (NUM_ROUNDS + 1)
@@ -105,7 +105,7 @@ def test_wandb_offline_reads_back(whole_run: Path) -> None:
     assert main.summary["val/miou_1"] == metrics["val/miou_1"]  # of the promoted model, not of the last validation
     assert main.config["loader"]["max_masks"] == 3
 
-    # panels: the pictures lie beside the run
+    # panels: the images lie beside the run
     panels = [row for row in history if "panels/sheet/path" in row]
     assert len(panels) >= NUM_ROUNDS + 1
     for row in panels:

@@ -165,7 +165,7 @@ def test_stage_2_goes_on_with_a_run_of_stage_1(whole_run: Path) -> None:
 
     # another validation, and a run that holds stage 2 already
     refused = {
-        ("stage1_run=first", "data.seed=3"): "first was run on other pictures or measured otherwise (stage1_run): data.seed: 0",
+        ("stage1_run=first", "data.seed=3"): "first was run on other images or measured otherwise (stage1_run): data.seed: 0",
         ("stage1_run=second",): "stage1_run=second goes before semi-automatic rounds and holds none",
     }
     for number, (overrides, words) in enumerate(refused.items()):

@@ -1,4 +1,4 @@
-"""A training that takes a second: a model of a few thousand weights, blobs for pictures. For tests of the loop round it."""
+"""A training that takes a second: a model of a few thousand weights, blobs for images. For tests of the loop round it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def tiny_sam(seed: int = 0, config: SamConfig = TINY) -> Sam:
 
 
 def blobs(seed: int, counts: tuple[int, ...] = (2, 3)) -> Batch:
-    """One picture for each of `counts` with so many bright ellipses; the second is padded at the bottom."""
+    """One image for each of `counts` with so many bright ellipses; the second is padded at the bottom."""
     generator = torch.Generator().manual_seed(seed)
     masks, images = [], []
     sizes = torch.tensor([[SIZE, SIZE] if i % 2 == 0 else [SIZE * 3 // 4, SIZE] for i in range(len(counts))])
@@ -76,7 +76,7 @@ def blobs(seed: int, counts: tuple[int, ...] = (2, 3)) -> Batch:
 
 
 def join(batches: list[Batch]) -> Batch:
-    """One batch of all pictures."""
+    """One batch of all images."""
     tensors = {name: torch.cat([getattr(b, name) for b in batches]) for name in ("images", "masks", "weights")}
     sizes = torch.cat([b.input_sizes for b in batches])
     starts = [sum(len(b.images) for b in batches[:i]) for i in range(len(batches))]

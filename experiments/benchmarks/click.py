@@ -1,4 +1,4 @@
-"""One click on a picture that is encoded: NumPy in, masks of the picture's size out, against segment_anything and transformers.
+"""One click on an image that is encoded: NumPy in, masks of the image's size out, against segment_anything and transformers.
 
 bf16 is asked where the package takes tensors: at `predict_torch`, the models cast before the clock runs.
 """

@@ -1,6 +1,6 @@
-"""The click evaluation by ViT-B, pictures a second: against a loop over segment_anything.SamPredictor with the same clicks.
+"""The click evaluation by ViT-B, images a second: against a loop over segment_anything.SamPredictor with the same clicks.
 
-That loop: a picture encoded once, then object after object, click after click by `predict`, the last mask fed back, and the
+That loop: an image encoded once, then object after object, click after click by `predict`, the last mask fed back, and the
 next click in the middle of the larger error. `--data` is a folder in SA-1B's form, such as ../shared/data/coco-cc.
 """
 
@@ -24,8 +24,8 @@ from samtrain.ops.rle import decode_rle
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=3)
-    parser.add_argument("--objects", type=int, default=8, help="of each picture, at most")
+    parser.add_argument("--images", type=int, default=3)
+    parser.add_argument("--objects", type=int, default=8, help="of each image, at most")
     parser.add_argument("--clicks", type=int, default=5)
     options = parser.parse_args()
     begin(options)
@@ -33,25 +33,25 @@ def main() -> None:
 
     official = official_sam()
     theirs, ours = OfficialPredictor(official), SamPredictor(our_sam(official))
-    pictures = load(options.data, options.pictures, options.objects)
+    images = load(options.data, options.images, options.objects)
     found: dict[str, np.ndarray] = {}
 
     def peer() -> None:
-        found["theirs"] = np.concatenate([clicked_one_by_one(theirs, *picture, options.clicks) for picture in pictures])
+        found["theirs"] = np.concatenate([clicked_one_by_one(theirs, *image, options.clicks) for image in images])
 
     def own() -> None:
-        found["ours"] = np.concatenate([clicked_together(ours, *picture, options.clicks) for picture in pictures])
+        found["ours"] = np.concatenate([clicked_together(ours, *image, options.clicks) for image in images])
 
-    what = f"{options.clicks} clicks on {sum(len(masks) for _, masks in pictures)} objects of {len(pictures)} pictures, ViT-B"
+    what = f"{options.clicks} clicks on {sum(len(masks) for _, masks in images)} objects of {len(images)} images, ViT-B"
     row = compare(what, "segment_anything", peer, own, pairs=options.pairs)
     apart = np.abs(found["theirs"] - found["ours"])
     note = f"IoUs apart by {apart.max():.1e} at most, {(apart < 1e-3).mean() * 100:.1f} % within 1e-3"
-    pace = f"pictures/s {len(pictures) / row.peer_seconds:.3f} and {len(pictures) / row.our_seconds:.3f}"
+    pace = f"images/s {len(images) / row.peer_seconds:.3f} and {len(images) / row.our_seconds:.3f}"
     finish(options, "clicks", [row], {what: f"{note}; {pace}"})
 
 
 def load(folder: Path, count: int, objects: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Pictures with (N, H, W) masks."""
+    """Images with (N, H, W) masks."""
     source = Sa1bFolder(folder)
     found = []
     for entry in source.entries():
@@ -60,7 +60,7 @@ def load(folder: Path, count: int, objects: int) -> list[tuple[np.ndarray, np.nd
         masks = [decode_rle(each["segmentation"]) for each in source.read(entry).objects]
         masks = [mask for mask in masks if mask.sum() > 500][:objects]
         if len(masks) >= 2:
-            found.append((decode_shown(entry.picture.read_bytes(), entry.name), np.stack(masks)))
+            found.append((decode_shown(entry.image.read_bytes(), entry.name), np.stack(masks)))
     return found
 
 

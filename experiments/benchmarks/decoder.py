@@ -1,4 +1,4 @@
-"""The prompt encoder and mask decoder of ViT-B: prompts on one picture, against segment_anything's.
+"""The prompt encoder and mask decoder of ViT-B: prompts on one image, against segment_anything's.
 
 Ours is asked as training asks: the embedding takes a gradient, each prompt has a click and the logits of an earlier mask
 (`--mask none` leaves them out).

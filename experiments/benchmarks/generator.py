@@ -1,9 +1,9 @@
-"""All masks of a 1500 x 1000 picture by ViT-B: ours against segment_anything's SamAutomaticMaskGenerator.
+"""All masks of a 1500 x 1000 image by ViT-B: ours against segment_anything's SamAutomaticMaskGenerator.
 
-Random weights answer with noise, which no picture does. So both networks do their whole work, and then what they say is
+Random weights answer with noise, which no image does. So both networks do their whole work, and then what they say is
 replaced by the same shapes: discs of all sizes where the click lies, some with soft edges (which the stability score drops),
 with a predicted IoU by which `few` or `many` of three thousand masks pass. `sa1b` adds the 20 crops and the clean-up of
-SA-1B's settings. `--checkpoint` instead compares the records of both on pictures, one by one, with the weights of a model.
+SA-1B's settings. `--checkpoint` instead compares the records of both on images, one by one, with the weights of a model.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", choices=("float32", "bf16"), default=["float32"])
     parser.add_argument("--unfiltered", type=int, default=None, help="compare the candidates of so many clicks a side instead")
     parser.add_argument("--checkpoint", type=Path, default=None, help="compare records instead of timing")
-    parser.add_argument("--pictures", type=Path, nargs="+", default=[], help="with --checkpoint")
+    parser.add_argument("--images", type=Path, nargs="+", default=[], help="with --checkpoint")
     parser.add_argument("--thresholds", type=float, nargs=2, default=[0.88, 0.95], help="of predicted IoU and stability, too")
     options = parser.parse_args()
     begin(options)
     if options.checkpoint is not None:
-        for picture in options.pictures:
-            agreement(options.checkpoint, picture, options.thresholds)
+        for image in options.images:
+            agreement(options.checkpoint, image, options.thresholds)
         return
     if options.unfiltered is not None:
         print(candidates_agree(options.unfiltered))
@@ -64,7 +64,7 @@ def timed_row(name: str, precision: str, pairs: int) -> tuple[Row, str]:
     official = official_sam()
     ours = our_sam(official)
     _answer_with_shapes(official, ours, PASSING[name])
-    picture = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), dtype=np.uint8)
     settings = {"output_mode": "coco_rle", **SETTINGS[name]}
     theirs = OfficialGenerator(official, **settings)
     own = SamAutomaticMaskGenerator(ours, **settings, bf16=precision == "bf16")
@@ -73,13 +73,13 @@ def timed_row(name: str, precision: str, pairs: int) -> tuple[Row, str]:
 
     def peer() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            found["theirs"] = theirs.generate(picture)
+            found["theirs"] = theirs.generate(image)
 
     def ourselves() -> None:
-        found["own"] = own.generate(picture)
+        found["own"] = own.generate(image)
 
     row = compare(
-        f"all masks of a picture, ViT-B, 1500 x 1000, {name}, {precision}",
+        f"all masks of an image, ViT-B, 1500 x 1000, {name}, {precision}",
         "segment_anything",
         peer,
         ourselves,
@@ -107,7 +107,7 @@ def _answer_with_shapes(official: torch.nn.Module, ours: torch.nn.Module, passin
 
     official.mask_decoder.register_forward_hook(theirs)
     ours.mask_decoder.register_forward_hook(own)
-    # a picture begins with its encoding; crops go on counting, which both do in the same order
+    # an image begins with its encoding; crops go on counting, which both do in the same order
     official.image_encoder.register_forward_pre_hook(partial(begin_anew, "theirs"))
     ours.image_encoder.register_forward_pre_hook(partial(begin_anew, "ours"))
 
@@ -134,12 +134,12 @@ def _as_field(values: np.ndarray) -> Tensor:
 
 
 def agreement(checkpoint: Path, path: Path, thresholds: list[float]) -> None:
-    """Ours and segment_anything's records of a picture, with crop layers 0 to 2, with and without clean-up."""
+    """Ours and segment_anything's records of an image, with crop layers 0 to 2, with and without clean-up."""
     from segment_anything import SamAutomaticMaskGenerator as OfficialGenerator
 
     ours = load_sam(checkpoint)
     official = official_like(ours)
-    picture = np.asarray(Image.open(path).convert("RGB"))
+    image = np.asarray(Image.open(path).convert("RGB"))
     for layers in (0, 1, 2):
         for min_area in (0, 100):
             settings = {
@@ -147,9 +147,9 @@ def agreement(checkpoint: Path, path: Path, thresholds: list[float]) -> None:
                 "min_mask_region_area": min_area, "output_mode": "coco_rle", "pred_iou_thresh": thresholds[0],
                 "stability_score_thresh": thresholds[1],
             }  # fmt: skip
-            theirs = OfficialGenerator(official, **settings).generate(picture)
-            own = SamAutomaticMaskGenerator(ours, **settings).generate(picture)
-            where = f"{path.name} {picture.shape[1]} x {picture.shape[0]}, {layers} crop layers, clean-up {min_area}"
+            theirs = OfficialGenerator(official, **settings).generate(image)
+            own = SamAutomaticMaskGenerator(ours, **settings).generate(image)
+            where = f"{path.name} {image.shape[1]} x {image.shape[0]}, {layers} crop layers, clean-up {min_area}"
             print(f"{where}: {same_records(theirs, own)}", flush=True)
 
 
@@ -161,9 +161,9 @@ def candidates_agree(per_side: int) -> str:
     ours = our_sam(official)
     settings = {"points_per_side": per_side, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "output_mode": "coco_rle"}
     theirs, own = OfficialGenerator(official, **settings), SamAutomaticMaskGenerator(ours, **settings)
-    picture = np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8).repeat(10, axis=0).repeat(10, axis=1)
-    H, W = picture.shape[:2]
-    theirs.predictor.set_image(picture)
+    image = np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8).repeat(10, axis=0).repeat(10, axis=1)
+    H, W = image.shape[:2]
+    theirs.predictor.set_image(image)
     data = theirs._process_batch(theirs.point_grids[0] * (W, H), (H, W), [0, 0, W, H], (H, W))
     found = [
         {"segmentation": rle, "predicted_iou": float(iou), "stability_score": float(stable), "point_coords": [point.tolist()]}
@@ -171,7 +171,7 @@ def candidates_agree(per_side: int) -> str:
             map(coco_encode_rle, data["rles"]), data["iou_preds"], data["stability_score"], data["points"], strict=True
         )
     ]
-    candidates = [c for some, _ in own._look(own._crops(0, (H, W), (H, W)), [picture], own.tests) for c in some]
+    candidates = [c for some, _ in own._look(own._crops(0, (H, W), (H, W)), [image], own.tests) for c in some]
     ours_found = [
         {
             "segmentation": {"size": [H, W], "counts": runs_to_counts(c.runs)}, "predicted_iou": c.predicted_iou,

@@ -16,7 +16,7 @@ import torch
 from encoder import step as encoder_step
 from models import official_sam, our_sam
 from paired import Row, arguments, begin, finish, peak_gb, timed
-from step import our_step, picture, their_step
+from step import image, our_step, their_step
 from torch import nn
 
 from samtrain.losses import SamLoss
@@ -37,7 +37,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", default="vit_h", choices=("vit_b", "vit_l", "vit_h"))
     parser.add_argument("--masks", type=int, default=64)
-    parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 4], help="pictures a micro-batch, ours")
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 4], help="images a micro-batch, ours")
     parser.add_argument("--interactions", type=int, default=11)
     parser.add_argument("--peak-tflops", type=float, default=None)
     parser.add_argument("--compile", action="store_true", help="also ours with a compiled encoder: a minute or two more")
@@ -60,7 +60,7 @@ def main() -> None:
     )
     rows = encoders(official, ours, cost.encoder_tflop, options)
     rows += steps(official, ours, cost.encoder_tflop, cost.decoder_tflop, options)
-    finish(options, "gpu", rows, {"planned step of one picture, GB": f"{cost.memory_gb:.1f}"})
+    finish(options, "gpu", rows, {"planned step of one image, GB": f"{cost.memory_gb:.1f}"})
 
 
 def encoders(official: nn.Module, ours, tflop: float, options: argparse.Namespace) -> list[Row]:
@@ -105,16 +105,16 @@ def steps(official: nn.Module, ours, encoder: float, decoder: float, options: ar
     for images in options.images:
         batch = batch_of(images, options)
         job = Contender("ours", lambda batch=batch: our_step(ours, batch, options.interactions), (encoder + decoder) * images)
-        rows.append(measure(f"{what}, {images} pictures with {options.masks} masks", job, images, options))
+        rows.append(measure(f"{what}, {images} images with {options.masks} masks", job, images, options))
     masks = options.masks
     while masks:
-        batch = picture(masks).to(options.device)
+        batch = image(masks).to(options.device)
         tflop = encoder + decoder * masks / options.masks
         job = Contender(
             "the loop on segment_anything", lambda batch=batch: their_step(official, batch, options.interactions), tflop
         )
         try:
-            rows.append(measure(f"{what}, 1 picture with {masks} masks", job, 1, options))
+            rows.append(measure(f"{what}, 1 image with {masks} masks", job, 1, options))
             break
         except torch.cuda.OutOfMemoryError:
             print(f"the loop on segment_anything does not fit with {masks} masks", flush=True)
@@ -124,7 +124,7 @@ def steps(official: nn.Module, ours, encoder: float, decoder: float, options: ar
 
 
 def batch_of(images: int, options: argparse.Namespace):
-    one, batch = picture(options.masks), picture(options.masks * images)
+    one, batch = image(options.masks), image(options.masks * images)
     batch.images = one.images.repeat(images, 1, 1, 1)
     batch.image_index = torch.arange(images).repeat_interleave(options.masks)
     batch.input_sizes, batch.original_sizes = (torch.full((images, 2), 1024) for _ in range(2))
@@ -143,7 +143,7 @@ def measure(what: str, contender: Contender, images: int, options: argparse.Name
     if peak is None and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         peak = next((tflops for key, tflops in PEAKS.items() if key in name), None)
-    speed = f"{images / seconds:.2f} pictures/s"
+    speed = f"{images / seconds:.2f} images/s"
     mfu = f", MFU {contender.tflop / seconds / peak:.0%}" if peak else ""
     row = Row(f"{what}: {contender.name}", "-", float("nan"), seconds, *[float("nan")] * 3, None, peak_gb(job), speed + mfu)
     print(row, flush=True)

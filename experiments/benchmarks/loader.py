@@ -1,7 +1,7 @@
-"""Pictures a second of one loader process, on SA-1B-like shards: 2250 x 1500, 100 masks each, 64 chosen, 1024 px out.
+"""Images a second of one loader process, on SA-1B-like shards: 2250 x 1500, 100 masks each, 64 chosen, 1024 px out.
 
 The peer is what people write with pycocotools, PIL and NumPy: the JPEG decoded and resized, every mask decoded at full
-size, 64 of them chosen and resized by nearest neighbour, then stacked. Pictures are real ones of a folder with SA-1B
+size, 64 of them chosen and resized by nearest neighbour, then stacked. Images are real ones of a folder with SA-1B
 JSONs, enlarged, their masks shifted about until there are 100; without the folder, photographs of scikit-image with ellipses.
 """
 
@@ -30,31 +30,31 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco-cc" / "
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--pictures", type=int, default=8)
-    parser.add_argument("--folder", type=Path, default=SHARED, help="pictures with an SA-1B JSON beside each")
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--folder", type=Path, default=SHARED, help="images with an SA-1B JSON beside each")
     parser.set_defaults(threads=1)
     options = parser.parse_args()
     begin(options)
     with tempfile.TemporaryDirectory() as folder:
         with ShardWriter(folder, "bench") as writer:
-            for number, (image, masks) in zip(range(options.pictures), sources(options.folder), strict=False):
+            for number, (image, masks) in zip(range(options.images), sources(options.folder), strict=False):
                 write(writer, number, image, masks)
         shard = Path(folder) / "bench_000000.tar"
         rows = [measure(shard, exact, options) for exact in (True, False)]
-    finish(options, "loader", rows, {"pictures/s, ours": ", ".join(f"{options.pictures / r.our_seconds:.1f}" for r in rows)})
+    finish(options, "loader", rows, {"images/s, ours": ", ".join(f"{options.images / r.our_seconds:.1f}" for r in rows)})
 
 
 def measure(shard: Path, exact: bool, options) -> Row:
     dataset = SamDataset([str(shard)], ResizeLongestSide(image_size=SIDE), max_masks=CHOSEN, reduced_jpeg=not exact)
     full = SamDataset([str(shard)], ResizeLongestSide(image_size=SIDE), max_masks=CHOSEN)
-    gap = np.mean([np.abs(full[i].image.float() - dataset[i].image.float()).mean() for i in range(options.pictures)])
+    gap = np.mean([np.abs(full[i].image.float() - dataset[i].image.float()).mean() for i in range(options.images)])
     return compare(
-        f"{options.pictures} pictures, {'exact' if exact else 'JPEGs decoded at a reduced scale'}",
+        f"{options.images} images, {'exact' if exact else 'JPEGs decoded at a reduced scale'}",
         "pycocotools, PIL, NumPy",
         lambda: [load_plainly(data, annotation, i) for i, (data, annotation) in enumerate(read_plainly(shard))],
-        lambda: [dataset[i] for i in range(options.pictures)],
+        lambda: [dataset[i] for i in range(options.images)],
         pairs=options.pairs,
-        difference=f"to the exact picture: {gap:.2f} of 255",
+        difference=f"to the exact image: {gap:.2f} of 255",
     )
 
 
@@ -62,7 +62,7 @@ def measure(shard: Path, exact: bool, options) -> Row:
 
 
 def sources(folder: Path) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Pictures with bool masks."""
+    """Images with bool masks."""
     import json
 
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
@@ -108,10 +108,10 @@ def read_plainly(shard: Path) -> Iterator[tuple[bytes, dict]]:
     with tarfile.open(shard) as tar:
         members = {member.name: member for member in tar}
         for name in sorted(name for name in members if name.endswith(".json")):
-            picture = tar.extractfile(members[name.replace(".json", ".jpg")])
+            image = tar.extractfile(members[name.replace(".json", ".jpg")])
             text = tar.extractfile(members[name])
-            assert picture is not None and text is not None
-            yield picture.read(), json.loads(text.read())
+            assert image is not None and text is not None
+            yield image.read(), json.loads(text.read())
 
 
 def load_plainly(data: bytes, annotation: dict, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""A whole training step of ViT-B at 1024 px, one picture: ours against the loop as people write it on segment_anything.
+"""A whole training step of ViT-B at 1024 px, one image: ours against the loop as people write it on segment_anything.
 
 That loop: the encoder, then interaction after interaction on `mask_decoder`, every graph kept; logits upscaled to 1024 px for
 focal and dice, the next click drawn from the error of each object in turn; one backward pass at the end. Its memory grows with
@@ -24,7 +24,7 @@ from samtrain.types import Batch
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--masks", type=int, nargs="+", default=[4, 16], help="objects of the picture")
+    parser.add_argument("--masks", type=int, nargs="+", default=[4, 16], help="objects of the image")
     parser.add_argument("--peer-masks", type=int, default=4, help="the peer is left out where there are more")
     parser.add_argument("--interactions", type=int, default=11)
     parser.add_argument("--growth", action="store_true", help="also ours with 1, 4 and 11 interactions")
@@ -36,7 +36,7 @@ def main() -> None:
     notes: dict[str, str] = {}
     for masks in options.masks:
         what = f"a step, ViT-B, 1024 px, {masks} masks, {options.interactions} interactions, float32"
-        batch = picture(masks)
+        batch = image(masks)
 
         def own(batch: Batch = batch, interactions: int = options.interactions) -> None:
             our_step(ours, batch, interactions)
@@ -63,7 +63,7 @@ def main() -> None:
     finish(options, "step", rows, notes)
 
 
-def picture(num_masks: int) -> Batch:
+def image(num_masks: int) -> Batch:
     """Noise with discs of random places and sizes as objects."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.rand(num_masks, 2, generator=generator) * 1024

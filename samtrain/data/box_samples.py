@@ -1,4 +1,4 @@
-"""Pictures with the boxes of their objects, for a detector: masks stay RLE, none is decoded."""
+"""Images with the boxes of their objects, for a detector: masks stay RLE, none is decoded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from samtrain.ops.rle import rle_area, rle_to_box_xywh, to_compressed
 
 @dataclass
 class BoxSample:
-    """One picture in its own pixels with its N objects; N may be 0.
+    """One image in its own pixels with its N objects; N may be 0.
 
     image: (3, H, W) uint8 RGB. boxes: (N, 4) float32 xyxy, each side at least 1; the right and lower edges lie behind
     the last pixel. areas: (N,) float32, pixels of the masks.
@@ -29,7 +29,7 @@ class BoxSample:
 
 @dataclass
 class BoxBatch:
-    """B pictures of any sizes: as `BoxSample`, a list entry each."""
+    """B images of any sizes: as `BoxSample`, a list entry each."""
 
     images: list[Tensor]
     boxes: list[Tensor]
@@ -45,9 +45,9 @@ class BoxBatch:
 def annotated_boxes(
     annotations: Sequence[dict[str, Any]], size: tuple[int, int], *, max_mask_area: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 4) float32 xyxy boxes and (N,) float32 mask areas of a picture of `size` (H, W), in the order of the annotations.
+    """(N, 4) float32 xyxy boxes and (N,) float32 mask areas of an image of `size` (H, W), in the order of the annotations.
 
-    Left out are masks without pixels and those over `max_mask_area` of the picture. Raises ValueError that begins with the
+    Left out are masks without pixels and those over `max_mask_area` of the image. Raises ValueError that begins with the
     annotation's id for an RLE that is broken or of another size.
     """
     boxes, areas = [], []
@@ -66,10 +66,10 @@ def annotated_boxes(
 
 
 class BoxTransform:
-    """What `SamDataset` calls to get a `BoxSample`: the picture as it is, in training mirrored left to right now and then.
+    """What `SamDataset` calls to get a `BoxSample`: the image as it is, in training mirrored left to right now and then.
 
     All objects are kept, whatever `max_masks` says: one that is left out would be taught to be background. Masks over
-    `max_mask_area` of the picture are dropped (paper, appendix A: 90 %).
+    `max_mask_area` of the image are dropped (paper, appendix A: 90 %).
     """
 
     def __init__(self, *, max_mask_area: float = 0.9, flip_probability: float = 0.0) -> None:

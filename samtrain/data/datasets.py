@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from samtrain.data.decode import StoredPicture
+from samtrain.data.decode import StoredImage
 from samtrain.data.order import EndlessBatchSampler
 from samtrain.data.remote import RemoteSamDataset
 from samtrain.data.shards import Record, expand_urls, index_tar, is_remote, read_record
@@ -23,7 +23,7 @@ __all__ = ["EndlessBatchSampler", "RemoteSamDataset", "SamDataset", "Source", "c
 
 logger = logging.getLogger(__name__)
 
-Image = np.ndarray | StoredPicture
+Image = np.ndarray | StoredImage
 Transform = Callable[[Image, Sequence[dict], int, np.random.Generator], Sample]
 MAX_SUBSTITUTIONS = 100  # tries before a set is called broken; SAM 2's dataset tries as often
 
@@ -32,7 +32,7 @@ MAX_SUBSTITUTIONS = 100  # tries before a set is called broken; SAM 2's dataset 
 class Source:
     """Shards (anything `expand_urls` takes) and how often a virtual epoch shows them.
 
-    last_counts: a picture may stand in several of the shards, as when masks are added to it; only its last record is shown
+    last_counts: an image may stand in several of the shards, as when masks are added to it; only its last record is shown
     """
 
     urls: str | Sequence[str]
@@ -52,11 +52,11 @@ class Source:
 
 
 class SamDataset(Dataset):
-    """The pictures of local shards with randomly chosen masks: `dataset.get(epoch, index)` is always the same sample.
+    """The images of local shards with randomly chosen masks: `dataset.get(epoch, index)` is always the same sample.
 
     `dataset[epoch, index]` is the same for loaders, `dataset[index]` stands for epoch 0. What cannot be read raises
     ValueError naming file and record, or with on_error="skip" is logged, counted in `num_skipped` and replaced by
-    another record, the same one each time. `cache_images` keeps decoded pictures, `cache_bytes` of them at most in all
+    another record, the same one each time. `cache_images` keeps decoded images, `cache_bytes` of them at most in all
     workers together. `reduced_jpeg` decodes JPEGs no larger than the window needs: faster, and not the exact pixels.
     """
 
@@ -119,7 +119,7 @@ class SamDataset(Dataset):
         raise ValueError(f"{MAX_SUBSTITUTIONS} records in a row cannot be read, the last one {self.name(chosen)}")
 
     def record(self, index: int) -> Record:
-        """The record as stored: bytes of the picture and JSON."""
+        """The record as stored: bytes of the image and JSON."""
         return read_record(*self._place(index))
 
     def name(self, index: int) -> str:
@@ -135,7 +135,7 @@ class SamDataset(Dataset):
         return self.shards[number], index - (int(self._ends[number - 1]) if number else 0)
 
     def _sample(self, index: int, rng: np.random.Generator) -> Sample:
-        image, annotations, key = self._picture(index)
+        image, annotations, key = self._image(index)
         try:
             sample = self.transform(image, annotations, self.max_masks, rng)
         except ValueError as error:
@@ -144,13 +144,13 @@ class SamDataset(Dataset):
         sample.key = key
         return sample
 
-    def _picture(self, index: int) -> tuple[Image, list[dict], str]:
-        """The decoded picture, its annotations and its key; from memory if it is there."""
+    def _image(self, index: int) -> tuple[Image, list[dict], str]:
+        """The decoded image, its annotations and its key; from memory if it is there."""
         if index in self._cache:
             return self._cache[index]
         record = self.record(index)
         size = record.annotation["image"]
-        stored = StoredPicture(record.image_bytes, size["width"], size["height"], record.name)
+        stored = StoredImage(record.image_bytes, size["width"], size["height"], record.name)
         if self.reduced_jpeg:
             return stored, record.annotation["annotations"], record.key
         image, _ = stored.decode(1.0)

@@ -1,4 +1,4 @@
-"""Picture bytes to RGB: every valid oddity is read, what cannot be read is a ValueError that names the record."""
+"""ImageToAnnotate bytes to RGB: every valid oddity is read, what cannot be read is a ValueError that names the record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXIF_ORIENTATION = 0x0112  # EXIF 2.3, tag "Orientation"
 # PIL's ways to say no, found by damaging files of all formats at random
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, Image.DecompressionBombError)
 TIFF_BITS, TIFF_PLANES = 258, 284  # TIFF 6.0, tags "BitsPerSample" and "PlanarConfiguration"
-# EXIF's orientations: from the pixels as stored to the picture as shown
+# EXIF's orientations: from the pixels as stored to the image as shown
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda pixels: pixels,
     2: lambda pixels: pixels[:, ::-1],
@@ -38,8 +38,8 @@ BACK = {**TURNS, 6: TURNS[8], 8: TURNS[6]}  # the others undo themselves
 OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 
-class StoredPicture:
-    """A picture that is not decoded yet, so that whoever wants a small one need not decode a large one."""
+class StoredImage:
+    """An image that is not decoded yet, so that whoever wants a small one need not decode a large one."""
 
     def __init__(self, data: bytes, width: int, height: int, name: str) -> None:
         self.data, self.width, self.height, self.name = data, width, height, name
@@ -49,9 +49,9 @@ class StoredPicture:
         return self.height, self.width, 3
 
     def decode(self, scale: float) -> tuple[np.ndarray, int]:
-        """The RGB picture at 1/r of its sides, rounded up, and r: the largest of 8, 4, 2 and 1 that leaves `scale` of them.
+        """The RGB image at 1/r of its sides, rounded up, and r: the largest of 8, 4, 2 and 1 that leaves `scale` of them.
 
-        libjpeg computes a JPEG's smaller picture from fewer coefficients, in a fraction of the time and with other pixels
+        libjpeg computes a JPEG's smaller image from fewer coefficients, in a fraction of the time and with other pixels
         than a resize would give. Whatever is no JPEG comes whole. Raises as `decode_image`.
         """
         reduction = next((r for r in (8, 4, 2) if r * scale <= 1), 1)
@@ -66,27 +66,27 @@ def _decode_reduced(data: bytes, width: int, height: int, reduction: int) -> np.
     """None for what is no plain JPEG of this size, and for what is broken: the whole way says what is wrong with it."""
     size = math.ceil(width / reduction), math.ceil(height / reduction)
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            if picture.format != "JPEG" or picture.size != (width, height) or picture.mode not in ("RGB", "L"):
+        with Image.open(io.BytesIO(data)) as image:
+            if image.format != "JPEG" or image.size != (width, height) or image.mode not in ("RGB", "L"):
                 return None
-            picture.draft(picture.mode, (width // reduction, height // reduction))
-            return np.asarray(picture.convert("RGB")) if picture.size == size else None
+            image.draft(image.mode, (width // reduction, height // reduction))
+            return np.asarray(image.convert("RGB")) if image.size == size else None
     except UNREADABLE:
         return None
 
 
 def decode_image(data: bytes, width: int, height: int, name: str) -> np.ndarray:
-    """The (height, width, 3) uint8 RGB picture, sized as its JSON says.
+    """The (height, width, 3) uint8 RGB image, sized as its JSON says.
 
-    Grey, palette, CMYK and 16-bit pictures become RGB, the last stretched between percentiles and logged. Alpha is
-    dropped, the colours under it stay. A picture whose EXIF orientation turns it is turned if that, and only that,
-    gives the JSON's size. Raises ValueError beginning with `name` for what is no picture or has another size.
+    Grey, palette, CMYK and 16-bit images become RGB, the last stretched between percentiles and logged. Alpha is
+    dropped, the colours under it stay. An image whose EXIF orientation turns it is turned if that, and only that,
+    gives the JSON's size. Raises ValueError beginning with `name` for what is no image or has another size.
     """
     return to_rgb(decode_samples(data, width, height, name), name)
 
 
 def decode_shown(data: bytes, name: str) -> np.ndarray:
-    """The (H, W, 3) uint8 RGB picture as a viewer shows it, EXIF obeyed; raises as `decode_image`."""
+    """The (H, W, 3) uint8 RGB image as a viewer shows it, EXIF obeyed; raises as `decode_image`."""
     return to_rgb(_decode(data, name)[1], name)
 
 
@@ -97,7 +97,7 @@ def decode_samples(data: bytes, width: int, height: int, name: str) -> np.ndarra
         if samples.shape[:2] == (height, width):
             return np.ascontiguousarray(samples)
     raise ValueError(
-        f"{name}: its picture is {stored.shape[1]} x {stored.shape[0]} (width x height), its JSON says "
+        f"{name}: its image is {stored.shape[1]} x {stored.shape[0]} (width x height), its JSON says "
         f"{width} x {height}; correct the JSON and its masks, or set data.on_error=skip"
     )
 
@@ -105,40 +105,40 @@ def decode_samples(data: bytes, width: int, height: int, name: str) -> np.ndarra
 def _decode(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     """The samples as the file stores them, and as its EXIF orientation shows them."""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
-            samples = _decode_deep(picture, data) if _is_deep(picture, data) else _decode_8_bits(picture)
-            turned = isinstance(picture, TiffImageFile)  # which PIL turns while it loads them
+        with Image.open(io.BytesIO(data)) as image:
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+            samples = _decode_deep(image, data) if _is_deep(image, data) else _decode_8_bits(image)
+            turned = isinstance(image, TiffImageFile)  # which PIL turns while it loads them
     except UNREADABLE as error:
         raise ValueError(
-            f"{name}: its picture cannot be read ({error}); replace it, or set data.on_error=skip"
+            f"{name}: its image cannot be read ({error}); replace it, or set data.on_error=skip"
         ) from error
     if turned:
         return BACK.get(orientation, TURNS[1])(samples), samples
     return samples, TURNS.get(orientation, TURNS[1])(samples)
 
 
-def _is_deep(picture: Image.Image, data: bytes) -> bool:
+def _is_deep(image: Image.Image, data: bytes) -> bool:
     """True for more than 8 bits a sample; PIL opens 16-bit colours as 8-bit, so the file's header is asked."""
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
         return True
-    if isinstance(picture, TiffImageFile):
-        return picture.mode in ("RGB", "RGBA") and max(picture.tag_v2.get(TIFF_BITS, (8,))) == 16
-    return picture.format == "PNG" and data[24] == 16
+    if isinstance(image, TiffImageFile):
+        return image.mode in ("RGB", "RGBA") and max(image.tag_v2.get(TIFF_BITS, (8,))) == 16
+    return image.format == "PNG" and data[24] == 16
 
 
-def _decode_8_bits(picture: Image.Image) -> np.ndarray:
-    """(H, W) of a grey picture, (H, W, 3) RGB of any other."""
-    if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # straight to RGB, PIL would warn
-    return np.array(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
+def _decode_8_bits(image: Image.Image) -> np.ndarray:
+    """(H, W) of a grey image, (H, W, 3) RGB of any other."""
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB, PIL would warn
+    return np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
 
 
-def _decode_deep(picture: Image.Image, data: bytes) -> np.ndarray:
+def _decode_deep(image: Image.Image, data: bytes) -> np.ndarray:
     """(H, W) or (H, W, 3) samples at their full depth."""
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
-        return np.array(picture)
-    if isinstance(picture, TiffImageFile) and picture.tag_v2.get(TIFF_PLANES, 1) == 2:
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        return np.array(image)
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(TIFF_PLANES, 1) == 2:
         raise ValueError("16-bit colours in planes of their own, which PIL misreads: save them interleaved")
     # colours, of whose two bytes PIL reads the high one; with the order of bytes called the other way, the low one
     with Image.open(io.BytesIO(data)) as unread:
@@ -151,10 +151,10 @@ def _decode_deep(picture: Image.Image, data: bytes) -> np.ndarray:
 
 
 def _read_as(data: bytes, rawmode: str) -> np.ndarray:
-    """(H, W, channels) uint8 of a picture whose bytes are unpacked in PIL's `rawmode`."""
-    with Image.open(io.BytesIO(data)) as picture:
-        picture.tile = [ImageFile._Tile(t[0], t[1], t[2], _with_rawmode(t[3], rawmode)) for t in picture.tile]
-        return np.array(picture)
+    """(H, W, channels) uint8 of an image whose bytes are unpacked in PIL's `rawmode`."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.tile = [ImageFile._Tile(t[0], t[1], t[2], _with_rawmode(t[3], rawmode)) for t in image.tile]
+        return np.array(image)
 
 
 def _rawmode(args: Any) -> str:
@@ -183,5 +183,5 @@ def _stretch(samples: np.ndarray, name: str) -> np.ndarray:
 
 @lru_cache(maxsize=4096)
 def _say_stretched(name: str, low: float, high: float) -> None:
-    """Log once for each picture, not once for each time it is read."""
+    """Log once for each image, not once for each time it is read."""
     logger.info("%s: more than 8 bits a sample, stretched from [%g, %g] to [0, 255]", name, low, high)

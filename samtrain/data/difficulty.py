@@ -1,4 +1,4 @@
-"""How hard a set of pictures is for one click: what a colour flood fill reaches, and what no single mask can exceed.
+"""How hard a set of images is for one click: what a colour flood fill reaches, and what no single mask can exceed.
 
 Both numbers stand beside a model's 1-click mIoU in the report, as floor and as ceiling. The click is the evaluation
 protocol's: the object's point farthest from its own outline.
@@ -17,13 +17,13 @@ from samtrain.data.shards import Record
 from samtrain.ops.points import centre_points
 from samtrain.ops.rle import decode_rle
 
-Picture = tuple[np.ndarray, Sequence[np.ndarray]]  # ((H, W, 3) uint8, the (H, W) bool masks)
+ImageToAnnotate = tuple[np.ndarray, Sequence[np.ndarray]]  # ((H, W, 3) uint8, the (H, W) bool masks)
 
 TOLERANCES = (8, 12, 16, 20, 25, 30, 35, 40, 50, 60, 75, 90)  # RGB distance; 441 is black to white
 
 
-def decoded_pictures(records: Iterable[Record]) -> Iterator[Picture]:
-    """Records of a shard as decoded pictures with all their masks, in original pixels."""
+def decoded_images(records: Iterable[Record]) -> Iterator[ImageToAnnotate]:
+    """Records of a shard as decoded images with all their masks, in original pixels."""
     for record in records:
         width, height = record.annotation["image"]["width"], record.annotation["image"]["height"]
         image = decode_image(record.image_bytes, width, height, record.name)
@@ -38,14 +38,14 @@ def centre_clicks(masks: Sequence[np.ndarray]) -> list[tuple[int, int]]:
     return [(int(y), int(x)) for x, y in coords.tolist()]
 
 
-def flood_fill_miou(pictures: Iterable[Picture], tolerances: Sequence[float] = TOLERANCES) -> float:
+def flood_fill_miou(images: Iterable[ImageToAnnotate], tolerances: Sequence[float] = TOLERANCES) -> float:
     """Mean IoU over all objects of the connected region of like colour around the centre click.
 
     Like colour means an RGB distance to the clicked pixel of at most a tolerance: the one that serves the set best.
     """
     scores = [
         [_iou(_flood(image, click, tolerance), mask) for tolerance in tolerances]
-        for image, masks in pictures
+        for image, masks in images
         for mask, click in zip(masks, centre_clicks(masks), strict=True)
     ]
     if not scores:
@@ -60,7 +60,7 @@ def _flood(image: np.ndarray, click: tuple[int, int], tolerance: float) -> np.nd
     return labels == labels[click]
 
 
-def best_single_mask_miou(pictures: Iterable[Picture], reach: float | None = None) -> float:
+def best_single_mask_miou(images: Iterable[ImageToAnnotate], reach: float | None = None) -> float:
     """Mean IoU of the best guess that answers each centre click with one annotated mask, not knowing which object was
     meant.
 
@@ -70,7 +70,7 @@ def best_single_mask_miou(pictures: Iterable[Picture], reach: float | None = Non
     meant; 0 that it tells all it can.
     """
     scores = []
-    for _, masks in pictures:
+    for _, masks in images:
         centres = centre_clicks(masks)
         for index, click in enumerate(centres):
             under = [i for i, mask in enumerate(masks) if mask[click]]

@@ -2,7 +2,7 @@
 
 A *virtual epoch* shows each source as often as its weight says. Its shards are shuffled, sources evenly mixed; then the
 samples are shuffled within blocks of neighbouring shards, so that reads stay near each other (DESIGN.md, "Shards"). A set of
-up to `block_shards` shards is one block: the same pictures in another number of shards come in the same order.
+up to `block_shards` shards is one block: the same images in another number of shards come in the same order.
 """
 
 from __future__ import annotations

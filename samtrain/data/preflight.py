@@ -10,15 +10,15 @@ from samtrain.data.datasets import SamDataset
 from samtrain.data.transforms import Sample, mask_area
 
 SMALL_SIDE = 8  # input pixels: with patch 16 the decoder's grid gives such an object 2 x 2 cells
-LARGE_SHARE = 0.9  # of the picture; what the transforms drop (paper, appendix A)
+LARGE_SHARE = 0.9  # of the image; what the transforms drop (paper, appendix A)
 ENLARGED = 2.0  # times; beyond that most input pixels are interpolated
-EMPTY_SHARE = 0.25  # of the square input; a picture that fills less leaves most of the encoder's work to padding
-DARK = 16  # of 255, mean of a picture
+EMPTY_SHARE = 0.25  # of the square input; an image that fills less leaves most of the encoder's work to padding
+DARK = 16  # of 255, mean of an image
 
 
 @dataclass
 class _Look:
-    """What is known of one record: its key, the areas of its masks as shares of the picture, and its sample."""
+    """What is known of one record: its key, the areas of its masks as shares of the image, and its sample."""
 
     key: str
     shares: np.ndarray
@@ -50,22 +50,22 @@ def _look(dataset: SamDataset, index: int) -> _Look:
 
 
 def _check_annotated(looks: list[_Look]) -> str:
-    """Pictures without masks."""
+    """Images without masks."""
     bare = [look.key for look in looks if len(look.shares) == 0]
     return _some(bare, looks, "have no masks: they teach nothing, annotate them or leave them out") if bare else ""
 
 
 def _check_left(looks: list[_Look]) -> str:
-    """Pictures whose masks were all dropped by the transform."""
+    """Images whose masks were all dropped by the transform."""
     lost = [look.key for look in looks if len(look.shares) and len(look.sample.masks) == 0]
     cure = "have masks, but the transform keeps none: too large, too small or outside the crop; see task=preview"
     return _some(lost, looks, cure) if len(lost) * 2 > len(looks) else ""
 
 
 def _check_large(looks: list[_Look]) -> str:
-    """Masks that are the picture."""
+    """Masks that are the image."""
     large = [look.key for look in looks if (look.shares > LARGE_SHARE).any()]
-    cure = f"have masks over {LARGE_SHARE:.0%} of the picture, which are dropped: is the background labelled?"
+    cure = f"have masks over {LARGE_SHARE:.0%} of the image, which are dropped: is the background labelled?"
     return _some(large, looks, cure) if large else ""
 
 
@@ -82,7 +82,7 @@ def _check_small(looks: list[_Look]) -> str:
 
 
 def _check_enlarged(looks: list[_Look]) -> str:
-    """Pictures that are much smaller than the input."""
+    """Images that are much smaller than the input."""
     scales = [max(look.sample.input_size) / max(look.sample.original_size) for look in looks]
     enlarged = [look.key for look, scale in zip(looks, scales, strict=True) if scale > ENLARGED]
     if len(enlarged) * 2 <= len(looks):
@@ -100,18 +100,18 @@ def _check_padding(looks: list[_Look]) -> str:
 
 
 def _check_dark(looks: list[_Look]) -> str:
-    """Pictures with little light, or with none at all; common in fluorescence, but also a sign of lost bits."""
+    """Images with little light, or with none at all; common in fluorescence, but also a sign of lost bits."""
     dark = []
     for look in looks:
         height, width = look.sample.input_size
         dark += [look.key] * (float(look.sample.image[:, :height, :width].float().mean()) < DARK)
-    cure = f"are very dark (mean under {DARK} of 255): if they were made from 16-bit pictures, give those, we stretch"
+    cure = f"are very dark (mean under {DARK} of 255): if they were made from 16-bit images, give those, we stretch"
     return _some(dark, looks, cure) if len(dark) * 2 > len(looks) else ""
 
 
 def _some(keys: list[str], looks: list[_Look], text: str) -> str:
-    """A finding with how many pictures it is about, and the first by name."""
-    return f"{len(keys)} of {len(looks)} pictures (as {keys[0]}) {text}"
+    """A finding with how many images it is about, and the first by name."""
+    return f"{len(keys)} of {len(looks)} images (as {keys[0]}) {text}"
 
 
 _CHECKS = (

@@ -1,6 +1,6 @@
 """Shards behind URLs, streamed by webdataset: endless, mixed, paired by name, and a stream that is cut is noticed.
 
-A stream has no positions, so a resumed run goes on with other pictures than an uninterrupted one; local shards have no
+A stream has no positions, so a resumed run goes on with other images than an uninterrupted one; local shards have no
 such limit.
 """
 
@@ -19,14 +19,14 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.gopen import gopen
 
-from samtrain.data.decode import StoredPicture
+from samtrain.data.decode import StoredImage
 from samtrain.data.shards import Record, parse_annotation
 from samtrain.data.tar_index import BLOCK, check_on_error, split_name
 from samtrain.data.transforms import Sample
 
 logger = logging.getLogger(__name__)
 
-Pair = tuple[str, str, bytes, bytes]  # key, extension, picture, JSON
+Pair = tuple[str, str, bytes, bytes]  # key, extension, image, JSON
 
 
 class RemoteSamDataset(IterableDataset):
@@ -119,7 +119,7 @@ class RemoteSamDataset(IterableDataset):
         try:
             record = Record(key, ext, image_bytes, parse_annotation(json_bytes, name), url)
             size = record.annotation["image"]
-            stored = StoredPicture(image_bytes, size["width"], size["height"], name)
+            stored = StoredImage(image_bytes, size["width"], size["height"], name)
             image = stored if self.reduced_jpeg else stored.decode(1.0)[0]
             sample = self.transform(image, record.annotation["annotations"], self.max_masks, rng)
         except ValueError as error:
@@ -163,7 +163,7 @@ def stream_pairs(url: str) -> Iterator[Pair]:
             yield key, halves["image"][0], halves["image"][1], halves["json"][1]
     if waiting:
         key, halves = next(iter(waiting.items()))
-        lacking = "picture" if "json" in halves else "JSON"
+        lacking = "image" if "json" in halves else "JSON"
         raise ValueError(f"{url}: {len(waiting)} half records, the first, {key}, has no {lacking}; write it again")
 
 

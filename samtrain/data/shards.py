@@ -1,6 +1,6 @@
 """Shards: SA-1B's tars of `<id>.jpg` + `<id>.json`, read through our own index and written as webdataset writes them.
 
-A *record* is one picture with its JSON, ``{"image": {image_id, width, height, file_name}, "annotations": [{id,
+A *record* is one image with its JSON, ``{"image": {image_id, width, height, file_name}, "annotations": [{id,
 segmentation, bbox, area, ...}]}``. A local tar is read as it is, through the index of where each member lies.
 """
 
@@ -33,7 +33,7 @@ MAX_KEY_BYTES = 90  # a ustar name holds 100 bytes; the rest is for the extensio
 
 @dataclass(frozen=True)
 class Record:
-    """One picture as stored, with its parsed JSON; `path` is the tar it came from."""
+    """One image as stored, with its parsed JSON; `path` is the tar it came from."""
 
     key: str
     ext: str
@@ -101,7 +101,7 @@ def read_record(index: ShardIndex, i: int) -> Record:
 
 
 def _read_members(index: ShardIndex, i: int, name: str) -> list[bytes]:
-    """The bytes of picture and JSON; `os.pread` needs no file position, so workers and threads do not meet."""
+    """The bytes of image and JSON; `os.pread` needs no file position, so workers and threads do not meet."""
     found = []
     descriptor = os.open(index.path, os.O_RDONLY)
     try:
@@ -164,7 +164,7 @@ class ShardWriter:
             half_written.unlink()
 
     def write(self, key: str, image_bytes: bytes, ext: str, annotation: dict[str, Any]) -> None:
-        """Append a record; its JSON's `file_name` becomes the name under which the picture is stored."""
+        """Append a record; its JSON's `file_name` becomes the name under which the image is stored."""
         ext = ext.lower().lstrip(".")
         self._check(key, ext)
         annotation = {**annotation, "image": {**annotation["image"], "file_name": f"{key}.{ext}"}}
@@ -211,9 +211,9 @@ class ShardWriter:
         if key != safe_key(key) or not key:
             raise ValueError(f"{key!r} is no key that every reader of shards understands; safe_key makes one of it")
         if key in self._keys:
-            raise ValueError(f"key {key!r} was written before: pictures of one name cannot be told apart, rename one")
+            raise ValueError(f"key {key!r} was written before: images of one name cannot be told apart, rename one")
         if ext not in IMAGE_EXTENSIONS:
-            raise ValueError(f"picture {key!r} has extension {ext!r}, allowed are {', '.join(IMAGE_EXTENSIONS)}")
+            raise ValueError(f"image {key!r} has extension {ext!r}, allowed are {', '.join(IMAGE_EXTENSIONS)}")
 
     def _finish(self) -> None:
         """End the archive, bring it to disk, give it its name, drop an index of an earlier file of that name."""

@@ -1,4 +1,4 @@
-"""The index of a local tar: where the picture and the JSON of each record lie, kept in a NumPy sidecar.
+"""The index of a local tar: where the image and the JSON of each record lie, kept in a NumPy sidecar.
 
 webdataset's own reader needs pairs that stand next to each other and lets a cut tar end silently; SA-1B's tars promise
 neither, so we walk over the headers once (11,000 pairs take under a second) and then read any record by its place.
@@ -28,9 +28,9 @@ INDEX_VERSION = 1  # part of the sidecar's stamp: raise it when the arrays chang
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the n records of a local tar lie, in the order of their pictures.
+    """Where the n records of a local tar lie, in the order of their images.
 
-    keys: (n,) bytes, utf-8. extensions: (n,) bytes. offsets, sizes: (n, 2) int64 bytes of picture and JSON.
+    keys: (n,) bytes, utf-8. extensions: (n,) bytes. offsets, sizes: (n, 2) int64 bytes of image and JSON.
     problems: what was left out and why, empty for a sound tar.
     """
 
@@ -155,7 +155,7 @@ def _save_index(index: ShardIndex, sidecar: Path, stamp: str) -> bool:
 
 
 def _scan_tar(path: str) -> ShardIndex:
-    """Walk over the headers of a tar and pair pictures with JSONs by name, wherever in the tar they stand."""
+    """Walk over the headers of a tar and pair images with JSONs by name, wherever in the tar they stand."""
     images: dict[str, tuple[int, int, str]] = {}
     jsons: dict[str, tuple[int, int]] = {}
     members, problems = list_members(path)
@@ -165,9 +165,9 @@ def _scan_tar(path: str) -> ShardIndex:
             jsons[key] = (offset, size)
         elif ext:
             if key in images and images[key][2] != ext:
-                problems.append(f"record {key} has two pictures, .{images[key][2]} and .{ext}")
+                problems.append(f"record {key} has two images, .{images[key][2]} and .{ext}")
             images[key] = (offset, size, ext)
-    problems += [f"record {key} has no picture" for key in jsons if key not in images]
+    problems += [f"record {key} has no image" for key in jsons if key not in images]
     problems += [f"record {key} has no JSON" for key in images if key not in jsons]
     if not members and not problems:
         problems.append("the tar holds no files")

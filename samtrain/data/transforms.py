@@ -1,6 +1,6 @@
-"""From a picture and its annotations to a sample: where to look and which masks to decode, drawn from one generator.
+"""From an image and its annotations to a sample: where to look and which masks to decode, drawn from one generator.
 
-A transform decides on a `Window`; picture and masks are then brought into it alike. Masks stay RLE until chosen: boxes
+A transform decides on a `Window`; image and masks are then brought into it alike. Masks stay RLE until chosen: boxes
 and areas of the JSON say which can be seen, `max_masks` of those are drawn, and only they are decoded.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samtrain.data.decode import StoredPicture
+from samtrain.data.decode import StoredImage
 from samtrain.data.windows import MaskPatch, Window, render_image, render_mask
 from samtrain.ops.rle import RLE, rle_area, rle_to_box_xywh
 
@@ -25,10 +25,10 @@ Annotation = dict[str, Any]
 
 @dataclass
 class Sample:
-    """One picture in the input frame with the N masks chosen in it; N may be 0.
+    """One image in the input frame with the N masks chosen in it; N may be 0.
 
     image: (3, S, S) uint8 RGB, zero in the padding. masks: (N, S, S) bool. input_size: (H, W) of the part that is not
-    padding. original_size: (H, W) of the picture as stored.
+    padding. original_size: (H, W) of the image as stored.
     """
 
     image: Tensor
@@ -41,8 +41,8 @@ class Sample:
 class WindowTransform(ABC):
     """What all transforms share: `transform(image, annotations, max_masks, rng) -> Sample`.
 
-    image is (H, W, 3) uint8, or a `StoredPicture` to be decoded no larger than the window needs; the annotations are
-    SA-1B's. Masks over `max_mask_area` of the picture or of the window are dropped (paper, appendix A: 90 %), and those
+    image is (H, W, 3) uint8, or a `StoredImage` to be decoded no larger than the window needs; the annotations are
+    SA-1B's. Masks over `max_mask_area` of the image or of the window are dropped (paper, appendix A: 90 %), and those
     under `min_mask_area` input pixels.
     """
 
@@ -63,11 +63,11 @@ class WindowTransform(ABC):
 
     @abstractmethod
     def window(self, size: tuple[int, int], boxes_N4: np.ndarray, rng: np.random.Generator) -> Window:
-        """Where to look in a picture of `size` (H, W) with objects at these boxes (xyxy)."""
+        """Where to look in an image of `size` (H, W) with objects at these boxes (xyxy)."""
 
     def __call__(
         self,
-        image: np.ndarray | StoredPicture,
+        image: np.ndarray | StoredImage,
         annotations: Sequence[Annotation],
         max_masks: int,
         rng: np.random.Generator,
@@ -84,7 +84,7 @@ class WindowTransform(ABC):
         masks = [_of_annotation(render_mask, annotations[i], size, window) for i in chosen.tolist()]
         largest = self.max_mask_area * window.size[0] * window.size[1]
         masks = [mask for mask in masks if self.min_mask_area <= mask.area <= largest]
-        pixels, reduction = image.decode(max(window.scale)) if isinstance(image, StoredPicture) else (image, 1)
+        pixels, reduction = image.decode(max(window.scale)) if isinstance(image, StoredImage) else (image, 1)
         sample = Sample(*self._pad(render_image(pixels, window, reduction), masks), window.size, tuple(size))
         if self.flip_probability > 0 and rng.random() < self.flip_probability:
             _mirror(sample)
@@ -99,7 +99,7 @@ class WindowTransform(ABC):
         return meets & (areas_N * window.scale[0] * window.scale[1] >= self.min_mask_area)
 
     def _pad(self, image: np.ndarray, masks: Sequence[MaskPatch]) -> tuple[Tensor, Tensor]:
-        """(3, S, S) and (N, S, S): picture and masks in the top left corner of the square."""
+        """(3, S, S) and (N, S, S): image and masks in the top left corner of the square."""
         square = np.zeros((3, self.image_size, self.image_size), dtype=np.uint8)
         square[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
         masks_NSS = np.zeros((len(masks), self.image_size, self.image_size), dtype=bool)
@@ -117,7 +117,7 @@ def _mirror(sample: Sample) -> None:
 
 
 class ResizeLongestSide(WindowTransform):
-    """The whole picture, its longest side resized to `image_size`: SAM's own preprocessing."""
+    """The whole image, its longest side resized to `image_size`: SAM's own preprocessing."""
 
     def window(self, size: tuple[int, int], boxes_N4: np.ndarray, rng: np.random.Generator) -> Window:
         return Window((0, 0, size[1], size[0]), resized_size(size, self.image_size))
@@ -142,9 +142,9 @@ class LargeScaleJitter(WindowTransform):
 
 
 class NativeCrop(WindowTransform):
-    """A square of `image_size` of the picture's own pixels that holds an object; a smaller picture is padded.
+    """A square of `image_size` of the image's own pixels that holds an object; a smaller image is padded.
 
-    With `centre` it is the one nearest to the middle of the picture, the same each time; else a random object is
+    With `centre` it is the one nearest to the middle of the image, the same each time; else a random object is
     chosen, and a random place for the square around it.
     """
 

@@ -37,14 +37,14 @@ class Fault:
 class Verdict:
     """What there is and what is wrong with it; `notes` are worth knowing and no faults."""
 
-    pictures: int = 0
+    images: int = 0
     masks: int = 0
     faults: list[Fault] = field(default_factory=list)
     notes: list[Fault] = field(default_factory=list)
 
     @property
     def is_sound(self) -> bool:
-        return not self.faults and self.pictures > 0
+        return not self.faults and self.images > 0
 
     def counts(self) -> dict[str, int]:
         """Faults by kind, the most frequent first."""
@@ -53,7 +53,7 @@ class Verdict:
 
 
 def validate(dataset: str | Sequence[str]) -> Verdict:
-    """Look at every record of shards, or of a folder of pictures with a JSON each.
+    """Look at every record of shards, or of a folder of images with a JSON each.
 
     Raises ValueError where there is nothing of either.
     """
@@ -62,12 +62,12 @@ def validate(dataset: str | Sequence[str]) -> Verdict:
         if isinstance(found, Fault):
             verdict.faults.append(found)
             continue
-        verdict.pictures += 1
+        verdict.images += 1
         verdict.masks += len(found.annotation["annotations"])
         verdict.faults += _record_faults(found)
         whole.add(found)
     verdict.faults += whole.faults()
-    verdict.notes = whole.same_pictures()
+    verdict.notes = whole.same_images()
     return verdict
 
 
@@ -77,7 +77,7 @@ def _records(dataset: str | Sequence[str]) -> Iterator[Record | Fault]:
         source = Sa1bFolder(Path(dataset))
         entries = source.entries()
         if not entries:
-            raise ValueError(f"validate.dataset is {dataset!r}: there are neither tars in it nor pictures with JSONs")
+            raise ValueError(f"validate.dataset is {dataset!r}: there are neither tars in it nor images with JSONs")
         for entry in entries:
             yield _of_folder(entry)
         return
@@ -94,30 +94,30 @@ def _records(dataset: str | Sequence[str]) -> Iterator[Record | Fault]:
 
 def _of_folder(entry: Entry) -> Record | Fault:
     if not entry.evidence:
-        return Fault("no JSON beside the picture", str(entry.picture))
-    if not entry.picture.is_file():
-        return Fault("no picture beside the JSON", str(entry.evidence[0]))
+        return Fault("no JSON beside the image", str(entry.image))
+    if not entry.image.is_file():
+        return Fault("no image beside the JSON", str(entry.evidence[0]))
     try:
         annotation = parse_annotation(entry.evidence[0].read_bytes(), entry.name)
     except ValueError as error:
         return Fault("the record cannot be read", str(entry.evidence[0]), str(error))
-    picture = entry.picture
-    return Record(picture.stem, picture.suffix[1:], picture.read_bytes(), annotation, str(picture.parent))
+    image = entry.image
+    return Record(image.stem, image.suffix[1:], image.read_bytes(), annotation, str(image.parent))
 
 
 def _record_faults(record: Record) -> Iterator[Fault]:
-    """Faults of one picture and its masks."""
+    """Faults of one image and its masks."""
     image = record.annotation["image"]
     W, H = image["width"], image["height"]
     try:
         decode_samples(record.image_bytes, W, H, record.name)
     except ValueError as error:
-        yield Fault("the picture does not fit its JSON", record.name, str(error).removeprefix(f"{record.name}: "))
+        yield Fault("the image does not fit its JSON", record.name, str(error).removeprefix(f"{record.name}: "))
     if not _is_whole(image.get("image_id")):
         yield Fault("image_id is no whole number", record.name, repr(image.get("image_id")))
     name = f"{Path(record.key).name}.{record.ext}"
     if Path(str(image.get("file_name"))).name.lower() != name.lower():
-        yield Fault("file_name is another file's", record.name, f"{image.get('file_name')!r}, the picture is {name}")
+        yield Fault("file_name is another file's", record.name, f"{image.get('file_name')!r}, the image is {name}")
 
     seen: dict[Any, int] = {}
     for number, each in enumerate(record.annotation["annotations"]):
@@ -125,7 +125,7 @@ def _record_faults(record: Record) -> Iterator[Fault]:
         yield from _annotation_faults(each, (H, W), where)
         text = str(each["segmentation"].get("counts") if isinstance(each["segmentation"], dict) else number)
         if text in seen:
-            yield Fault("the same mask twice in a picture", where, f"as annotation number {seen[text]}")
+            yield Fault("the same mask twice in an image", where, f"as annotation number {seen[text]}")
         seen.setdefault(text, number)
 
 
@@ -140,7 +140,7 @@ def _annotation_faults(each: dict[str, Any], size: tuple[int, int], where: str) 
     try:
         rle = to_compressed(each["segmentation"], size)
     except ValueError as error:
-        yield Fault("the RLE does not fit the picture", where, str(error))
+        yield Fault("the RLE does not fit the image", where, str(error))
         return
     area, box = rle_area(rle), rle_to_box_xywh(rle)
     if area == 0:
@@ -156,13 +156,13 @@ def _annotation_faults(each: dict[str, Any], size: tuple[int, int], where: str) 
         if key in each and not (_is_number(each[key]) and low <= each[key] <= high):
             yield Fault(f"{key} is out of range", where, f"{each[key]!r}, it is {low:g} to {high:g}")
     if "crop_box" in each and not _lies_in(each["crop_box"], (0, 0, W, H)):
-        yield Fault("crop_box does not lie in the picture", where, repr(each["crop_box"]))
+        yield Fault("crop_box does not lie in the image", where, repr(each["crop_box"]))
     elif "point_coords" in each and "crop_box" in each and not _are_points(each["point_coords"], each["crop_box"]):
         yield Fault("point_coords do not lie in the crop", where, repr(each["point_coords"])[:80])
 
 
 class _Whole:
-    """What only all records together tell: ids and pictures that come twice."""
+    """What only all records together tell: ids and images that come twice."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -181,8 +181,8 @@ class _Whole:
         self.ids.append(np.array([i for i in ids if _is_whole(i)], dtype=np.int64))
 
     def faults(self) -> Iterator[Fault]:
-        yield from self._twice(self.image_ids, "image_id is another picture's too")
-        yield from self._twice(self.keys, "a picture of this name came before")
+        yield from self._twice(self.image_ids, "image_id is another image's too")
+        yield from self._twice(self.keys, "an image of this name came before")
         ids = np.concatenate(self.ids) if self.ids else np.zeros(0, dtype=np.int64)
         owner = np.repeat(np.arange(len(self.ids)), [len(each) for each in self.ids])
         order = np.argsort(ids, kind="stable")
@@ -191,8 +191,8 @@ class _Whole:
             where = f"{self.names[owner[second]]}, annotation {ids[second]}"
             yield Fault("id is another mask's too", where, f"of {self.names[owner[first]]}")
 
-    def same_pictures(self) -> list[Fault]:
-        return list(self._twice(self.digests, "the same bytes as another picture"))
+    def same_images(self) -> list[Fault]:
+        return list(self._twice(self.digests, "the same bytes as another image"))
 
     def _twice(self, values: Sequence[Any], kind: str) -> Iterator[Fault]:
         seen: dict[Any, str] = {}
@@ -219,11 +219,11 @@ def _is_near(box: Any, other: Sequence[float]) -> bool:
     return _are_numbers(box, 4) and all(abs(a - b) <= BOX_TOLERANCE for a, b in zip(box, other, strict=True))
 
 
-def _lies_in(box: Any, picture: tuple[float, float, float, float]) -> bool:
-    """Whether an xywh box has an area and lies in the picture."""
+def _lies_in(box: Any, image: tuple[float, float, float, float]) -> bool:
+    """Whether an xywh box has an area and lies in the image."""
     if not _are_numbers(box, 4) or min(box[2:]) <= 0:
         return False
-    return min(box[:2]) >= 0 and all(box[i] + box[i + 2] <= picture[i + 2] + 1e-6 for i in (0, 1))
+    return min(box[:2]) >= 0 and all(box[i] + box[i + 2] <= image[i + 2] + 1e-6 for i in (0, 1))
 
 
 def _are_points(points: Any, box: Any) -> bool:

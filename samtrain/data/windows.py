@@ -1,4 +1,4 @@
-"""A window: the part of a picture that becomes the network's input, and how picture and masks are brought into it."""
+"""A window: the part of an image that becomes the network's input, and how image and masks are brought into it."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Window:
 
 
 def render_image(image: np.ndarray, window: Window, reduction: int = 1) -> np.ndarray:
-    """The (h, w, 3) uint8 picture in the window: PIL's bilinear filter with antialias, as SAM resizes.
+    """The (h, w, 3) uint8 image in the window: PIL's bilinear filter with antialias, as SAM resizes.
 
-    `image` may be the picture at 1/`reduction` of its sides, rounded up.
+    `image` may be the image at 1/`reduction` of its sides, rounded up.
     """
     if window.is_native and reduction == 1:
         x0, y0, x1, y1 = (int(edge) for edge in window.box)
@@ -63,7 +63,7 @@ def render_mask(rle: RLE, size: tuple[int, int], window: Window) -> MaskPatch:
     """A mask in the window, cut to its own extent; only what the window shows of it is decoded.
 
     An input pixel belongs to the mask where the mask covers half of it. A mask of which the window shows anything keeps
-    at least one pixel. Raises ValueError for an RLE that is not `size` (H, W) of the picture, is broken, or is empty.
+    at least one pixel. Raises ValueError for an RLE that is not `size` (H, W) of the image, is broken, or is empty.
     """
     rle = to_compressed(rle, size)
     x, y, width, height = rle_to_box_xywh(rle)
@@ -72,7 +72,7 @@ def render_mask(rle: RLE, size: tuple[int, int], window: Window) -> MaskPatch:
     left, top, right, bottom = target = _target_box((x, y, x + width, y + height), window)
     if left >= right or top >= bottom:
         return MaskPatch(np.zeros((0, 0), dtype=bool), 0, 0)
-    # what the window's pixels see of the picture, and the whole pixels that hold it
+    # what the window's pixels see of the image, and the whole pixels that hold it
     source = _source_box(target, window)
     x0, y0, x1, y1 = math.floor(source[0]), math.floor(source[1]), math.ceil(source[2]), math.ceil(source[3])
     part = decode_rle_box(rle, (x0, y0, min(x1, size[1]), min(y1, size[0])))
@@ -134,7 +134,7 @@ def _keep_one_pixel(
 
 
 def decode_rle_box(rle: RLE, box: Box) -> np.ndarray:
-    """The pixels of a compressed RLE inside a box (xyxy of whole pixels, inside the picture), (h, w) bool.
+    """The pixels of a compressed RLE inside a box (xyxy of whole pixels, inside the image), (h, w) bool.
 
     RLE runs down the columns, so the columns of the box are one stretch of runs; a whole SA-1B mask takes pycocotools
     3 ms, a box of 60 columns takes 0.1 ms here. The RLE has to be `to_compressed`'s: checked, counts as bytes.

@@ -1,4 +1,4 @@
-"""Many pictures filled in and annotated with one model, resumable after each, and the shards that come of them."""
+"""Many images filled in and annotated with one model, resumable after each, and the shards that come of them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ import numpy as np
 
 from samtrain.data.decode import decode_image
 from samtrain.data.shards import Record, ShardWriter
-from samtrain.data_engine.annotators import Annotator, Picture
+from samtrain.data_engine.annotators import Annotator, ImageToAnnotate
 from samtrain.data_engine.pool import Pool, PoolItem
 from samtrain.data_engine.prefill import Prefiller
-from samtrain.data_engine.records import Drawing, Origin, PictureWork, left_out, to_drawing
+from samtrain.data_engine.records import Drawing, ImageWork, Origin, left_out, to_drawing
 from samtrain.files import Done, digest, do_once
 from samtrain.terminal import follow
 
 log = logging.getLogger(__name__)
 
-PICTURES_A_SHARD = 1000
+IMAGES_PER_SHARD = 1000
 SAY_EVERY = 30.0  # seconds between two lines of the log
 
 
 @dataclass(frozen=True, kw_only=True)
 class Helpers:
-    """Who works on pictures: an annotator, the model that helps, and what fills in masks first, if anything does.
+    """Who works on images: an annotator, the model that helps, and what fills in masks first, if anything does.
 
-    Both loaders are called only if a picture is left to do.
+    Both loaders are called only if an image is left to do.
     """
 
     annotator: Annotator
@@ -42,11 +42,11 @@ class Helpers:
 
 @dataclass(frozen=True, kw_only=True)
 class Annotating:
-    """Pictures of the pool, filled in and drawn; a file each in `folder`.
+    """Images of the pool, filled in and drawn; a file each in `folder`.
 
     number:  the round's
-    earlier: the masks that pictures have from earlier rounds, by key
-    on_error: "raise", or "skip" for pictures that cannot be read: logged, counted, and nothing is drawn in them
+    earlier: the masks that images have from earlier rounds, by key
+    on_error: "raise", or "skip" for images that cannot be read: logged, counted, and nothing is drawn in them
     """
 
     folder: Path
@@ -72,16 +72,16 @@ class Annotating:
         for position, item in enumerate(follow(self.items, words, len(self.items))):
             path = self.folder / f"{position:06d}.json"
             done.append(do_once(path, partial(self._draw, position, item)))
-            self._check_same_picture(path, done[-1].result["key"], self.pool.key(item))
+            self._check_same_image(path, done[-1].result["key"], self.pool.key(item))
             if time.monotonic() - said > SAY_EVERY:
                 said = time.monotonic()
-                log.info("round %d: annotated %d of %d pictures", self.number, len(done), len(self.items))
+                log.info("round %d: annotated %d of %d images", self.number, len(done), len(self.items))
         return Done([each.result for each in done], sum(each.wall for each in done))
 
-    def _check_same_picture(self, path: Path, drawn: str, chosen: str) -> None:
+    def _check_same_image(self, path: Path, drawn: str, chosen: str) -> None:
         if drawn != chosen:
             raise ValueError(
-                f"{path} holds picture {drawn}, now {chosen} is chosen in its place: the pool has "
+                f"{path} holds image {drawn}, now {chosen} is chosen in its place: the pool has "
                 "changed since this run began. Bring it back (data.root), or begin a new run_dir"
             )
 
@@ -100,9 +100,9 @@ class Annotating:
         self.predictor.set_image(image)
         automatic = self.prefiller.fill_in(image, self.predictor, locked) if self.prefiller else []
         locked += [mask.segmentation for mask in automatic]
-        drawn = self.helpers.annotator.annotate(Picture(record.key, image, objects, locked), self.predictor)
-        work = PictureWork(record.key, drawn, automatic, earlier, [each["segmentation"] for each in objects])
-        # unique over all rounds, and in 64 bits: a billion pictures a round, ten thousand masks a picture
+        drawn = self.helpers.annotator.annotate(ImageToAnnotate(record.key, image, objects, locked), self.predictor)
+        work = ImageWork(record.key, drawn, automatic, earlier, [each["segmentation"] for each in objects])
+        # unique over all rounds, and in 64 bits: a billion images a round, ten thousand masks an image
         first_id = (self.number * 10**9 + position) * 10**4
         return to_drawing(work, first_id=first_id, origin=self.helpers.origin)
 
@@ -115,12 +115,12 @@ class Annotating:
 def write_shards(
     folder: Path, prefix: str, pool: Pool, items: Sequence[PoolItem], drawings: Sequence[Drawing]
 ) -> list[dict[str, Any]]:
-    """Pictures with at least one mask, in their order, as SA-1B's tars: [{path, sha256, images, masks}].
+    """Images with at least one mask, in their order, as SA-1B's tars: [{path, sha256, images, masks}].
 
     Equal drawings give equal bytes. Raises ValueError where nothing was drawn at all.
     """
     counts: list[int] = []
-    with ShardWriter(folder, prefix, max_count=PICTURES_A_SHARD) as writer:
+    with ShardWriter(folder, prefix, max_count=IMAGES_PER_SHARD) as writer:
         for item, drawing in zip(items, drawings, strict=True):
             if not drawing["annotations"]:
                 continue
@@ -131,10 +131,10 @@ def write_shards(
         paths = writer.close()
     if not paths:
         raise ValueError(
-            f"not one mask was kept in {len(items)} pictures ({prefix}): do the pictures of the pool hold objects? "
+            f"not one mask was kept in {len(items)} images ({prefix}): do the images of the pool hold objects? "
             "Look at them with task=preview, or lower annotator.min_iou"
         )
-    chunks = [counts[i : i + PICTURES_A_SHARD] for i in range(0, len(counts), PICTURES_A_SHARD)]
+    chunks = [counts[i : i + IMAGES_PER_SHARD] for i in range(0, len(counts), IMAGES_PER_SHARD)]
     return [
         {"path": str(path), "sha256": digest(path), "images": len(chunk), "masks": sum(chunk)}
         for path, chunk in zip(paths, chunks, strict=True)

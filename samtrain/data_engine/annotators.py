@@ -21,13 +21,13 @@ from samtrain.ops.rle import RLE, decode_rle, rle_area, rle_iou
 from samtrain.prompts import CentreSampler
 from samtrain.types import PointLabel
 
-DONE, TIME = "done", "time"  # why an annotator went on to the next picture
+DONE, TIME = "done", "time"  # why an annotator went on to the next image
 MAX_PIXELS = 1 << 24  # objects times pixels simulated at once: 64 MB of float32 logits
 MARGIN = 8  # pixels round an object within which the brush works; it never paints wider over the edge
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageToAnnotate:
     """What is annotated.
 
     image:   (H, W, 3) uint8 RGB
@@ -51,7 +51,7 @@ class AnnotatedMask:
     predicted_iou, stability_score:  the model's, of its mask before any brush stroke
     good:             whether the annotator was content with it, or only out of time
     iou:              with the ground truth; None where nobody knows it
-    object_index:     which of the picture's objects it is; None where nobody knows it
+    object_index:     which of the image's objects it is; None where nobody knows it
     """
 
     mask: np.ndarray
@@ -68,11 +68,11 @@ class AnnotatedMask:
 
 
 @dataclass(frozen=True)
-class PictureAnnotation:
-    """The masks of a picture in the order of their making, those thrown away, and why the annotator went on.
+class ImageAnnotation:
+    """The masks of an image in the order of their making, those thrown away, and why the annotator went on.
 
     masks_in_time: how many of `masks` there were when a mask first took longer than the limit, or all; the rest was only
-                   drawn because the annotator does not leave pictures
+                   drawn because the annotator does not leave images
     """
 
     masks: list[AnnotatedMask]
@@ -84,8 +84,8 @@ class PictureAnnotation:
 class Annotator(Protocol):
     """Whoever annotates: a simulation here, people behind the browser tool later."""
 
-    def annotate(self, picture: Picture, predictor: SamPredictor) -> PictureAnnotation:
-        """The masks of what has none yet in one picture, made with the help of a predictor that has it set."""
+    def annotate(self, image: ImageToAnnotate, predictor: SamPredictor) -> ImageAnnotation:
+        """The masks of what has none yet in one image, made with the help of a predictor that has it set."""
         ...
 
 
@@ -94,7 +94,7 @@ class SimulatedAnnotator:
 
     It clicks the middle of the largest error (appendix D's protocol) and keeps its best mask. After `max_clicks` it
     takes the brush. Once a mask has taken more than `time_limit` seconds it is kept as it is, or discarded below
-    `min_iou`, and with `leaves_picture` the annotator goes on to the next picture (paper, section 4). What it hands
+    `min_iou`, and with `leaves_image` the annotator goes on to the next image (paper, section 4). What it hands
     back it has drawn; the ground truth decides only where it clicks, where it paints and when it is content.
     """
 
@@ -105,7 +105,7 @@ class SimulatedAnnotator:
         max_clicks: int = 5,  # then the brush; 14 s, what a mask took at the end of the paper's first stage
         time_limit: float = 30.0,  # seconds (section 4)
         min_iou: float = 0.5,  # below this a mask shows something else; COCO's lowest threshold
-        leaves_picture: bool = True,  # False: all objects, for a probe that compares models on the same ones
+        leaves_image: bool = True,  # False: all objects, for a probe that compares models on the same ones
         has_mask_iou: float = 0.5,  # a locked mask that agrees so well with an object stands for it: not drawn again
         time_model: TimeModel | None = None,
         brush: Brush | None = None,
@@ -116,41 +116,41 @@ class SimulatedAnnotator:
         if not 0 < has_mask_iou <= 1:
             raise ValueError(f"annotator.has_mask_iou is {has_mask_iou}: take more than 0, up to 1")
         self.target_iou, self.min_iou = target_iou, min_iou
-        self.max_clicks, self.time_limit, self.leaves_picture = max_clicks, time_limit, leaves_picture
+        self.max_clicks, self.time_limit, self.leaves_image = max_clicks, time_limit, leaves_image
         self.time_model, self.brush = time_model or TimeModel(), brush or Brush()
         self.has_mask_iou, self.seed, self.chunk = has_mask_iou, seed, chunk
 
     @torch.no_grad()
-    def annotate(self, picture: Picture, predictor: SamPredictor) -> PictureAnnotation:
-        """Raises ValueError where an object's RLE has another size than the picture."""
+    def annotate(self, image: ImageToAnnotate, predictor: SamPredictor) -> ImageAnnotation:
+        """Raises ValueError where an object's RLE has another size than the image."""
         kept: list[AnnotatedMask] = []
         discarded: list[AnnotatedMask] = []
         in_time: int | None = None
-        for drawn in self._draw_in_order(picture, predictor):
+        for drawn in self._draw_in_order(image, predictor):
             assert drawn.iou is not None
             (kept if drawn.iou >= self.min_iou else discarded).append(drawn)
             if drawn.seconds > self.time_limit and in_time is None:
                 in_time = len(kept)
-                if self.leaves_picture:
-                    return PictureAnnotation(kept, discarded, TIME, in_time)
-        return PictureAnnotation(kept, discarded, DONE, len(kept) if in_time is None else in_time)
+                if self.leaves_image:
+                    return ImageAnnotation(kept, discarded, TIME, in_time)
+        return ImageAnnotation(kept, discarded, DONE, len(kept) if in_time is None else in_time)
 
-    def _draw_in_order(self, picture: Picture, predictor: SamPredictor) -> Iterator[AnnotatedMask]:
+    def _draw_in_order(self, image: ImageToAnnotate, predictor: SamPredictor) -> Iterator[AnnotatedMask]:
         """All objects without a mask, the most prominent first; a chunk is simulated when its first is asked for."""
-        size = picture.image.shape[:2]
-        order, chunk = self._without_mask(picture, _by_prominence(picture)), self.chunk
+        size = image.image.shape[:2]
+        order, chunk = self._without_mask(image, _by_prominence(image)), self.chunk
         while order:
             count = max(1, min(chunk, MAX_PIXELS // (size[0] * size[1])))
             indices, order, chunk = order[:count], order[count:], 2 * chunk
-            targets = [decode_rle(picture.objects[i]["segmentation"], size) for i in indices]
+            targets = [decode_rle(image.objects[i]["segmentation"], size) for i in indices]
             drafts = self._click(predictor.decoder(), torch.from_numpy(np.stack(targets)).to(predictor.device))
             for i, target, draft in zip(indices, targets, drafts, strict=True):
-                rng = np.random.default_rng([self.seed, zlib.crc32(picture.key.encode()), i])
+                rng = np.random.default_rng([self.seed, zlib.crc32(image.key.encode()), i])
                 yield replace(self._refine(draft, target, rng), object_index=i)
 
-    def _without_mask(self, picture: Picture, objects: list[int]) -> list[int]:
+    def _without_mask(self, image: ImageToAnnotate, objects: list[int]) -> list[int]:
         """A locked mask stands for the one object that it shows best: a whole's is not its part's, however alike they are."""
-        ious_PN = rle_iou(picture.locked, [picture.objects[i]["segmentation"] for i in objects])
+        ious_PN = rle_iou(image.locked, [image.objects[i]["segmentation"] for i in objects])
         shown = {int(ious.argmax()) for ious in ious_PN if ious.size and ious.max() >= self.has_mask_iou}
         return [i for n, i in enumerate(objects) if n not in shown]
 
@@ -242,12 +242,12 @@ def _check(target_iou: float, min_iou: float, max_clicks: int, time_limit: float
         )
 
 
-def _by_prominence(picture: Picture) -> list[int]:
+def _by_prominence(image: ImageToAnnotate) -> list[int]:
     """Indices of the objects that have pixels, the most prominent first; equal ones in the record's order."""
-    size = picture.image.shape[:2]
+    size = image.image.shape[:2]
     scores = {
-        i: prominence(picture.image, decode_rle(o["segmentation"], size))
-        for i, o in enumerate(picture.objects)
+        i: prominence(image.image, decode_rle(o["segmentation"], size))
+        for i, o in enumerate(image.objects)
         if rle_area(o["segmentation"]) > 0
     }
     return sorted(scores, key=lambda i: -scores[i])

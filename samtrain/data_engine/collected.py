@@ -1,4 +1,4 @@
-"""What earlier rounds have collected: a picture's masks are those of the last shard that holds it."""
+"""What earlier rounds have collected: an image's masks are those of the last shard that holds it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from samtrain.data.shards import index_tar, read_record
 
 
 def collected_keys(shards: Sequence[Path]) -> set[str]:
-    """Names of all pictures that have a mask."""
+    """Names of all images that have a mask."""
     indices = [index_tar(shard) for shard in shards]
     return {index.key(i) for index in indices for i in range(len(index))}
 
 
 def collected_masks(shards: Sequence[Path], keys: Collection[str]) -> dict[str, list[dict[str, Any]]]:
-    """The annotations of these pictures, those without a mask left out."""
+    """The annotations of these images, those without a mask left out."""
     last: dict[str, tuple] = {}
     for shard in shards:
         index = index_tar(shard)

@@ -12,7 +12,7 @@ SIZES = ("small", "medium", "large")
 
 
 def compare(objects: Sequence[RLE], masks: Sequence[RLE], automatic: Sequence[RLE]) -> dict[str, Any]:
-    """One picture's masks against its ground truth: areas of the objects in pixels, the best IoU that any of `masks` has
+    """One image's masks against its ground truth: areas of the objects in pixels, the best IoU that any of `masks` has
     with each, and the best IoU with any object of each automatic mask. Objects without pixels are left out.
     """
     objects = [each for each in objects if rle_area(each) > 0]

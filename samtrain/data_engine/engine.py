@@ -50,12 +50,12 @@ class _Known:
 
 @dataclass(kw_only=True)
 class DataEngine:
-    """Stages 1 and 2 of the paper's data engine over pools of pictures, in a run directory; it can be killed at any time.
+    """Stages 1 and 2 of the paper's data engine over pools of images, in a run directory; it can be killed at any time.
 
     initial:      the first model
     first_round:  the number of the first round; above 1 where the ledger was begun with an earlier run's (`take_over`)
     size_limits:  areas in pixels that part small, medium and large objects in what the ledger says of coverage
-    on_error:     "raise", or "skip" for tars that are cut and pictures that cannot be read: the whole rest is used
+    on_error:     "raise", or "skip" for tars that are cut and images that cannot be read: the whole rest is used
     on_line:      hears of each ledger line once it is written
     """
 
@@ -123,7 +123,7 @@ class DataEngine:
         return self._write(line)
 
     def _round(self, number: int, ledger: list[LedgerLine]) -> LedgerLine:
-        """One round, from the pictures to its line."""
+        """One round, from the images to its line."""
         place, parent, folder = self._places[number], promoted(ledger), self._folder(number)
         log.info("round %d of %d: annotating with %s", number, max(self._places), parent.checkpoint)
         helper = _Known(parent.checkpoint, parent.digest)
@@ -171,7 +171,7 @@ class DataEngine:
     # ---- annotating
 
     def _annotate(self, number: int, ledger: list[LedgerLine], model: _Known, detector: _Known | None) -> Done:
-        """The drawings of a round's pictures."""
+        """The drawings of a round's images."""
         place = self._places[number]
         items = self._selection(place.stage, ledger).rounds[place.number]
         helpers = self._helpers(place.stage, place.stage.annotator, model, detector)
@@ -248,7 +248,7 @@ class DataEngine:
         ).drawings()
 
     def _selection(self, stage: Stage, ledger: list[LedgerLine]) -> Selection:
-        """The stage's pictures; those that earlier stages have annotated come last."""
+        """The stage's images; those that earlier stages have annotated come last."""
         if stage.name not in self._selections:
             before = self._shards([line for line in ledger if line.stage != stage.name])
             self._selections[stage.name] = self._pools[stage.name].select(

@@ -15,6 +15,7 @@ from typing import Any
 from samtrain.files import atomic_path
 
 NAME = "ledger.jsonl"
+RENAMED = {"pictures_skipped": "images_skipped", "pictures_left": "images_left"}  # what runs before December 2026 wrote
 PROBE = (
     "probe_masks", "probe_seconds_per_mask", "probe_clicks_per_mask", "probe_mask_iou", "probe_good",
     "probe_coverage_alone", "probe_coverage",
@@ -32,23 +33,23 @@ class LedgerLine:
     parent:                     digest of the promoted model before: it helped to annotate, and training began from it
     encoder:                    size of the promoted model after this round
     detector, detector_digest:  the object detector that filled in, and the sha256 of its file; None where nothing did
-    images, masks:              pictures annotated in this round, masks added; `masks_total` over all rounds so far
+    images, masks:              images annotated in this round, masks added; `masks_total` over all rounds so far
     masks_automatic:            those of them that were filled in
-    masks_per_image:            all masks of these pictures, automatic ones and those of earlier rounds included
+    masks_per_image:            all masks of these images, automatic ones and those of earlier rounds included
     assisted_per_image:         the same without the automatic ones
-    images_total:               pictures that have been annotated so far, each counted once
+    images_total:               images that have been annotated so far, each counted once
     seconds_per_mask:           all modelled seconds (discarded masks too) by the masks drawn: automatic ones take none
     mask_iou:                   mean IoU of the masks drawn with the ground truth
     automatic_precision:        share of the automatic masks whose IoU with some object is above 0.75
-    coverage:                   share of the objects of these pictures that some mask shows with an IoU above 0.75:
+    coverage:                   share of the objects of these images that some mask shows with an IoU above 0.75:
                                 {all, small, medium, large}
-    pictures_skipped:           pictures that could not be read and were left out (data.on_error=skip)
-    pictures_left:              pictures that were left because a mask took longer than the limit
+    images_skipped:             images that could not be read and were left out (data.on_error=skip)
+    images_left:                images that were left because a mask took longer than the limit
     probe_*:                    the same on the fixed probe objects, with the model that is promoted after the round and
                                 nothing filled in; `probe_good` is the share of them that reached the target within the
-                                limit, `probe_coverage_alone` what an annotator covers who leaves pictures,
+                                limit, `probe_coverage_alone` what an annotator covers who leaves images,
                                 `probe_coverage` what is covered when the detector of the round has filled in before
-    probe_before:               in the first round of a stage, which may have other pictures in its probe: `probe_*` of the
+    probe_before:               in the first round of a stage, which may have other images in its probe: `probe_*` of the
                                 model that the stage began with
     metrics_before, _after:     of the promoted model before, and of the one trained here
     shards:                     [{path, sha256, images, masks}] of this round
@@ -68,8 +69,8 @@ class LedgerLine:
     masks_total: int
     images_total: int
     discarded: int
-    pictures_skipped: int
-    pictures_left: int
+    images_skipped: int
+    images_left: int
     masks_per_image: float | None
     assisted_per_image: float | None
     seconds_per_mask: float | None
@@ -115,7 +116,7 @@ class LedgerLine:
             return f"round 0: the first model has {name} {after}"
         filled = f" ({self.masks_automatic} automatic)" if self.detector else ""
         return (
-            f"round {self.round}: {self.masks} masks{filled} in {self.images} pictures, "
+            f"round {self.round}: {self.masks} masks{filled} in {self.images} images, "
             f"{_number(self.seconds_per_mask, 1)} s a mask, {name} {_number(self.metrics_before[name])} -> {after}, "
             f"{'promoted' if self.promoted else 'not better: the old model stays'}"
         )
@@ -198,6 +199,8 @@ def _parse(text: str, name: str) -> LedgerLine:
         values = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{name} is no JSON ({error}); restore the file, or begin a new run_dir") from error
+    if isinstance(values, dict):
+        values = {RENAMED.get(key, key): value for key, value in values.items()}
     known = {f.name: f.type for f in fields(LedgerLine)}
     if not isinstance(values, dict) or set(values) != set(known):
         keys = set(values) if isinstance(values, dict) else set()

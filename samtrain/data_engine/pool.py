@@ -1,4 +1,4 @@
-"""The pool: which pictures a round annotates, and which are kept for the probe, as a function of the seed."""
+"""The pool: which images a round annotates, and which are kept for the probe, as a function of the seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_PROBE_SHARE = 0.2  # of the pool: small pools are for annotating (assumption
 
 @dataclass(frozen=True)
 class PoolItem:
-    """A picture of the pool: record `index` of tar number `tar`."""
+    """An image of the pool: record `index` of tar number `tar`."""
 
     tar: int
     index: int
@@ -25,27 +25,27 @@ class PoolItem:
 
 @dataclass(frozen=True)
 class Selection:
-    """Pictures of the probe, and of each round; none stands in two places."""
+    """Images of the probe, and of each round; none stands in two places."""
 
     probe: list[PoolItem]
     rounds: list[list[PoolItem]]
 
 
 class Pool:
-    """Local tars with pictures to annotate. Raises ValueError for URLs, for two pictures of one name and, unless `on_error`
+    """Local tars with images to annotate. Raises ValueError for URLs, for two images of one name and, unless `on_error`
     is "skip", for tars that are cut.
     """
 
     def __init__(self, tars: Sequence[str], on_error: str = "raise") -> None:
         if remote := [tar for tar in tars if is_remote(tar)]:
-            raise ValueError(f"the pool lies at {remote[0]}: annotating reads pictures by number, copy the tars to a disk")
+            raise ValueError(f"the pool lies at {remote[0]}: annotating reads images by number, copy the tars to a disk")
         self.indices: list[ShardIndex] = [index_tar(tar, on_error=on_error) for tar in tars]
         keys = np.concatenate([index.keys for index in self.indices]) if self.indices else np.array([])
         names, counts = np.unique(keys, return_counts=True)
         if (counts > 1).any():
             raise ValueError(
                 f"the pool holds {int((counts > 1).sum())} names twice, {names[counts > 1][0].decode()!r} among them: "
-                "give each picture one name, or each tar once (data.root)"
+                "give each image one name, or each tar once (data.root)"
             )
 
     def __len__(self) -> int:
@@ -61,9 +61,9 @@ class Pool:
     def select(
         self, images_by_round: Sequence[int], probe_images: int, seed: int, annotated: Collection[str] = frozenset()
     ) -> Selection:
-        """The pictures in an order drawn by `seed`: first the probe's, then round after round.
+        """The images in an order drawn by `seed`: first the probe's, then round after round.
 
-        Pictures that are `annotated` (keys) come last and are never the probe's: where a stage before has taken all but
+        Images that are `annotated` (keys) come last and are never the probe's: where a stage before has taken all but
         its own probe, that is the probe again, with those that got no mask.
         """
         items = [PoolItem(tar, i) for tar, index in enumerate(self.indices) for i in range(len(index))]
@@ -77,7 +77,7 @@ class Pool:
 
 
 def share_out(size: int, images_by_round: Sequence[int], probe_images: int) -> tuple[int, list[int]]:
-    """How many pictures the probe and each round get of a pool of `size`; less than asked, in proportion, where it is
+    """How many images the probe and each round get of a pool of `size`; less than asked, in proportion, where it is
     small.
 
     Raises ValueError where a round would get none.
@@ -90,8 +90,8 @@ def share_out(size: int, images_by_round: Sequence[int], probe_images: int) -> t
     counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     if min(counts) < 1:
         raise ValueError(
-            f"the pool holds {size} pictures, too few for {len(counts)} rounds that ask for {asked}: "
-            "prepare more pictures (data.root; of synthetic scenes data.splits), or take fewer rounds"
+            f"the pool holds {size} images, too few for {len(counts)} rounds that ask for {asked}: "
+            "prepare more images (data.root; of synthetic scenes data.splits), or take fewer rounds"
         )
-    log.warning("the pool holds %d pictures, the rounds ask for %d: they get %s, the probe %d", size, asked, counts, probe)
+    log.warning("the pool holds %d images, the rounds ask for %d: they get %s, the probe %d", size, asked, counts, probe)
     return probe, counts

@@ -15,7 +15,7 @@ from samtrain.ops.masks import stability_score
 from samtrain.ops.rle import RLE, encode_mask, rle_area, rle_iou
 from samtrain.types import PointLabel, Prompts
 
-MAX_PIXELS = 1 << 24  # boxes times pixels brought to the picture's size at once: 64 MB of float32 logits
+MAX_PIXELS = 1 << 24  # boxes times pixels brought to the image's size at once: 64 MB of float32 logits
 
 
 class BoxDetector(Protocol):
@@ -28,8 +28,8 @@ class BoxDetector(Protocol):
 class AutomaticMask:
     """A mask that nobody drew, and the box that prompted it.
 
-    segmentation:   RLE of the picture's size
-    box_xyxy:       the prompt, pixels of the picture, edges on its last pixels
+    segmentation:   RLE of the image's size
+    box_xyxy:       the prompt, pixels of the image, edges on its last pixels
     predicted_iou, stability_score:  the model's
     detector_score: the detector's, 0 to 1
     """
@@ -50,7 +50,7 @@ class PrefillConfig:
     box_score_thresh, max_detections:  the boxes that are asked for
     pred_iou_thresh:         of the mask's predicted IoU
     stability_score_thresh:  IoU of the mask cut at +offset and -offset of its logits
-    max_mask_area:           of the picture; a mask of so much or more is no object (section 5: 95 %)
+    max_mask_area:           of the image; a mask of so much or more is no object (section 5: 95 %)
     nms_thresh:              mask IoU from which of two masks only the one of the higher predicted IoU stays
     duplicate_thresh:        mask IoU with a mask that was there before from which the new one is its near-duplicate
     """
@@ -86,7 +86,7 @@ class Prefiller:
         self.detector, self.config = detector, config
 
     def fill_in(self, image: np.ndarray, predictor: Any, there: Sequence[RLE] = ()) -> list[AutomaticMask]:
-        """The masks of an (H, W, 3) uint8 picture that `predictor` has set, in falling order of predicted IoU.
+        """The masks of an (H, W, 3) uint8 image that `predictor` has set, in falling order of predicted IoU.
 
         None is a near-duplicate of another or of those that are `there`; masks that lie in one another are no duplicates.
         """
@@ -100,7 +100,7 @@ class Prefiller:
     def propose(self, size: tuple[int, int], boxes_N4: np.ndarray, scores_N: np.ndarray, predictor: Any) -> list[AutomaticMask]:
         """One mask a box, the one of the highest predicted IoU of three, before anything is left out.
 
-        Boxes are xyxy in pixels of the picture with the right and lower edges behind the last pixel, as detectors give them.
+        Boxes are xyxy in pixels of the image with the right and lower edges behind the last pixel, as detectors give them.
         """
         if len(boxes_N4) == 0:
             return []
@@ -148,7 +148,7 @@ class Prefiller:
 
 
 def _as_prompts(boxes_N4: Tensor, size: tuple[int, int]) -> Tensor:
-    """A detector's right and lower edges lie behind the last pixel, a box prompt ends on it; clipped to the picture."""
+    """A detector's right and lower edges lie behind the last pixel, a box prompt ends on it; clipped to the image."""
     inclusive = boxes_N4 - torch.tensor([0.0, 0.0, 1.0, 1.0])
     clipped = clip_boxes_xyxy(inclusive, torch.tensor([size]).expand(len(boxes_N4), 2))
     return torch.cat([clipped[:, :2], torch.maximum(clipped[:, 2:], clipped[:, :2])], dim=1)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-CENTRE_SIGMA = 0.5  # of the half diagonal; fixations crowd in the middle of a picture (Judd et al. 2009), the width is assumed
+CENTRE_SIGMA = 0.5  # of the half diagonal; fixations crowd in the middle of an image (Judd et al. 2009), the width is assumed
 RING = 3  # pixels round an object's box whose colour it is compared with (assumption)
 
 
 def prominence(image_HW3: np.ndarray, mask_HW: np.ndarray) -> float:
-    """Side of the object by that of the picture, times how central it is, times how its colour stands out.
+    """Side of the object by that of the image, times how central it is, times how its colour stands out.
 
     The last two count from one half to one, so that size leads: sqrt(area) * (1 + centrality) / 2 * (1 + contrast) / 2.
     0 for an empty mask.
@@ -28,7 +28,7 @@ def prominence(image_HW3: np.ndarray, mask_HW: np.ndarray) -> float:
 
 
 def _centrality(inside: np.ndarray, window: tuple[slice, slice], size: tuple[int, int]) -> float:
-    """1 in the middle of the picture, falling as a Gaussian of the distance."""
+    """1 in the middle of the image, falling as a Gaussian of the distance."""
     y = np.flatnonzero(inside.any(axis=1)).mean() + window[0].start
     x = np.flatnonzero(inside.any(axis=0)).mean() + window[1].start
     distance = np.hypot(y - (size[0] - 1) / 2, x - (size[1] - 1) / 2) / (np.hypot(*size) / 2)

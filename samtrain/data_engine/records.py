@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from samtrain.data_engine.annotators import DONE, TIME, AnnotatedMask, PictureAnnotation
+from samtrain.data_engine.annotators import DONE, TIME, AnnotatedMask, ImageAnnotation
 from samtrain.data_engine.coverage import compare, coverage, share_above
 from samtrain.data_engine.prefill import AutomaticMask
 from samtrain.ops.rle import RLE, encode_mask, rle_area, rle_to_box_xywh
@@ -24,18 +24,18 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class PictureWork:
-    """All masks of one picture: those of earlier rounds, those filled in, those drawn; and the objects there are."""
+class ImageWork:
+    """All masks of one image: those of earlier rounds, those filled in, those drawn; and the objects there are."""
 
     key: str
-    drawn: PictureAnnotation
+    drawn: ImageAnnotation
     automatic: list[AutomaticMask] = field(default_factory=list)
     earlier: list[dict[str, Any]] = field(default_factory=list)
     objects: list[RLE] = field(default_factory=list)
 
 
-def to_drawing(work: PictureWork, *, first_id: int, origin: Origin) -> Drawing:
-    """The outcome of one picture as plain JSON: its annotations as a shard will hold them, and what each object took.
+def to_drawing(work: ImageWork, *, first_id: int, origin: Origin) -> Drawing:
+    """The outcome of one image as plain JSON: its annotations as a shard will hold them, and what each object took.
 
     IoUs with the ground truth stay out of the annotations: a shard knows nothing of them. `truth` is of the masks that were
     there when a mask first took too long, though an annotator who does not leave went on.
@@ -60,8 +60,8 @@ def to_drawing(work: PictureWork, *, first_id: int, origin: Origin) -> Drawing:
 
 
 def left_out(key: str) -> Drawing:
-    """A picture that could not be read."""
-    nobody = PictureWork(key, PictureAnnotation([], [], DONE, 0))
+    """An image that could not be read."""
+    nobody = ImageWork(key, ImageAnnotation([], [], DONE, 0))
     return to_drawing(nobody, first_id=0, origin=Origin("")) | {"skipped": True}
 
 
@@ -73,7 +73,7 @@ def _assisted(mask: AnnotatedMask, number: int, origin: Origin) -> dict[str, Any
 
 
 def _automatic(mask: AutomaticMask, number: int, origin: Origin) -> dict[str, Any]:
-    """The box that prompted it stands as `box_xyxy`, pixels of the picture; nobody's time was spent."""
+    """The box that prompted it stands as `box_xyxy`, pixels of the image; nobody's time was spent."""
     annotation = _annotation(mask.segmentation, number, mask)
     annotation |= {"point_coords": [], "point_labels": [], "box_xyxy": mask.box_xyxy}
     annotation |= {"source": AUTOMATIC, "model": origin.model, "detector": origin.detector}
@@ -99,7 +99,7 @@ def _segmentations(annotations: Sequence[dict[str, Any]]) -> list[RLE]:
 
 
 def summarise(drawings: Sequence[Drawing], size_limits: tuple[float, float]) -> dict[str, Any]:
-    """What the ledger says of a round's pictures; all work, that on discarded masks too, counts for the masks drawn."""
+    """What the ledger says of a round's images; all work, that on discarded masks too, counts for the masks drawn."""
     work = [item for drawing in drawings for item in drawing["work"]]
     kept = [item for item in work if item["kept"]]
     sources = [each["source"] for drawing in drawings for each in drawing["annotations"]]
@@ -109,11 +109,11 @@ def summarise(drawings: Sequence[Drawing], size_limits: tuple[float, float]) -> 
     automatic = [iou for drawing in drawings for iou in drawing["truth"]["automatic"]]
     return {
         "images": images,
-        "pictures_skipped": len(drawings) - images,
+        "images_skipped": len(drawings) - images,
         "masks": masks,
         "masks_automatic": masks - len(kept),
         "discarded": len(work) - len(kept),
-        "pictures_left": sum(drawing["left"] for drawing in drawings),
+        "images_left": sum(drawing["left"] for drawing in drawings),
         "masks_per_image": there / images if images else None,
         "assisted_per_image": sources.count(ASSISTED) / images if images else None,
         "seconds_per_mask": _ratio(work, "seconds", len(kept)),
@@ -127,7 +127,7 @@ def summarise(drawings: Sequence[Drawing], size_limits: tuple[float, float]) -> 
 
 def summarise_probe(drawings: Sequence[Drawing], size_limits: tuple[float, float]) -> dict[str, Any]:
     """What the ledger says of the probe: means over all its objects, which are the same ones for every model, and what the
-    annotator would have covered who leaves pictures.
+    annotator would have covered who leaves images.
     """
     work = [item for drawing in drawings for item in drawing["work"]]
     return {
@@ -142,7 +142,7 @@ def summarise_probe(drawings: Sequence[Drawing], size_limits: tuple[float, float
 
 
 def summarise_filled_probe(drawings: Sequence[Drawing], size_limits: tuple[float, float]) -> dict[str, Any]:
-    """What the probe's pictures are covered with by everything that the stage has."""
+    """What the probe's images are covered with by everything that the stage has."""
     return {"probe_coverage": _coverage(drawings, size_limits)}
 
 
@@ -151,7 +151,7 @@ def _coverage(drawings: Sequence[Drawing], size_limits: tuple[float, float]) -> 
 
 
 def _known(drawings: Sequence[Drawing]) -> bool:
-    """Whether anybody knows what the pictures hold."""
+    """Whether anybody knows what the images hold."""
     return any(drawing["truth"]["areas"] for drawing in drawings)
 
 

@@ -13,7 +13,7 @@ from samtrain.data_engine.prefill import BoxDetector, PrefillConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RoundConfig:
-    """One round: the model that it trains, pictures to annotate, steps to train, the rate (None: the recipe's).
+    """One round: the model that it trains, images to annotate, steps to train, the rate (None: the recipe's).
 
     detector_steps: of the detector that fills in first, in stages that fill in
     """
@@ -27,7 +27,7 @@ class RoundConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Pictures that are annotated again with each promoted model, never trained on; its annotator finishes them."""
+    """Images that are annotated again with each promoted model, never trained on; its annotator finishes them."""
 
     annotator: Annotator
     images: int
@@ -49,7 +49,7 @@ class Stage:
 class FitRequest:
     """Train `model` from `init` on `shards` (all masks so far) in `directory`; what lies there is gone on with.
 
-    A picture may stand in several shards, with more masks each time: its last record counts.
+    An image may stand in several shards, with more masks each time: its last record counts.
     """
 
     directory: Path
@@ -64,7 +64,7 @@ class FitRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """The best checkpoint and the last, the numbers of the best, pictures seen since the run began, seconds it took."""
+    """The best checkpoint and the last, the numbers of the best, images seen since the run began, seconds it took."""
 
     checkpoint: Path
     last: Path

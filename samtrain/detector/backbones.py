@@ -21,7 +21,7 @@ NORMS = ("group", "frozen_batch")
 def small_backbone(width: int) -> BackboneWithFPN:
     """Four levels of `width` channels at strides 4, 8, 16 and 32 from residual blocks that begin with `width` channels.
 
-    GroupNorm, because a step has a handful of pictures. Raises ValueError for a width that is no multiple of 8.
+    GroupNorm, because a step has a handful of images. Raises ValueError for a width that is no multiple of 8.
     """
     if width < GROUPS or width % GROUPS:
         raise ValueError(f"detector.width is {width}: take a multiple of {GROUPS}")

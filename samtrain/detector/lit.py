@@ -1,4 +1,4 @@
-"""The system that Lightning trains to find boxes: a detector, its optimiser, and what it is worth on whole pictures."""
+"""The system that Lightning trains to find boxes: a detector, its optimiser, and what it is worth on whole images."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from torch.optim.lr_scheduler import LambdaLR
 from samtrain.data.box_samples import BoxBatch
 from samtrain.detector.checkpoints import CONFIG_KEY
 from samtrain.detector.model import Detector
-from samtrain.metrics.boxes import COCO_SIZES, PictureBoxes, box_metrics
+from samtrain.metrics.boxes import COCO_SIZES, ImageBoxes, box_metrics
 from samtrain.prompts import seeded_generator
 from samtrain.training.optim import OptimConfig, rate_factor
 
 LAYERS = 11  # the stream of random numbers of a step: which anchors and proposals its losses are taken of
-MAX_DETECTIONS = 100  # of a validation picture (COCO)
+MAX_DETECTIONS = 100  # of a validation image (COCO)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorRecipe:
-    """How a detector is trained: `steps` of `batch_size` pictures, AdamW, a rate that warms up and falls as a cosine.
+    """How a detector is trained: `steps` of `batch_size` images, AdamW, a rate that warms up and falls as a cosine.
 
-    flip_probability: of exchanging left and right. max_mask_area: of the picture; larger masks are no objects.
+    flip_probability: of exchanging left and right. max_mask_area: of the image; larger masks are no objects.
     """
 
     steps: int
@@ -46,7 +46,7 @@ class DetectorRecipe:
 
 
 class LitDetector(pl.LightningModule):
-    """Trains a detector; its state is the weights, the optimiser and the pictures seen.
+    """Trains a detector; its state is the weights, the optimiser and the images seen.
 
     Which anchors and proposals a step draws is a function of (seed, step), so that a run continued from a checkpoint equals
     one that was never stopped.
@@ -66,7 +66,7 @@ class LitDetector(pl.LightningModule):
         self.log_every_steps = log_every_steps
         self.images_seen = 0
         self._terms: dict[str, Tensor] = {}
-        self._pictures: list[PictureBoxes] = []
+        self._images: list[ImageBoxes] = []
 
     def training_step(self, batch: BoxBatch, batch_idx: int) -> Tensor:
         losses = self.detector.losses(batch.images, batch.boxes)
@@ -113,16 +113,16 @@ class LitDetector(pl.LightningModule):
     # ---- validation
 
     def on_validation_epoch_start(self) -> None:
-        self._pictures = []
+        self._images = []
 
     def validation_step(self, batch: BoxBatch, batch_idx: int) -> None:
         for boxes, areas, (found, scores) in zip(batch.boxes, batch.areas, self.detector.find(batch.images), strict=True):
             columns = (boxes, areas, found[:MAX_DETECTIONS], scores[:MAX_DETECTIONS])
-            self._pictures.append(PictureBoxes(*(column.cpu().numpy() for column in columns)))
+            self._images.append(ImageBoxes(*(column.cpu().numpy() for column in columns)))
 
     def on_validation_epoch_end(self) -> None:
         """COCO's numbers to the loggers and, for callbacks, to `trainer.callback_metrics`."""
-        metrics = box_metrics(self._pictures, size_limits=self.size_limits)
+        metrics = box_metrics(self._images, size_limits=self.size_limits)
         values = {f"val/{name}": value for name, value in metrics.items()}
         self.log_dict(values, logger=False)
         self._log_row(values, self.trainer.global_step)

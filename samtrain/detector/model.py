@@ -16,20 +16,20 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from samtrain.detector.backbones import load_resnet_weights, resnet_backbone, small_backbone
 
-MAX_DETECTIONS = 300  # a picture; what `detect` is asked for may be fewer
+MAX_DETECTIONS = 300  # an image; what `detect` is asked for may be fewer
 
 
 @dataclass(frozen=True)
 class DetectorConfig:
     """All that decides the shapes and the answers of a detector; a checkpoint carries it.
 
-    image_size:      the longest side of a picture is brought to this, in pixels
+    image_size:      the longest side of an image is brought to this, in pixels
     width:           channels of the pyramid, and where the narrow network begins
     head_dim:        of the two layers that judge a proposal
     roi_size:        cells across that are read of a proposal
-    anchor_sizes:    sides of the anchors of each level of the pyramid, pixels of the resized picture
-    proposals:       kept a picture, in training and in use
-    rpn_samples, roi_samples: anchors and proposals that the losses of a picture are taken of
+    anchor_sizes:    sides of the anchors of each level of the pyramid, pixels of the resized image
+    proposals:       kept an image, in training and in use
+    rpn_samples, roi_samples: anchors and proposals that the losses of an image are taken of
     nms_thresh:      two answers of a higher box IoU are one; above the usual 0.5, since parts lie in wholes
     norm:            of ResNet: "group" or "frozen_batch"
     """
@@ -112,7 +112,7 @@ def build_detector(name: str, *, seed: int = 0, backbone_weights: str | Path | N
 
 
 class Detector(nn.Module):
-    """Finds objects of any kind: pictures in their own pixels in, boxes in the same pixels out."""
+    """Finds objects of any kind: images in their own pixels in, boxes in the same pixels out."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -120,27 +120,27 @@ class Detector(nn.Module):
         self.net = _faster_rcnn(config)
 
     def losses(self, images: list[Tensor], boxes: list[Tensor]) -> dict[str, Tensor]:
-        """The four terms of Faster R-CNN, scalars, for (3, H, W) uint8 pictures and (N, 4) xyxy boxes of their objects."""
+        """The four terms of Faster R-CNN, scalars, for (3, H, W) uint8 images and (N, 4) xyxy boxes of their objects."""
         targets = [{"boxes": b, "labels": torch.ones(len(b), dtype=torch.int64, device=b.device)} for b in boxes]
         self.net.train()
         return self.net([_to_float(image) for image in images], targets)
 
     @torch.no_grad()
     def find(self, images: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """(N, 4) xyxy boxes and (N,) scores in falling order, 0 to 1, of each (3, H, W) uint8 picture; all of them."""
+        """(N, 4) xyxy boxes and (N,) scores in falling order, 0 to 1, of each (3, H, W) uint8 image; all of them."""
         self.net.eval()
         return [(found["boxes"].float(), found["scores"].float()) for found in self.net([_to_float(i) for i in images])]
 
     def detect(
         self, image: np.ndarray, *, score_thresh: float = 0.0, max_detections: int = 100
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes (N, 4) float32 xyxy in pixels of the (H, W, 3) uint8 RGB picture, and scores (N,) float32, best first.
+        """Boxes (N, 4) float32 xyxy in pixels of the (H, W, 3) uint8 RGB image, and scores (N,) float32, best first.
 
         Right and lower edges lie behind the last pixel, as COCO's do: a box prompt of SAM ends on it, one pixel earlier.
         At most `max_detections` (300) of a score of `score_thresh` and more; N may be 0. ValueError for another kind of array.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"a picture is (H, W, 3) uint8, got {image.shape} {image.dtype}: decode_image makes one")
+            raise ValueError(f"an image is (H, W, 3) uint8, got {image.shape} {image.dtype}: decode_image makes one")
         if not 0 < max_detections <= MAX_DETECTIONS:
             raise ValueError(f"max_detections is {max_detections}, allowed is 1 to {MAX_DETECTIONS}")
         device = next(self.parameters()).device

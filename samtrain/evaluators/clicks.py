@@ -1,4 +1,4 @@
-"""Masks from clicks by the centre protocol, on whole pictures in their own pixels (section 7.1 and appendix D)."""
+"""Masks from clicks by the centre protocol, on whole images in their own pixels (section 7.1 and appendix D)."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def evaluate_clicks(
     chunk: int = TOGETHER,
     on_error: str = "raise",
 ) -> tuple[dict[str, float], list[Row]]:
-    """Mean IoU over the objects of all pictures after 1, 2, 3, 5, 9 clicks (as far as `num_points` goes) and for a box.
+    """Mean IoU over the objects of all images after 1, 2, 3, 5, 9 clicks (as far as `num_points` goes) and for a box.
 
-    Each picture is encoded once; at most `max_masks` of its objects are drawn, by seed and key. `miou_1` takes the
+    Each image is encoded once; at most `max_masks` of its objects are drawn, by seed and key. `miou_1` takes the
     mask of highest predicted IoU, `oracle_miou_1` the best of the three. The rows are one an object: key, object,
-    area and IoUs. Raises ValueError that names the record where a picture or an RLE does not fit it (with
+    area and IoUs. Raises ValueError that names the record where an image or an RLE does not fit it (with
     on_error="skip" it is logged and left out), and where no record holds an object.
     """
     rows: list[Row] = []
@@ -57,14 +57,14 @@ def evaluate_clicks(
         if not chosen:
             continue
         predictor.set_image(image)
-        rows += _rows_of_picture(predictor, record, chosen, num_points, chunk)
+        rows += _rows_of_image(predictor, record, chosen, num_points, chunk)
     if not rows:
         raise ValueError("no record to evaluate holds an object; check the test split of data.root")
     names = [name for name in rows[0] if name.startswith(("iou", "oracle_iou", "box_iou"))]
     return {name.replace("iou", "miou"): float(np.mean([row[name] for row in rows])) for name in names}, rows
 
 
-def _rows_of_picture(
+def _rows_of_image(
     predictor: SamPredictor,
     record: Record,
     chosen: list[int],
@@ -105,7 +105,7 @@ def _unreported(num_points: int) -> set[str]:
 def click_ious(
     decoder: Decoder, masks_NHW: Tensor, num_points: int, *, first: str = "point", enough: float | None = None, seed: int = 0
 ) -> dict[str, Tensor]:
-    """`oracle_iou_1` and `iou_1`, `iou_2`, ...: (N,) each, of the objects of the picture that the decoder answers for.
+    """`oracle_iou_1` and `iou_1`, `iou_2`, ...: (N,) each, of the objects of the image that the decoder answers for.
 
     first: as of `CentreSampler`. enough: an IoU that ends it early, at one of the `REPORTED` clicks after which nothing
     is reported, once all objects have had it.

@@ -75,7 +75,7 @@ def summarise_groups(rows: Sequence[Row], seed: int = 0) -> dict[str, float]:
     """Of each group `<group>/miou_1`, `<group>/miou_3`, each with `_low` and `_high`, and `<group>/objects`; `ungrouped`, and
     `gap_1`, `gap_3` between the best group and the worst.
 
-    Intervals are of a bootstrap over pictures. Raises ValueError where no object has a group.
+    Intervals are of a bootstrap over images. Raises ValueError where no object has a group.
     """
     groups = sorted({row["group"] for row in rows if row["group"] is not None})
     if not groups:

@@ -17,7 +17,7 @@ class Milestone:
 
     masks:              annotated so far (data-engine runs)
     masks_seen:         objects that the loss was taken of, each time counted, over all trainings up to here
-    images_seen:        pictures, likewise
+    images_seen:        images, likewise
     annotator_seconds:  modelled, or people's, so far (data-engine runs)
     device_hours:       of the training, validations included, times the devices of the run; of rounds that were killed the
                         last process's alone, without the detector; of one training its whole run's, in proportion of steps.

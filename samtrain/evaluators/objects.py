@@ -1,4 +1,4 @@
-"""Objects and the masks that were found for them: rows of pictures that keep RLEs, rows of objects that hold numbers."""
+"""Objects and the masks that were found for them: rows of images that keep RLEs, rows of objects that hold numbers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from samtrain.evaluators.clicks import size_of
 from samtrain.metrics.masks import ScoredMasks, mask_metrics
 from samtrain.ops.rle import RLE, rle_area, rle_iou, to_compressed
 
-FREQUENCIES = {"f": "frequent", "c": "common", "r": "rare"}  # LVIS' own letters, by pictures of the training set
+FREQUENCIES = {"f": "frequent", "c": "common", "r": "rare"}  # LVIS' own letters, by images of the training set
 Row = dict[str, Any]
 
 
-def picture_row(record: Record, found: Sequence[RLE], scores: Sequence[float]) -> Row:
+def image_row(record: Record, found: Sequence[RLE], scores: Sequence[float]) -> Row:
     """`key`; of the objects `objects` (RLEs), `crowd`, `ids`, `frequency` (LVIS' letter, or None); `found` and `scores`.
 
     Raises ValueError where an object's RLE does not fit the record.
@@ -37,29 +37,29 @@ def picture_row(record: Record, found: Sequence[RLE], scores: Sequence[float]) -
 
 def scored(rows: Sequence[Row], frequency: str | None = None) -> list[ScoredMasks]:
     """For `mask_metrics`; of one frequency the other objects are left out, as LVIS counts a category alone."""
-    pictures = []
+    images = []
     for row in rows:
         kept = [i for i, each in enumerate(row["frequency"]) if frequency is None or each == frequency]
         objects, crowd = ([row[name][i] for i in kept] for name in ("objects", "crowd"))
-        pictures.append(ScoredMasks(objects, row["found"], row["scores"], crowd))
-    return pictures
+        images.append(ScoredMasks(objects, row["found"], row["scores"], crowd))
+    return images
 
 
 def recall_by_frequency(rows: Sequence[Row], max_masks: int) -> dict[str, float]:
     """`mask_ar_<max_masks>_frequent`, `_common`, `_rare` over the objects of each kind; {} where objects have none."""
     found = {}
     for letter, word in FREQUENCIES.items():
-        pictures = scored(rows, letter)
-        if any(picture.objects for picture in pictures):
+        images = scored(rows, letter)
+        if any(image.objects for image in images):
             name = f"mask_ar_{max_masks}"
-            found[f"{name}_{word}"] = mask_metrics(pictures, max_masks=[max_masks])[name]
+            found[f"{name}_{word}"] = mask_metrics(images, max_masks=[max_masks])[name]
     return found
 
 
 def object_rows(row: Row) -> list[Row]:
     """A row an object: key, object, id, area, crowd, frequency; `iou` of its best mask, that one's `score` and `rank` from 1.
 
-    The latter two are None where no mask was found in the picture.
+    The latter two are None where no mask was found in the image.
     """
     if not row["objects"]:
         return []

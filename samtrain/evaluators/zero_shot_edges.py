@@ -20,38 +20,38 @@ SMOOTHING = 2.0  # pixels: standard deviation of what the direction of an edge i
 
 
 @dataclass(frozen=True)
-class EdgePicture:
-    """A picture of BSDS500 and its annotators' file."""
+class EdgeImage:
+    """An image of BSDS500 and its annotators' file."""
 
     key: str
     image: Path
     boundaries: Path
 
 
-def edge_pictures(folder: Path, split: str, *, key: str) -> Iterator[EdgePicture]:
+def edge_images(folder: Path, split: str, *, key: str) -> Iterator[EdgeImage]:
     """`<folder>/images/<split>/*.jpg` with `<folder>/groundTruth/<split>/*.mat`, as BSDS500 lies in its archive.
 
-    Raises ValueError that names `key` where there is no picture, or one without annotators.
+    Raises ValueError that names `key` where there is no image, or one without annotators.
     """
     images = sorted((folder / "images" / split).glob("*.jpg"))
     if not images:
-        raise ValueError(f"{key} is {str(folder)!r}: there is no picture in {folder / 'images' / split}")
+        raise ValueError(f"{key} is {str(folder)!r}: there is no image in {folder / 'images' / split}")
     for image in images:
         boundaries = folder / "groundTruth" / split / f"{image.stem}.mat"
         if not boundaries.is_file():
             raise ValueError(f"{key}: {image.name} has no annotators' file, {boundaries}")
-        yield EdgePicture(image.stem, image, boundaries)
+        yield EdgeImage(image.stem, image, boundaries)
 
 
-def edge_row(generator: SamAutomaticMaskGenerator, picture: EdgePicture) -> dict[str, Any]:
-    """The `EdgeCounts` of a picture as plain lists."""
-    image = decode_shown(picture.image.read_bytes(), str(picture.image))
-    counts = count_edges(edge_strength(generator, image), read_boundaries(picture.boundaries))
+def edge_row(generator: SamAutomaticMaskGenerator, item: EdgeImage) -> dict[str, Any]:
+    """The `EdgeCounts` of a item as plain lists."""
+    image = decode_shown(item.image.read_bytes(), str(item.image))
+    counts = count_edges(edge_strength(generator, image), read_boundaries(item.boundaries))
     return {name: values.tolist() for name, values in vars(counts).items()}
 
 
 def edge_strength(generator: SamAutomaticMaskGenerator, image: np.ndarray) -> np.ndarray:
-    """(H, W) float in 0 to 1: thin edges of an (H, W, 3) uint8 picture.
+    """(H, W) float in 0 to 1: thin edges of an (H, W, 3) uint8 image.
 
     The Sobel magnitude of each mask's probabilities, zero off the mask's outer boundary, the pixel-wise maximum of all,
     normalised linearly, thinned. generator: a 16 x 16 grid, no thresholds, NMS (conf/generator/edges.yaml).

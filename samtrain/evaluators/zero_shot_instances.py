@@ -10,23 +10,23 @@ import torch
 
 from samtrain.data.shards import Record
 from samtrain.evaluators.clicks import image_of, size_of
-from samtrain.evaluators.objects import picture_row
+from samtrain.evaluators.objects import image_row
 from samtrain.inference.predictor import SamPredictor
 from samtrain.ops.boxes import xywh_to_xyxy
 from samtrain.ops.rle import encode_mask, rle_area, rle_to_box_xywh, to_compressed
 from samtrain.types import PointLabel, Prompts
 
-TOGETHER = 1 << 24  # boxes times pixels that are brought to the picture's size at once
+TOGETHER = 1 << 24  # boxes times pixels that are brought to the image's size at once
 Row = dict[str, Any]
-Boxes = tuple[np.ndarray, np.ndarray]  # (N, 4) xyxy in the picture's pixels, (N,) scores
+Boxes = tuple[np.ndarray, np.ndarray]  # (N, 4) xyxy in the image's pixels, (N,) scores
 
 
 def instance_row(predictor: SamPredictor, record: Record, detections: Mapping[Any, Boxes] | None) -> Row:
-    """Masks for the boxes of a picture, beside its objects, as `objects.picture_row`.
+    """Masks for the boxes of an image, beside its objects, as `objects.image_row`.
 
     detections: by image id or key, as `read_detections` gives them; None: the objects' own boxes, scored by predicted IoU.
     A box is first asked alone, and then with the mask of highest predicted IoU, which gives the one that counts. Raises
-    ValueError where picture or RLEs do not fit the record.
+    ValueError where image or RLEs do not fit the record.
     """
     annotations = record.annotation["annotations"]
     rles = [to_compressed(each["segmentation"], size_of(record)) for each in annotations]
@@ -40,12 +40,12 @@ def instance_row(predictor: SamPredictor, record: Record, detections: Mapping[An
         found_boxes, scores = detections.get(image_id, detections.get(record.key, nothing))
         boxes = torch.as_tensor(found_boxes, dtype=torch.float32)
     masks, ious = masks_of_boxes(predictor, image_of(record), boxes)
-    return picture_row(record, masks, ious if scores is None else [float(score) for score in scores])
+    return image_row(record, masks, ious if scores is None else [float(score) for score in scores])
 
 
 @torch.no_grad()
 def masks_of_boxes(predictor: SamPredictor, image: np.ndarray, boxes_N4: torch.Tensor) -> tuple[list[dict], list[float]]:
-    """RLEs and predicted IoUs of refined masks, for boxes xyxy in the picture's pixels."""
+    """RLEs and predicted IoUs of refined masks, for boxes xyxy in the image's pixels."""
     if not len(boxes_N4):
         return [], []
     predictor.set_image(image)

@@ -1,6 +1,6 @@
 """Zero-shot single point valid mask evaluation (section 7.1, appendix D): IoU by clicks, clicks until a mask is good.
 
-One encoding a picture; all objects of it are clicked together. What is measured of an object is a row; everything else is
+One encoding an image; all objects of it are clicked together. What is measured of an object is a row; everything else is
 made of rows, so that anyone can ask their own question of them.
 """
 
@@ -34,12 +34,12 @@ Row = dict[str, Any]
 
 @torch.no_grad()
 def point_rows(predictor: SamPredictor, record: Record, *, max_masks: int | None = None, seed: int = 0) -> list[Row]:
-    """A row for each object of a picture that has pixels: key, object, id, area, height, width, and
+    """A row for each object of an image that has pixels: key, object, id, area, height, width, and
 
     `iou_1` to `iou_20` after so many clicks, the first in the middle of the object, NaN once all objects that were clicked
     together were at 90 %; `oracle_iou_1` of the best of three masks; `random_iou_1`, 2, 3, 5, 9 and `random_oracle_iou_1`
-    with the first click anywhere on it; `box_iou` of its box; `encode_seconds` of the picture and `click_seconds` of a
-    click on this object among those clicked together. [] for a picture without objects; raises ValueError as
+    with the first click anywhere on it; `box_iou` of its box; `encode_seconds` of the image and `click_seconds` of a
+    click on this object among those clicked together. [] for an image without objects; raises ValueError as
     `evaluators.clicks.evaluate_clicks`.
     """
     chosen = choose_objects(record, max_masks, seed)
@@ -75,13 +75,13 @@ def point_rows(predictor: SamPredictor, record: Record, *, max_masks: int | None
 
 def summarise(rows: Sequence[Row], seed: int = 0) -> dict[str, float]:
     """The table's numbers of one set: `miou_1`, 2, 3, 5, 9, `oracle_miou_1`, the same with `random_` before, `box_miou`,
-    each with `_low` and `_high` of its 95 % interval over pictures; `noc_80`, 85, 90 and `failures_80`, ..., the objects
-    that 20 clicks did not bring there; `click_seconds`; `objects`, `pictures`.
+    each with `_low` and `_high` of its 95 % interval over images; `noc_80`, 85, 90 and `failures_80`, ..., the objects
+    that 20 clicks did not bring there; `click_seconds`; `objects`, `images`.
 
     Raises ValueError without rows.
     """
     keys = [row["key"] for row in rows]
-    found: dict[str, float] = {"objects": float(len(rows)), "pictures": float(len(set(keys)))}
+    found: dict[str, float] = {"objects": float(len(rows)), "images": float(len(set(keys)))}
     names = [f"{prefix}iou_{k}" for prefix in ("", "random_") for k in REPORTED]
     for name in [*names, "oracle_iou_1", "random_oracle_iou_1", "box_iou"]:
         said = name.replace("iou", "miou")
@@ -97,7 +97,7 @@ def summarise(rows: Sequence[Row], seed: int = 0) -> dict[str, float]:
 
 def mean_over_sets(sets: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean over sets of each number that all have, every set counting once (the paper's top line); counts are summed."""
-    summed = ("objects", "pictures", "ungrouped", *(f"failures_{100 * level:.0f}" for level in LEVELS))
+    summed = ("objects", "images", "ungrouped", *(f"failures_{100 * level:.0f}" for level in LEVELS))
     names = [name for name in sets[0] if not name.endswith(("_low", "_high")) and all(name in each for each in sets)]
     over = {name: np.sum if name.rsplit("/", 1)[-1] in summed else np.mean for name in names}
     return {name: float(over[name]([each[name] for each in sets])) for name in names}

@@ -1,7 +1,7 @@
 """Masks of the automatic generator, tested one by one: which of a click's three are worth being compared with others.
 
 Nothing is made at full size before it must be. A mask goes early only by its predicted IoU, or where bounds of its logits
-prove that it is unstable (`ops.logit_frame`); the others are made where they can be, not in the whole picture.
+prove that it is unstable (`ops.logit_frame`); the others are made where they can be, not in the whole image.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ NOTHING: Reach = (slice(0, 1), slice(0, 1))  # where a mask without a pixel is m
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of a picture that is encoded.
+    """A part of an image that is encoded.
 
-    box:           in pixels of the picture, x1 and y1 one past the last
-    box_in_frame:  in the frame of the records, which is the picture's or a smaller one; xyxy
+    box:           in pixels of the image, x1 and y1 one past the last
+    box_in_frame:  in the frame of the records, which is the image's or a smaller one; xyxy
     frame_size:    (H, W) of that frame
     """
 
-    picture: int
+    image: int
     layer: int
     box: Box
     input_size: Size

@@ -1,4 +1,4 @@
-"""All masks of a picture, from a grid of clicks: `SamAutomaticMaskGenerator`, as segment_anything's and as SA-1B was made."""
+"""All masks of an image, from a grid of clicks: `SamAutomaticMaskGenerator`, as segment_anything's and as SA-1B was made."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 
 
 class SamAutomaticMaskGenerator:
-    """Generates masks for whole pictures; parameters, defaults, order and records are those of segment_anything's class.
+    """Generates masks for whole images; parameters, defaults, order and records are those of segment_anything's class.
 
     points_per_side or point_grids:  a grid of n x n clicks, or one (K, 2) array of (x, y) in 0 to 1 for each crop layer
     pred_iou_thresh, stability_score_thresh, stability_score_offset:  what a mask must reach to be kept
@@ -38,9 +38,9 @@ class SamAutomaticMaskGenerator:
     Beyond segment_anything, and off by default:
 
     drop_small_masks:  a mask whose largest island is smaller than `min_mask_region_area` goes whole (SA-1B, appendix B)
-    max_mask_area:     share of the picture; masks of so much and more go (SA-1B: 0.95)
+    max_mask_area:     share of the image; masks of so much and more go (SA-1B: 0.95)
     mask_nms_thresh:   mask IoU above which of two masks the one of lower predicted IoU goes, at the very end
-    crops_per_batch:   crops encoded together, of one picture or of several; None: 1 on a CPU, 8 elsewhere
+    crops_per_batch:   crops encoded together, of one image or of several; None: 1 on a CPU, 8 elsewhere
     bf16:              runs the model under autocast; masks are made in float32 of what comes out
     """
 
@@ -93,11 +93,11 @@ class SamAutomaticMaskGenerator:
     def generate(
         self, image: np.ndarray, *, output_size: Size | None = None, progress: Progress | None = None
     ) -> list[Record]:
-        """Records of an (H, W, 3) uint8 RGB picture.
+        """Records of an (H, W, 3) uint8 RGB image.
 
         A record has `segmentation` (by `output_mode`), `area` in pixels, `bbox` xywh, `predicted_iou`, `point_coords`
         [[x, y]] of the click, `stability_score`, and `crop_box` xywh. `output_size` (H, W) puts them all in the frame of
-        the picture shrunk to it, while crops are cut from the picture as it is (SA-1B: short side 1500). `progress` is
+        the image shrunk to it, while crops are cut from the image as it is (SA-1B: short side 1500). `progress` is
         called with the clicks done and to do. Raises ValueError for another array, or for a larger output size.
         """
         return next(self.generate_many([image], output_sizes=[output_size], progress=progress))
@@ -109,9 +109,9 @@ class SamAutomaticMaskGenerator:
         output_sizes: Iterable[Size | None] | None = None,
         progress: Progress | None = None,
     ) -> Iterator[list[Record]]:
-        """`generate` for each of many pictures, in order; crops of neighbouring ones are encoded together.
+        """`generate` for each of many images, in order; crops of neighbouring ones are encoded together.
 
-        Pictures are taken as they are needed, and `progress` counts the clicks of those taken so far.
+        Images are taken as they are needed, and `progress` counts the clicks of those taken so far.
         """
         for candidates in self._many(images, output_sizes, progress, self.tests):
             yield [self._record(candidate) for candidate in candidates]
@@ -128,7 +128,7 @@ class SamAutomaticMaskGenerator:
         progress: Progress | None,
         tests: MaskTests,
     ) -> Iterator[list[Candidate]]:
-        """The candidates that are left of each picture, in order."""
+        """The candidates that are left of each image, in order."""
         work: dict[int, _Work] = {}
         done = todo = 0
 
@@ -143,14 +143,14 @@ class SamAutomaticMaskGenerator:
 
         waiting, finished = queue(), 0
         while batch := list(islice(waiting, self.crops_per_batch)):
-            for candidates, clicks in self._look(batch, [work[crop.picture].image for crop in batch], tests):
+            for candidates, clicks in self._look(batch, [work[crop.image].image for crop in batch], tests):
                 for candidate in candidates:
-                    work[candidate.crop.picture].found.append(candidate)
+                    work[candidate.crop.image].found.append(candidate)
                 done += clicks
                 if progress is not None:
                     progress(done, todo)
             for crop in batch:
-                work[crop.picture].crops_left -= 1
+                work[crop.image].crops_left -= 1
             while finished in work and not work[finished].crops_left:
                 yield self._best(work.pop(finished))
                 finished += 1
@@ -158,16 +158,16 @@ class SamAutomaticMaskGenerator:
     # ---- look
 
     def _crops(self, number: int, size: Size, output_size: Size) -> list[Crop]:
-        """The picture and its crops, each with the way from the decoder's logits to the frame of the records."""
+        """The image and its crops, each with the way from the decoder's logits to the frame of the records."""
         if any(not 1 <= out <= side for out, side in zip(output_size, size, strict=True)):
-            raise ValueError(f"output_size is {tuple(output_size)} (H, W) of a picture of {size}: no side is enlarged")
+            raise ValueError(f"output_size is {tuple(output_size)} (H, W) of an image of {size}: no side is enlarged")
         config, device = self.predictor.model.config, self.predictor.device
         scale = (output_size[1] / size[1], output_size[0] / size[0]) * 2
         crops = []
         for layer, box in crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio):
             x0, y0, x1, y1 = box
             if x0 >= x1 or y0 >= y1:
-                continue  # of a picture of few pixels
+                continue  # of an image of few pixels
             input_size = self.predictor.transform.size((y1 - y0, x1 - x0))
             rows, columns = (
                 axis_of(edges, lengths, length, config.image_size, config.mask_size, device)
@@ -191,11 +191,11 @@ class SamAutomaticMaskGenerator:
         owner = np.repeat(np.arange(len(crops)), [len(p) for p in points])
         points_n2, coords_n2 = np.concatenate(points), np.concatenate(coords)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-            picture = sam.picture(self._encode(crops, images))
+            cache = sam.projection_cache(self._encode(crops, images))
         for chunk in chunks(len(owner), self.points_per_batch):
             with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                 index = torch.from_numpy(owner[chunk]).to(device)
-                output = sam.decode(picture, index, _clicks(coords_n2[chunk], device), multimask_output=True)
+                output = sam.decode(cache, index, _clicks(coords_n2[chunk], device), multimask_output=True)
             logits, ious = output.low_res_logits.float(), output.iou_predictions.float()
             owners = [crops[i] for i in owner[chunk]]
             yield tests.passing(logits, ious, owners, points_n2[chunk]), len(owners)
@@ -214,7 +214,7 @@ class SamAutomaticMaskGenerator:
     # ---- compare
 
     def _best(self, work: _Work) -> list[Candidate]:
-        """What is left of a picture's candidates when each is compared with the others."""
+        """What is left of an image's candidates when each is compared with the others."""
         # within a crop, the better ones first
         found = work.found
         kept = _nms(found, [c.predicted_iou for c in found], self.box_nms_thresh, [id(c.crop) for c in found])
@@ -258,7 +258,7 @@ class SamAutomaticMaskGenerator:
 
 
 class _Work:
-    """A picture whose crops are being looked at."""
+    """An image whose crops are being looked at."""
 
     def __init__(self, image: np.ndarray, crops: list[Crop]) -> None:
         self.image = image
@@ -270,7 +270,7 @@ class _Work:
 def _point_grids(
     per_side: int | None, grids: Sequence[np.ndarray] | None, num_layers: int, downscale: int
 ) -> list[np.ndarray]:
-    """A grid for the picture and for each layer of crops; raises ValueError."""
+    """A grid for the image and for each layer of crops; raises ValueError."""
     if (per_side is None) == (grids is None):
         raise ValueError("give points_per_side or point_grids, and null for the other")
     if grids is None:

@@ -1,4 +1,4 @@
-"""Pictures in, masks out: `set_image` once, `predict` often; signatures, dtypes and frames are segment_anything's."""
+"""Images in, masks out: `set_image` once, `predict` often; signatures, dtypes and frames are segment_anything's."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from samtrain.modeling.image_tokens import Picture
+from samtrain.modeling.image_tokens import ProjectionCache
 from samtrain.modeling.sam import Sam
 from samtrain.ops.masks import longest_side_size
 from samtrain.types import PointLabel, Prompts, SamOutput, Size
 
 OBJECTS_AT_A_TIME = 64  # decoded together; segment_anything's generator takes as many
-LOGITS_AT_A_TIME = 2**24  # at the picture's size: 64 MiB of float32, 3 objects in 1500 x 1000 pixels; more is slower on CPU
+LOGITS_AT_A_TIME = 2**24  # at the image's size: 64 MiB of float32, 3 objects in 1500 x 1000 pixels; more is slower on CPU
 
 
 class ResizeLongestSide:
@@ -63,7 +63,7 @@ class ResizeLongestSide:
 
 
 class SamPredictor:
-    """Encodes one picture and answers prompts on it; a drop-in for `segment_anything.SamPredictor`."""
+    """Encodes one image and answers prompts on it; a drop-in for `segment_anything.SamPredictor`."""
 
     def __init__(self, sam_model: Sam) -> None:
         self.model = sam_model
@@ -71,7 +71,7 @@ class SamPredictor:
         self.original_size: Size = (0, 0)
         self.input_size: Size = (0, 0)
         self.features: Any = None
-        self._picture: Picture | None = None
+        self._cache: ProjectionCache | None = None
         self.reset_image()
 
     @property
@@ -79,18 +79,18 @@ class SamPredictor:
         return self.model.device
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
-        """Encodes an (H, W, 3) uint8 picture; ValueError for another array, or a format other than "RGB" and "BGR"."""
+        """Encodes an (H, W, 3) uint8 image; ValueError for another array, or a format other than "RGB" and "BGR"."""
         image = as_rgb(image, image_format)
         resized = torch.as_tensor(self.transform.apply_image(image), device=self.device)
         self.set_torch_image(resized.permute(2, 0, 1)[None], image.shape[:2])
 
     @torch.no_grad()
     def set_torch_image(self, transformed_image: Tensor, original_image_size: Size) -> None:
-        """Encodes a (1, 3, H, W) RGB picture of 0 to 255 whose longest side is the model's image size."""
+        """Encodes a (1, 3, H, W) RGB image of 0 to 255 whose longest side is the model's image size."""
         side = self.model.config.image_size
         shape = tuple(transformed_image.shape)
         if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) != side:
-            raise ValueError(f"set_torch_image takes a (1, 3, H, W) picture whose longest side is {side}, got {shape}")
+            raise ValueError(f"set_torch_image takes a (1, 3, H, W) image whose longest side is {side}, got {shape}")
         self.reset_image()
         padded = F.pad(transformed_image.to(self.device), (0, side - shape[3], 0, side - shape[2]))
         sizes = torch.tensor([shape[2:]], device=self.device)
@@ -98,7 +98,7 @@ class SamPredictor:
         self.set_image_embedding(embedding, original_image_size, shape[2:])
 
     def set_image_embedding(self, embedding: Tensor, original_size: Size, input_size: Size | None = None) -> None:
-        """Sets a picture of `original_size` by the (1, C, g, g) that `get_image_embedding` gave of it; nothing is encoded.
+        """Sets an image of `original_size` by the (1, C, g, g) that `get_image_embedding` gave of it; nothing is encoded.
 
         `input_size` is what `set_torch_image` was given; None: what `set_image` resizes to. Raises ValueError for an
         embedding of another shape than this model's.
@@ -122,7 +122,7 @@ class SamPredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Masks of one object, from prompts in pixels of the picture.
+        """Masks of one object, from prompts in pixels of the image.
 
         point_coords (K, 2) xy, point_labels (K,) 1 foreground 0 background, box (4,) xyxy, mask_input (1, h, w) the low
         resolution logits of an earlier prediction. Returns masks (M, H, W) bool, or float32 logits; IoU predictions
@@ -150,12 +150,12 @@ class SamPredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Masks of N objects in one call, each as `predict` gives them; prompts in pixels of the picture.
+        """Masks of N objects in one call, each as `predict` gives them; prompts in pixels of the image.
 
         point_coords (N, K, 2) xy, point_labels (N, K), boxes (N, 4) xyxy, mask_input (N, 1, h, w). An object of fewer
         clicks than the others may be filled up with label -1, padding, a token that the model sees. Returns masks
         (N, M, H, W) bool, or float32 logits; IoU predictions (N, M); low resolution logits (N, M, h, w). Apart from
-        what is returned, memory does not grow with N: few objects at a time are brought to the picture's size. Raises
+        what is returned, memory does not grow with N: few objects at a time are brought to the image's size. Raises
         as `predict`.
         """
         self._check_image_set()
@@ -193,9 +193,9 @@ class SamPredictor:
         masks = logits if return_logits else logits > self.model.mask_threshold
         return masks, output.iou_predictions, output.low_res_logits
 
-    def decoder(self, *, points_per_batch: int = OBJECTS_AT_A_TIME) -> PictureDecoder:
-        """What `interact` talks to: prompts and masks in pixels of the picture."""
-        return PictureDecoder(self, points_per_batch=points_per_batch)
+    def decoder(self, *, points_per_batch: int = OBJECTS_AT_A_TIME) -> ImageDecoder:
+        """What `interact` talks to: prompts and masks in pixels of the image."""
+        return ImageDecoder(self, points_per_batch=points_per_batch)
 
     def answer_in_frame(self, prompts: Prompts, multimask_output: bool) -> tuple[Tensor, SamOutput]:
         """(N, M, H, W) logits in the original frame for prompts in the input frame, and the output they are made of."""
@@ -207,10 +207,10 @@ class SamPredictor:
         """Decodes prompts in the input frame."""
         self._check_image_set()
         owner = torch.zeros(len(prompts), dtype=torch.int64, device=self.device)
-        # whoever sets `features`, as one may with segment_anything's, gets a picture of them
-        if self._picture is None or self._picture.source is not self.features:
-            self._picture = self.model.picture(self.features)
-        return self.model.decode(self._picture, owner, prompts, multimask_output)
+        # whoever sets `features`, as one may with segment_anything's, gets an image of them
+        if self._cache is None or self._cache.source is not self.features:
+            self._cache = self.model.projection_cache(self.features)
+        return self.model.decode(self._cache, owner, prompts, multimask_output)
 
     @torch.no_grad()
     def to_original(self, low_res_logits_NMhw: Tensor) -> Tensor:
@@ -218,19 +218,19 @@ class SamPredictor:
         return self.model.postprocess_masks(low_res_logits_NMhw, self.input_size, self.original_size)
 
     def get_image_embedding(self) -> Tensor:
-        """(1, C, g, g) of the picture that is set."""
+        """(1, C, g, g) of the image that is set."""
         self._check_image_set()
         return self.features
 
     def reset_image(self) -> None:
-        """Forgets the picture; its sizes stay readable, as in segment_anything."""
+        """Forgets the image; its sizes stay readable, as in segment_anything."""
         self.is_image_set = False
         self.features = None
-        self._picture = None
+        self._cache = None
 
     def _check_image_set(self) -> None:
         if not self.is_image_set:
-            raise RuntimeError("no picture is set: call set_image(picture) first")
+            raise RuntimeError("no image is set: call set_image(image) first")
 
     def _tensors(
         self,
@@ -239,7 +239,7 @@ class SamPredictor:
         boxes: np.ndarray | None,
         masks: np.ndarray | None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """What `predict_torch` takes, of arrays in pixels of the picture."""
+        """What `predict_torch` takes, of arrays in pixels of the image."""
         size = self.original_size
         points = None if points is None else self.transform.apply_coords(points, size)
         boxes = None if boxes is None else self.transform.apply_boxes(boxes, size)
@@ -276,10 +276,10 @@ class SamPredictor:
         )
 
 
-class PictureDecoder:
-    """Answers prompts on the picture that a predictor has set, all in pixels of the picture; see `interact`.
+class ImageDecoder:
+    """Answers prompts on the image that a predictor has set, all in pixels of the image; see `interact`.
 
-    `points_per_batch` objects are decoded, and brought to the picture's size, at a time. Everything lies on the
+    `points_per_batch` objects are decoded, and brought to the image's size, at a time. Everything lies on the
     predictor's device.
     """
 
@@ -305,13 +305,13 @@ class PictureDecoder:
 
 
 def as_rgb(image: np.ndarray, image_format: str = "RGB") -> np.ndarray:
-    """The picture as (H, W, 3) uint8 RGB; ValueError where it is anything else, with what to do."""
+    """The image as (H, W, 3) uint8 RGB; ValueError where it is anything else, with what to do."""
     if image_format not in ("RGB", "BGR"):
         raise ValueError(f"image_format is {image_format!r}: take 'RGB' or 'BGR'")
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(
-            f"set_image takes an (H, W, 3) uint8 picture of 0 to 255, got {image.shape} {image.dtype}: "
+            f"set_image takes an (H, W, 3) uint8 image of 0 to 255, got {image.shape} {image.dtype}: "
             "np.asarray(PIL.Image.open(path).convert('RGB')) gives one"
         )
     return image if image_format == Sam.image_format else np.ascontiguousarray(image[..., ::-1])

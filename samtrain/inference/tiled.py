@@ -1,4 +1,4 @@
-"""Prediction at the picture's own scale, for models trained on crops of native pixels (nuclei, remote sensing)."""
+"""Prediction at the image's own scale, for models trained on crops of native pixels (nuclei, remote sensing)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samtrain.inference.predictor import PictureDecoder, ResizeLongestSide, SamPredictor, Size, as_rgb, chunks, concatenated
+from samtrain.inference.predictor import ImageDecoder, ResizeLongestSide, SamPredictor, Size, as_rgb, chunks, concatenated
 from samtrain.modeling.sam import Sam
 from samtrain.types import PointLabel, Prompts, SamOutput
 
@@ -30,12 +30,12 @@ class NativeScale(ResizeLongestSide):
 
 
 class TiledPredictor(SamPredictor):
-    """Cuts the picture into overlapping S x S tiles and lets the tile in which an object is most central answer for it.
+    """Cuts the image into overlapping S x S tiles and lets the tile in which an object is most central answer for it.
 
     An object's tile is found from its box's centre or its first click, and stays its tile however often it is clicked:
     low resolution logits lie in the tile's frame. Tiles are encoded when they are first asked. What lies beyond the
     tile is no mask, so objects larger than S pixels are cut; clicks beyond it are not seen, boxes are clipped to it. A
-    picture smaller than S is padded at the bottom and on the right. The input frame of `predict_torch` is the original
+    image smaller than S is padded at the bottom and on the right. The input frame of `predict_torch` is the original
     frame.
     """
 
@@ -61,7 +61,7 @@ class TiledPredictor(SamPredictor):
         self.is_image_set = True
 
     def set_torch_image(self, transformed_image: Tensor, original_image_size: Size) -> None:
-        raise RuntimeError("a TiledPredictor works at the picture's own scale: use set_image")
+        raise RuntimeError("a TiledPredictor works at the image's own scale: use set_image")
 
     def set_image_embedding(self, embedding: Tensor, original_size: Size, input_size: Size | None = None) -> None:
         raise RuntimeError("a TiledPredictor has an embedding for each tile, and takes none from outside: use set_image")
@@ -94,7 +94,7 @@ class TiledPredictor(SamPredictor):
 
     @torch.no_grad()
     def encode_tiles(self, indices: list[int]) -> Tensor:
-        """(T, C, g, g) embeddings of these tiles; each is computed once a picture."""
+        """(T, C, g, g) embeddings of these tiles; each is computed once an image."""
         side, (height, width) = self.model.config.image_size, self.input_size
         missing = [index for index in indices if index not in self.features]
         for chunk in chunks(len(missing), self.tiles_per_batch):
@@ -119,7 +119,7 @@ class TiledPredictor(SamPredictor):
         """(N, M, H, W) logits in the original frame, OUTSIDE_LOGIT beyond each object's tile."""
         height, width = self.input_size
         frame = low_res_logits_NMhw.new_full((*low_res_logits_NMhw.shape[:2], *self.original_size), OUTSIDE_LOGIT)
-        # equal sizes: the tile's pixels are the picture's
+        # equal sizes: the tile's pixels are the image's
         logits = self.model.postprocess_masks(low_res_logits_NMhw, self.input_size, self.input_size)
         for row, (x, y) in enumerate(self.tiles[tiles_N].tolist()):
             frame[row, :, y : y + height, x : x + width] = logits[row]
@@ -137,8 +137,8 @@ class TiledPredictor(SamPredictor):
         return Prompts(torch.where(is_box[..., None], clipped, coords), labels, prompts.mask_logits)
 
 
-class TiledDecoder(PictureDecoder):
-    """Answers prompts on a tiled picture; an object's tile follows from its first prompt, whose tokens stand last."""
+class TiledDecoder(ImageDecoder):
+    """Answers prompts on a tiled image; an object's tile follows from its first prompt, whose tokens stand last."""
 
     predictor: TiledPredictor
 

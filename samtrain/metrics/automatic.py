@@ -7,67 +7,67 @@ from typing import Any
 
 import numpy as np
 
-from samtrain.metrics.full_truth import PictureMasks
+from samtrain.metrics.full_truth import ImageMasks
 from samtrain.metrics.masks import ScoredMasks, mask_metrics
 from samtrain.ops.rle import rle_iou
 
-MAX_MASKS = 100  # a picture, the best by predicted IoU: AR@100
+MAX_MASKS = 100  # an image, the best by predicted IoU: AR@100
 PRECISE = (0.5, 0.75)  # IoU with some object above which an automatic mask shows it
 PRED_IOU_THRESHOLDS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.88, 0.9, 0.92, 0.94, 0.96)
 STABILITY_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.95, 0.97, 0.99)
 
 
-def measure(pictures: Sequence[PictureMasks]) -> dict[str, Any]:
+def measure(images: Sequence[ImageMasks]) -> dict[str, Any]:
     """`ar_100`, `precision_50`, `precision_75`, `masks_per_image`; None as in `evaluate_automatic`."""
-    return _measure(pictures, [_best_ious(picture) for picture in pictures])
+    return _measure(images, [_best_ious(image) for image in images])
 
 
-def evaluate_automatic(pictures: Sequence[PictureMasks]) -> dict[str, Any]:
+def evaluate_automatic(images: Sequence[ImageMasks]) -> dict[str, Any]:
     """`ar_100`, `precision_50`, `precision_75`, `masks_per_image`; and under `by_pred_iou` and `by_stability` the same for
     records that reach each threshold, where the generator's own was not higher than that.
 
     Records were filtered before NMS, and are filtered once more here after it: with pred_iou_thresh that is the same,
     with the stability score nearly. Precision is None where no mask is left, AR where there is no object.
     """
-    best = [_best_ious(picture) for picture in pictures]
-    result: dict[str, Any] = _measure(pictures, best)
+    best = [_best_ious(image) for image in images]
+    result: dict[str, Any] = _measure(images, best)
     for name, key, thresholds in (
         ("by_pred_iou", "predicted_iou", PRED_IOU_THRESHOLDS),
         ("by_stability", "stability_score", STABILITY_THRESHOLDS),
     ):
-        scores = [np.array([record[key] for record in picture.records]) for picture in pictures]
+        scores = [np.array([record[key] for record in image.records]) for image in images]
         lowest = min((float(s.min()) for s in scores if len(s)), default=0.0)
         rows = []
         for thresh in (t for t in thresholds if t >= lowest):
             kept = [s >= thresh for s in scores]
             chosen = [
-                PictureMasks(p.objects, [r for r, k in zip(p.records, keep, strict=True) if k])
-                for p, keep in zip(pictures, kept, strict=True)
+                ImageMasks(p.objects, [r for r, k in zip(p.records, keep, strict=True) if k])
+                for p, keep in zip(images, kept, strict=True)
             ]
             rows.append({"threshold": thresh, **_measure(chosen, [b[k] for b, k in zip(best, kept, strict=True)])})
         result[name] = rows
     return result
 
 
-def _measure(pictures: Sequence[PictureMasks], best: Sequence[np.ndarray]) -> dict[str, Any]:
+def _measure(images: Sequence[ImageMasks], best: Sequence[np.ndarray]) -> dict[str, Any]:
     ious = np.concatenate(best) if best else np.zeros(0)
     precision = {f"precision_{100 * t:.0f}": float((ious > t).mean()) if len(ious) else None for t in PRECISE}
-    return {"ar_100": average_recall(pictures), **precision, "masks_per_image": len(ious) / max(len(pictures), 1)}
+    return {"ar_100": average_recall(images), **precision, "masks_per_image": len(ious) / max(len(images), 1)}
 
 
-def _best_ious(picture: PictureMasks) -> np.ndarray:
+def _best_ious(image: ImageMasks) -> np.ndarray:
     """(R,) of each record the best IoU with any object."""
-    if not picture.objects or not picture.records:
-        return np.zeros(len(picture.records))
-    return rle_iou([record["segmentation"] for record in picture.records], picture.objects).max(axis=1)
+    if not image.objects or not image.records:
+        return np.zeros(len(image.records))
+    return rle_iou([record["segmentation"] for record in image.records], image.objects).max(axis=1)
 
 
-def average_recall(pictures: Sequence[PictureMasks], max_masks: int = MAX_MASKS) -> float | None:
-    """COCO's mask AR over IoU 0.50 to 0.95 with the `max_masks` of highest predicted IoU a picture; None without objects."""
-    if not any(picture.objects for picture in pictures):
+def average_recall(images: Sequence[ImageMasks], max_masks: int = MAX_MASKS) -> float | None:
+    """COCO's mask AR over IoU 0.50 to 0.95 with the `max_masks` of highest predicted IoU an image; None without objects."""
+    if not any(image.objects for image in images):
         return None
     scored = [
         ScoredMasks(p.objects, [r["segmentation"] for r in p.records], [r["predicted_iou"] for r in p.records])
-        for p in pictures
+        for p in images
     ]
     return mask_metrics(scored, max_masks=[max_masks])[f"mask_ar_{max_masks}"]

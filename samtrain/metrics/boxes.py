@@ -1,4 +1,4 @@
-"""How well boxes are found, whatever the objects are: COCO's box AP and AR, by pycocotools, in pixels of the pictures."""
+"""How well boxes are found, whatever the objects are: COCO's box AP and AR, by pycocotools, in pixels of the images."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ LOOSE_IOU = 0.7  # a box that holds its object well enough for a prompt: AR's me
 
 
 @dataclass(frozen=True)
-class PictureBoxes:
-    """One picture: its N objects and the D boxes that were found.
+class ImageBoxes:
+    """One image: its N objects and the D boxes that were found.
 
     boxes: (N, 4) xyxy. areas: (N,) pixels of the masks, by which sizes go. found: (D, 4) xyxy. scores: (D,).
     """
@@ -38,12 +38,12 @@ def evaluate_boxes(
     max_mask_area: float = 0.9,
     size_limits: tuple[float, float] = COCO_SIZES,
 ) -> dict[str, float]:
-    """`box_metrics` of a detector on whole pictures in their own pixels.
+    """`box_metrics` of a detector on whole images in their own pixels.
 
-    Objects over `max_mask_area` of the picture are no objects here, as in training. Raises ValueError where a picture or
+    Objects over `max_mask_area` of the image are no objects here, as in training. Raises ValueError where an image or
     an RLE does not fit its record, or where no record holds an object.
     """
-    pictures = []
+    images = []
     for record in records:
         size = record.annotation["image"]["height"], record.annotation["image"]["width"]
         try:
@@ -51,23 +51,23 @@ def evaluate_boxes(
         except ValueError as error:
             raise ValueError(f"{record.name}: {error}") from error
         image = decode_image(record.image_bytes, size[1], size[0], record.name)
-        pictures.append(PictureBoxes(boxes, areas, *detect(image)))
-    return box_metrics(pictures, size_limits=size_limits)
+        images.append(ImageBoxes(boxes, areas, *detect(image)))
+    return box_metrics(images, size_limits=size_limits)
 
 
-def box_metrics(pictures: Sequence[PictureBoxes], *, size_limits: tuple[float, float] = COCO_SIZES) -> dict[str, float]:
-    """AP and AR of boxes over all pictures, 0 to 1, as pycocotools computes them for one class.
+def box_metrics(images: Sequence[ImageBoxes], *, size_limits: tuple[float, float] = COCO_SIZES) -> dict[str, float]:
+    """AP and AR of boxes over all images, 0 to 1, as pycocotools computes them for one class.
 
-    `box_ap` over IoU 0.5 to 0.95 and 100 boxes a picture, `box_ap50`, `box_ap75`; `box_ar_1`, `_10`, `_20`, `_100`;
+    `box_ap` over IoU 0.5 to 0.95 and 100 boxes an image, `box_ap50`, `box_ap75`; `box_ar_1`, `_10`, `_20`, `_100`;
     `box_recall70_10`, `_20`: the share of objects found at IoU 0.7. `box_ap_small`, `box_ar_100_small`, `_medium` and
     `_large` by `size_limits`, square pixels of the mask; a size that no object has gives no number. Raises ValueError
     where there is no object at all, or limits do not ascend.
     """
     sizes = size_ranges(size_limits)
-    if not any(len(picture.boxes) for picture in pictures):
-        raise ValueError("no picture to evaluate boxes on holds an object; check the validation and test splits (data)")
-    objects = [_annotations(picture.boxes, picture.areas, None) for picture in pictures]
-    answers = [_annotations(picture.found, None, picture.scores) for picture in pictures]
+    if not any(len(image.boxes) for image in images):
+        raise ValueError("no image to evaluate boxes on holds an object; check the validation and test splits (data)")
+    objects = [_annotations(image.boxes, image.areas, None) for image in images]
+    answers = [_annotations(image.found, None, image.scores) for image in images]
     precision_TRAM, recall_TAM, at = accumulate("bbox", objects, answers, list(sizes.values()), MAX_DETECTIONS)
     last = len(MAX_DETECTIONS) - 1
     found = {

@@ -32,7 +32,7 @@ def accumulate(
 ) -> tuple[np.ndarray, np.ndarray, dict[float, int]]:
     """pycocotools' (T, R, A, M) precision and (T, A, M) recall, -1 where there is nothing to find, and the place of each T.
 
-    kind: "bbox" or "segm". objects, found: for each picture annotations with `bbox` xywh, `area`, for masks
+    kind: "bbox" or "segm". objects, found: for each image annotations with `bbox` xywh, `area`, for masks
     `segmentation`, of what was found a `score`, of objects at choice `iscrowd`.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
@@ -52,17 +52,17 @@ def known_means(values: dict[str, np.ndarray]) -> dict[str, float]:
     return {name: float(np.mean(each)) for name, each in sorted(values.items()) if np.min(each) >= 0}
 
 
-def _coco(pictures: Sequence[Sequence[Annotation]]) -> COCO:
+def _coco(images: Sequence[Sequence[Annotation]]) -> COCO:
     """Ids count from 1, since 0 means "no match" to COCOeval."""
     annotations: list[Annotation] = []
-    for number, picture in enumerate(pictures):
-        for each in picture:
+    for number, image in enumerate(images):
+        for each in image:
             annotations.append(
                 {"iscrowd": 0, **each, "id": len(annotations) + 1, "image_id": number, "category_id": 1}
             )
     coco = COCO()
     coco.dataset = {
-        "images": [{"id": number, "height": 1, "width": 1} for number in range(len(pictures))],  # RLEs carry their own
+        "images": [{"id": number, "height": 1, "width": 1} for number in range(len(images))],  # RLEs carry their own
         "annotations": annotations,
         "categories": [{"id": 1, "name": "object"}],
     }

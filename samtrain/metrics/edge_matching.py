@@ -13,13 +13,13 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import cKDTree
 
-TOLERANCE = 0.0075  # of the picture's diagonal (BSDS500's benchmark)
+TOLERANCE = 0.0075  # of the image's diagonal (BSDS500's benchmark)
 THRESHOLDS = np.arange(1, 100) / 100  # of the edge's strength
 
 
 @dataclass(frozen=True)
 class EdgeCounts:
-    """Of one picture, (T,): pixels found, how many of them match any annotator's, pixels of all annotators, matched."""
+    """Of one image, (T,): pixels found, how many of them match any annotator's, pixels of all annotators, matched."""
 
     found: np.ndarray
     found_matched: np.ndarray
@@ -81,19 +81,19 @@ def count_edges(strength_HW: np.ndarray, annotators: Sequence[np.ndarray], thres
     return EdgeCounts(*counts)
 
 
-def edge_metrics(pictures: Sequence[EdgeCounts]) -> dict[str, float]:
-    """`ods`: F at the one threshold that is best for all; `ois`: at each picture's own; `ap`: mean precision over recall 0.01
-    to 1; `r50`: recall at a precision of 50 %. Raises ValueError without pictures.
+def edge_metrics(images: Sequence[EdgeCounts]) -> dict[str, float]:
+    """`ods`: F at the one threshold that is best for all; `ois`: at each image's own; `ap`: mean precision over recall 0.01
+    to 1; `r50`: recall at a precision of 50 %. Raises ValueError without images.
     """
-    if not pictures:
-        raise ValueError("there is no picture to measure edges of")
+    if not images:
+        raise ValueError("there is no image to measure edges of")
     names = ("found", "found_matched", "annotated", "annotated_matched")
-    pictures = [EdgeCounts(*(np.asarray(getattr(picture, name)) for name in names)) for picture in pictures]
-    total = [np.sum([getattr(picture, name) for picture in pictures], axis=0) for name in names]
+    images = [EdgeCounts(*(np.asarray(getattr(image, name)) for name in names)) for image in images]
+    total = [np.sum([getattr(image, name) for image in images], axis=0) for name in names]
     precision, recall = _rates(*total)
-    best = [int(_f(*_rates(*(getattr(picture, name) for name in names))).argmax()) for picture in pictures]
+    best = [int(_f(*_rates(*(getattr(image, name) for name in names))).argmax()) for image in images]
     chosen = [
-        np.array([sum(getattr(picture, name)[t] for picture, t in zip(pictures, best, strict=True))]) for name in names
+        np.array([sum(getattr(image, name)[t] for image, t in zip(images, best, strict=True))]) for name in names
     ]
     return {
         "ods": float(_f(precision, recall).max()),

@@ -1,4 +1,4 @@
-"""A generator's masks against all objects of a picture: nuclei AP, panoptic quality, Dice and boundary F, also by size."""
+"""A generator's masks against all objects of an image: nuclei AP, panoptic quality, Dice and boundary F, also by size."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from samtrain.metrics.coco import COCO_SIZES, size_ranges
 from samtrain.ops.rle import RLE, decode_rle, rle_area, rle_iou, rle_to_box_xywh, to_compressed
 
 THRESHOLDS = np.arange(50, 100, 5) / 100  # 2018 Data Science Bowl; np.arange(0.5, 1, 0.05) is not quite 0.6, 0.65, ...
-TOLERANCE = 0.008  # of the picture's diagonal, rounded up to pixels (DAVIS; Perazzi et al. 2016)
+TOLERANCE = 0.008  # of the image's diagonal, rounded up to pixels (DAVIS; Perazzi et al. 2016)
 BY_SIZE = ("nuclei_ap50", "pq", "object_dice", "boundary_f")
 
 
 @dataclass(frozen=True)
-class PictureMasks:
-    """One picture: its objects, and the records that a generator made of it."""
+class ImageMasks:
+    """One image: its objects, and the records that a generator made of it."""
 
     objects: Sequence[RLE]
     records: Sequence[dict[str, Any]]
@@ -29,7 +29,7 @@ class PictureMasks:
 
 @dataclass(frozen=True)
 class _Compared:
-    """One picture: IoU of objects and masks, areas in pixels, and at each threshold each object's mask, -1 for none."""
+    """One image: IoU of objects and masks, areas in pixels, and at each threshold each object's mask, -1 for none."""
 
     ious_NM: np.ndarray
     partners_TN: np.ndarray
@@ -40,27 +40,27 @@ class _Compared:
     foreground_dice: float
 
 
-def full_truth_metrics(pictures: Sequence[PictureMasks], *, size_limits: tuple[float, float] = COCO_SIZES) -> dict[str, float]:
+def full_truth_metrics(images: Sequence[ImageMasks], *, size_limits: tuple[float, float] = COCO_SIZES) -> dict[str, float]:
     """`nuclei_ap`, `nuclei_ap50`, `nuclei_ap75`, `pq`, `sq`, `rq`, `object_dice`, `foreground_dice`, `boundary_f`; by size
     `nuclei_ap50`, `pq`, `object_dice` and `boundary_f`, as in `pq_small`.
 
     All records count, whatever their predicted IoU. Matches are one to one, of an IoU above the threshold and not at it.
 
-    nuclei_ap: TP / (TP + FP + FN) of a picture, mean over IoU 0.50 to 0.95, then over pictures (2018 Data Science Bowl);
-        1 where a picture has neither objects nor masks
+    nuclei_ap: TP / (TP + FP + FN) of an image, mean over IoU 0.50 to 0.95, then over images (2018 Data Science Bowl);
+        1 where an image has neither objects nor masks
     pq: over the whole set (Kirillov et al. 2019); sq is the mean IoU of matches, 0 where there is none
     object_dice, boundary_f: mean over objects, each with its best mask by IoU, which other objects may have too
-    foreground_dice: all masks together against all objects together, mean over pictures; 1 where both are empty
+    foreground_dice: all masks together against all objects together, mean over images; 1 where both are empty
 
     By size: small < size_limits[0] <= medium < size_limits[1] <= large, in pixels of area. A match has its object's size
-    and is found among all sizes; a mask without an object is a FP of its own size. Pictures with neither objects nor FP of
+    and is found among all sizes; a mask without an object is a FP of its own size. Images with neither objects nor FP of
     a size have no part in its nuclei_ap50. A size that no object has gives no number. Raises ValueError where there is no
-    object at all, and where masks of one picture differ in size.
+    object at all, and where masks of one image differ in size.
     """
-    if not any(len(picture.objects) for picture in pictures):
-        raise ValueError("no picture to compare masks with full ground truth on holds an object; check the set (data)")
+    if not any(len(image.objects) for image in images):
+        raise ValueError("no image to compare masks with full ground truth on holds an object; check the set (data)")
     sizes = size_ranges(size_limits)
-    compared = [_compare(picture) for picture in pictures]
+    compared = [_compare(image) for image in images]
     metrics = _measure(compared, sizes.pop(""), empty=1.0)
     metrics["foreground_dice"] = float(np.mean([each.foreground_dice for each in compared]))
     for size, areas in sizes.items():
@@ -70,8 +70,8 @@ def full_truth_metrics(pictures: Sequence[PictureMasks], *, size_limits: tuple[f
     return metrics
 
 
-def _compare(picture: PictureMasks) -> _Compared:
-    objects, masks = list(picture.objects), [record["segmentation"] for record in picture.records]
+def _compare(image: ImageMasks) -> _Compared:
+    objects, masks = list(image.objects), [record["segmentation"] for record in image.records]
     ious_NM = rle_iou(objects, masks)
     best_N = ious_NM.max(axis=1, initial=0.0)
     return _Compared(
@@ -125,14 +125,14 @@ def _boundary_f(objects: Sequence[RLE], masks: Sequence[RLE], ious_NM: np.ndarra
 
 
 def _share_near(points: cKDTree, others: cKDTree, tolerance: float) -> float:
-    # only those in the others' box can be near: one mask over the whole picture may be the best of all objects
+    # only those in the others' box can be near: one mask over the whole image may be the best of all objects
     in_box = ((points.data >= others.mins - tolerance) & (points.data <= others.maxes + tolerance)).all(axis=1)
     distances, _ = others.query(points.data[in_box])
     return float((distances <= tolerance).sum() / points.n)
 
 
 def _boundary(rle: RLE) -> cKDTree:
-    """Rows and columns of a mask's pixels of which one of four neighbours is outside; so is all beyond the picture's edge."""
+    """Rows and columns of a mask's pixels of which one of four neighbours is outside; so is all beyond the image's edge."""
     left, top, width, height = (int(side) for side in rle_to_box_xywh(rle))
     mask_HW = decode_rle(rle)[top : top + height, left : left + width]
     padded = np.pad(mask_HW, 1)
@@ -141,7 +141,7 @@ def _boundary(rle: RLE) -> cKDTree:
 
 
 def _measure(compared: Sequence[_Compared], areas: tuple[float, float], empty: float) -> dict[str, float]:
-    """All but foreground_dice of the objects of these areas; `empty` is the nuclei score of a picture with nothing of them."""
+    """All but foreground_dice of the objects of these areas; `empty` is the nuclei score of an image with nothing of them."""
     inside = np.concatenate([_inside(each.object_areas_N, areas) for each in compared])
     counts_PT4 = np.stack([_count(each, areas) for each in compared])
     return {
@@ -156,21 +156,21 @@ def _inside(areas_N: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     return (areas_N >= limits[0]) & (areas_N < limits[1])
 
 
-def _count(picture: _Compared, areas: tuple[float, float]) -> np.ndarray:
+def _count(image: _Compared, areas: tuple[float, float]) -> np.ndarray:
     """(T, 4) TP, FP, FN and the sum of IoU of the TP, of the objects of these areas and the masks that go with them."""
     counts_T4 = np.zeros((len(THRESHOLDS), 4))
-    inside_N, inside_M = _inside(picture.object_areas_N, areas), _inside(picture.mask_areas_M, areas)
-    for counts, partner_N in zip(counts_T4, picture.partners_TN, strict=True):
+    inside_N, inside_M = _inside(image.object_areas_N, areas), _inside(image.mask_areas_M, areas)
+    for counts, partner_N in zip(counts_T4, image.partners_TN, strict=True):
         found = np.flatnonzero(inside_N & (partner_N >= 0))
         alone_M = np.ones(len(inside_M), dtype=bool)
         alone_M[partner_N[partner_N >= 0]] = False
-        iou = picture.ious_NM[found, partner_N[found]].sum()
+        iou = image.ious_NM[found, partner_N[found]].sum()
         counts[:] = len(found), (alone_M & inside_M).sum(), inside_N.sum() - len(found), iou
     return counts_T4
 
 
 def _nuclei_ap(counts_PT4: np.ndarray, empty: float) -> dict[str, float]:
-    """Pictures without a number (NaN) do not take part in the means."""
+    """Images without a number (NaN) do not take part in the means."""
     total_PT = counts_PT4[..., :3].sum(axis=-1)
     scores_PT = np.where(total_PT > 0, counts_PT4[..., 0] / np.maximum(total_PT, 1), empty)
     by_level = dict(zip((100 * THRESHOLDS).round().astype(int).tolist(), np.nanmean(scores_PT, axis=0).tolist(), strict=True))

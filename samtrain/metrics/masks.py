@@ -1,4 +1,4 @@
-"""COCO's mask AP and AR by pycocotools, whatever the objects are, in pixels of the pictures."""
+"""COCO's mask AP and AR by pycocotools, whatever the objects are, in pixels of the images."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from samtrain.ops.rle import RLE, rle_area, rle_to_box_xywh, to_compressed
 
 @dataclass(frozen=True)
 class ScoredMasks:
-    """One picture: its objects, and masks with a score each; `crowd` says of which objects any part is as good as all.
+    """One image: its objects, and masks with a score each; `crowd` says of which objects any part is as good as all.
 
-    All masks are RLEs of the picture's size.
+    All masks are RLEs of the image's size.
     """
 
     objects: Sequence[RLE]
@@ -23,25 +23,25 @@ class ScoredMasks:
 
 
 def mask_metrics(
-    pictures: Sequence[ScoredMasks],
+    images: Sequence[ScoredMasks],
     *,
     max_masks: Sequence[int] = (10, 100, 1000),
     size_limits: tuple[float, float] = COCO_SIZES,
 ) -> dict[str, float]:
     """`mask_ar_10`, `_100`, `_1000` and of the last also by size; `mask_ap`, `mask_ap50`, `mask_ap75` and `mask_ap` by size.
 
-    Over IoU 0.50 to 0.95, with the `max_masks` of highest score a picture; AP with the most of them. A size that no object
+    Over IoU 0.50 to 0.95, with the `max_masks` of highest score an image; AP with the most of them. A size that no object
     has gives no number. Raises ValueError where there is no object at all.
     """
-    if not any(len(picture.objects) for picture in pictures):
-        raise ValueError("no picture to evaluate masks on holds an object; check the set (data)")
+    if not any(len(image.objects) for image in images):
+        raise ValueError("no image to evaluate masks on holds an object; check the set (data)")
     sizes = size_ranges(size_limits)
     objects = [
         [{**_annotation(rle), "iscrowd": int(bool(p.crowd and p.crowd[i]))} for i, rle in enumerate(p.objects)]
-        for p in pictures
+        for p in images
     ]
     found = [
-        [{**_annotation(rle), "score": float(score)} for rle, score in zip(p.found, p.scores, strict=True)] for p in pictures
+        [{**_annotation(rle), "score": float(score)} for rle, score in zip(p.found, p.scores, strict=True)] for p in images
     ]
     precision_TRAM, recall_TAM, at = accumulate("segm", objects, found, list(sizes.values()), max_masks)
     metrics = {f"mask_ar_{count}": recall_TAM[:, 0, m] for m, count in enumerate(max_masks)}

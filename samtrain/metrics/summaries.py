@@ -22,7 +22,7 @@ def clicks_until(ious_NK: np.ndarray, level: float, max_clicks: int = MAX_CLICKS
 
 
 def mean_with_interval(values: Sequence[float], groups: Sequence[object], seed: int = 0) -> tuple[float, float, float]:
-    """Mean, and the ends of its 95 % interval by a bootstrap over groups: the objects of one picture are alike.
+    """Mean, and the ends of its 95 % interval by a bootstrap over groups: the objects of one image are alike.
 
     Raises ValueError where there is no value.
     """

@@ -1,4 +1,4 @@
-"""The image as the decoder's tokens meet it: what all prompts of a picture share is computed once, not once a prompt.
+"""The image as the decoder's tokens meet it: what all prompts of an image share is computed once, not once a prompt.
 
 Tokens are few and positions many, so wherever a layer projects the image and multiplies the result by something of a token, the
 token's side is projected back instead: ``q·(W x) = (W^T q)·x`` and ``sum p (W x) = W (sum p x)``. The numbers are those of the
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Picture:
+class ProjectionCache:
     """The embeddings of B images and the positions of their G cells, each projected once by each layer that asks.
 
     Kept over several calls (`SamPredictor`), it saves every later click these products; a training step makes a new one
@@ -44,20 +44,20 @@ class Picture:
 
 
 class PromptedImage:
-    """The image in the first layer: a picture's embedding, a vector on every cell, and what a mask prompt adds to each.
+    """The image in the first layer: an image's embedding, a vector on every cell, and what a mask prompt adds to each.
 
     The last, ``detail_NGm @ mix_Cm.T``, has few channels (m is 16) and is never projected at full width.
     """
 
     def __init__(
         self,
-        picture: Picture,
+        cache: ProjectionCache,
         owner_N: Tensor,
         everywhere_1C: Tensor,
         detail_NGm: Tensor | None = None,
         mix_Cm: Tensor | None = None,
     ) -> None:
-        self.picture, self.owner_N, self.everywhere_1C = picture, owner_N, everywhere_1C
+        self.cache, self.owner_N, self.everywhere_1C = cache, owner_N, everywhere_1C
         self.detail_NGm, self.mix_Cm = detail_NGm, mix_Cm
 
     def scores(self, tokens_NRD: Tensor, layer: nn.Linear) -> Tensor:
@@ -75,20 +75,20 @@ class PromptedImage:
         return sums + F.linear(weights_NRG @ self.detail_NGm, layer.weight @ self.mix_Cm)
 
     def _projected(self, layer: nn.Linear, *, with_positions: bool) -> Tensor:
-        """(B, G, D) of what all prompts of a picture share, the layer's bias included."""
-        picture, everywhere = self.picture, self.everywhere_1C
+        """(B, G, D) of what all prompts of an image share, the layer's bias included."""
+        cache, everywhere = self.cache, self.everywhere_1C
 
         def make() -> Tensor:
             if with_positions:
-                return picture.embedding(layer) + (picture.position(layer) + F.linear(everywhere, layer.weight))
-            return picture.embedding(layer) + layer(everywhere)
+                return cache.embedding(layer) + (cache.position(layer) + F.linear(everywhere, layer.weight))
+            return cache.embedding(layer) + layer(everywhere)
 
         kind = "with a mask" if self.detail_NGm is not None else "without one"  # which decides `everywhere`
-        return picture.once(f"cells {kind}{', placed' if with_positions else ''}", layer, make)
+        return cache.once(f"cells {kind}{', placed' if with_positions else ''}", layer, make)
 
     def cells(self) -> Tensor:
         """(N, G, C), a copy for each prompt: from here on each has an image of its own."""
-        N, base = len(self.owner_N), self.picture.embeddings_BGC + self.everywhere_1C
+        N, base = len(self.owner_N), self.cache.embeddings_BGC + self.everywhere_1C
         # index_select keeps the backward reproducible on CPU
         own = base.expand(N, -1, -1) if len(base) == 1 else base.index_select(0, self.owner_N)
         if self.detail_NGm is None or self.mix_Cm is None:
@@ -106,13 +106,13 @@ class PromptedImage:
 class OwnImage:
     """The image in later layers, where each prompt has one of its own, (N, G, C)."""
 
-    def __init__(self, picture: Picture, cells_NGC: Tensor) -> None:
-        self.picture, self.cells_NGC = picture, cells_NGC
+    def __init__(self, cache: ProjectionCache, cells_NGC: Tensor) -> None:
+        self.cache, self.cells_NGC = cache, cells_NGC
 
     def scores(self, tokens_NRD: Tensor, layer: nn.Linear) -> Tensor:
         """As `PromptedImage.scores`."""
         N, R, D = tokens_NRD.shape
-        positions_GD = self.picture.position(layer)[0]
+        positions_GD = self.cache.position(layer)[0]
         scores = (tokens_NRD.reshape(N * R, D) @ positions_GD.T).view(N, R, len(positions_GD))
         return torch.baddbmm(scores, tokens_NRD @ layer.weight, self.cells_NGC.transpose(1, 2))
 

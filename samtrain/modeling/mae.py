@@ -56,7 +56,7 @@ def load_mae(sam: Sam, source: str | Path) -> list[str]:
 
 
 def _to_grid(state: StateDict, sam: Sam) -> StateDict:
-    """Positions without the class token's, bicubic to the grid; patches that answer to resized pictures as before."""
+    """Positions without the class token's, bicubic to the grid; patches that answer to resized images as before."""
     grid, patch = sam.config.grid, sam.config.patch_size
     positions = resample_abs_pos_embed(state["pos_embed"], [grid, grid], num_prefix_tokens=1)
     patches = resample_patch_embed(state["patch_embed.proj.weight"], [patch, patch])

@@ -8,7 +8,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from samtrain.modeling.image_tokens import Picture, PromptedImage
+from samtrain.modeling.image_tokens import ProjectionCache, PromptedImage
 from samtrain.modeling.recompute import leaving_little
 from samtrain.types import PointLabel, Prompts
 
@@ -60,9 +60,9 @@ class PromptEncoder(nn.Module):
         )
         self.no_mask_embed = nn.Embedding(1, dim)
 
-    def forward(self, prompts: Prompts, picture: Picture, image_index_N: Tensor) -> tuple[Tensor, PromptedImage]:
-        """Tokens (N, K, C), and the images of the picture as the prompts show them to the decoder."""
-        return self.embed_tokens(prompts), PromptedImage(picture, image_index_N, *self.embed_masks(prompts))
+    def forward(self, prompts: Prompts, cache: ProjectionCache, image_index_N: Tensor) -> tuple[Tensor, PromptedImage]:
+        """Tokens (N, K, C), and the images of the image as the prompts show them to the decoder."""
+        return self.embed_tokens(prompts), PromptedImage(cache, image_index_N, *self.embed_masks(prompts))
 
     def embed_tokens(self, prompts: Prompts) -> Tensor:
         """Position plus kind for each token; a padding token has no position."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samtrain.modeling.image_encoder import ImageEncoder
-from samtrain.modeling.image_tokens import Picture
+from samtrain.modeling.image_tokens import ProjectionCache
 from samtrain.modeling.initialise import init_from_scratch
 from samtrain.modeling.mask_decoder import MaskDecoder
 from samtrain.modeling.prompt_encoder import PromptEncoder
@@ -168,19 +168,19 @@ class Sam(nn.Module):
         """(B, C, g, g) embeddings of preprocessed images; done once an image, whatever is asked of it."""
         return self.image_encoder(images_B3SS)
 
-    def picture(self, image_embeddings_BCgg: Tensor) -> Picture:
+    def projection_cache(self, image_embeddings_BCgg: Tensor) -> ProjectionCache:
         """The embeddings with what every prompt on them needs; `decode` takes it in their place."""
-        return Picture(image_embeddings_BCgg, self.prompt_encoder.dense_pe())
+        return ProjectionCache(image_embeddings_BCgg, self.prompt_encoder.dense_pe())
 
     def decode(
-        self, images: Tensor | Picture, image_index_N: Tensor, prompts: Prompts, multimask_output: bool
+        self, images: Tensor | ProjectionCache, image_index_N: Tensor, prompts: Prompts, multimask_output: bool
     ) -> SamOutput:
         """Masks for N prompts spread over B images: three each where the prompt is ambiguous, else the single one.
 
-        images: (B, C, g, g) embeddings, or the `picture` of them where it is asked again and again without gradients
+        images: (B, C, g, g) embeddings, or their `projection_cache` if they are decoded many times without gradients
         """
-        picture = images if isinstance(images, Picture) else self.picture(images)
-        tokens, image = self.prompt_encoder(prompts, picture, image_index_N)
+        cache = images if isinstance(images, ProjectionCache) else self.projection_cache(images)
+        tokens, image = self.prompt_encoder(prompts, cache, image_index_N)
         return self.mask_decoder(image, tokens, multimask_output)
 
     def forward(
@@ -198,7 +198,7 @@ class Sam(nn.Module):
     def postprocess_masks(
         self, low_res_logits_NMhw: Tensor, input_size: tuple[int, int], original_size: tuple[int, int]
     ) -> Tensor:
-        """(N, M, H, W) logits in the original frame: up to S x S, the padding cut off, then to the picture's size."""
+        """(N, M, H, W) logits in the original frame: up to S x S, the padding cut off, then to the image's size."""
         # float32, in which a processor interpolates faster than in bfloat16
         masks = low_res_logits_NMhw.float() if low_res_logits_NMhw.dtype == torch.bfloat16 else low_res_logits_NMhw
         factor, rest = divmod(self.config.image_size, self.config.mask_size)

@@ -118,7 +118,7 @@ class TwoWayAttentionBlock(nn.Module):
 
         # the image looks at the tokens
         weights, values = self.cross_attn_image_to_token.look_at_tokens(image, tokens + token_pe, tokens)
-        return tokens, OwnImage(image.picture, self.norm4(self._add(image.cells(), weights, values)))
+        return tokens, OwnImage(image.cache, self.norm4(self._add(image.cells(), weights, values)))
 
     def _add(self, cells_NGC: Tensor, weights_NRG: Tensor, values_NRC: Tensor) -> Tensor:
         weights_NGR = weights_NRG.transpose(1, 2)

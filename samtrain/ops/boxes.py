@@ -27,6 +27,6 @@ def xywh_to_xyxy(boxes: Tensor) -> Tensor:
 
 
 def clip_boxes_xyxy(boxes_N4: Tensor, sizes_N2: Tensor) -> Tensor:
-    """Boxes cut to pictures of (H, W): coordinates end at the last pixel."""
+    """Boxes cut to images of (H, W): coordinates end at the last pixel."""
     limits = (sizes_N2.flip(-1) - 1).repeat(1, 2).to(boxes_N4.dtype)
     return boxes_N4.clamp(min=0).minimum(limits)

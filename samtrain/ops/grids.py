@@ -1,4 +1,4 @@
-"""Where the automatic mask generator looks: grids of points, and crops of the picture; numbers as segment_anything's."""
+"""Where the automatic mask generator looks: grids of points, and crops of the image; numbers as segment_anything's."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def point_grid(num_per_side: int) -> np.ndarray:
 
 
 def crop_boxes(size: tuple[int, int], num_layers: int, overlap_ratio: float) -> list[tuple[int, Box]]:
-    """(layer, box) of each crop of an (H, W) picture: layer 0 is the picture, layer i has 2^i crops a side.
+    """(layer, box) of each crop of an (H, W) image: layer 0 is the image, layer i has 2^i crops a side.
 
-    Crops of layer 1 overlap by `overlap_ratio` of the picture's short side, those of each further layer by half as much.
+    Crops of layer 1 overlap by `overlap_ratio` of the image's short side, those of each further layer by half as much.
     """
     H, W = size
     crops: list[tuple[int, Box]] = [(0, (0, 0, W, H))]

@@ -1,7 +1,7 @@
 """Low-resolution mask logits as they look in a frame of many more pixels, of which only those that matter are made.
 
-What a mask's logits become in the picture are two bilinear interpolations (up to the network input, the padding cut off, then
-to the picture), each a weighted mean along rows and along columns. Both together are one matrix for rows and one for columns,
+What a mask's logits become in the image are two bilinear interpolations (up to the network input, the padding cut off, then
+to the image), each a weighted mean along rows and along columns. Both together are one matrix for rows and one for columns,
 so any rectangle of the result is two small matrix products. And as means they stay between the least and the greatest logit
 that they are made of, which bounds counts of pixels without making one.
 """
@@ -59,15 +59,15 @@ class Axis:
 
 @lru_cache(maxsize=256)
 def axis_of(
-    crop: tuple[int, int], picture: tuple[int, int], input_length: int, image_size: int, mask_size: int, device: torch.device
+    crop: tuple[int, int], image: tuple[int, int], input_length: int, image_size: int, mask_size: int, device: torch.device
 ) -> tuple[int, Axis]:
-    """The first pixel and the `Axis` of a crop in a picture, along rows or along columns.
+    """The first pixel and the `Axis` of a crop in an image, along rows or along columns.
 
-    crop:          first pixel and one past the last, in the picture that was cut
-    picture:       that picture's pixels, and the pixels it has in the frame: (n, n), or fewer where the frame is smaller
+    crop:          first pixel and one past the last, in the image that was cut
+    image:       that image's pixels, and the pixels it has in the frame: (n, n), or fewer where the frame is smaller
     input_length:  the crop's pixels in the network input of side `image_size`; mask_size: the logits' side
     """
-    length, pixels = picture
+    length, pixels = image
     # pixels of the frame whose centre lies in the crop, where it lies there
     begin, end = (int(np.ceil(edge * pixels / length - 0.5)) for edge in crop)
     places = (np.arange(begin, end) + 0.5) * (length / pixels) - crop[0]
@@ -91,7 +91,7 @@ def _neighbours(places: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray
 
 
 class LogitFrame:
-    """Low-resolution logits of one crop in the frame of its picture."""
+    """Low-resolution logits of one crop in the frame of its image."""
 
     def __init__(self, rows: tuple[int, Axis], columns: tuple[int, Axis]) -> None:
         self.top, self.rows = rows

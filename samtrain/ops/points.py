@@ -33,7 +33,7 @@ def uniform_points(masks_NHW: Tensor, generator: torch.Generator) -> tuple[Tenso
 def centre_points(masks_NHW: Tensor) -> tuple[Tensor, Tensor]:
     """The pixel farthest from each mask's border: (N, 2) float32 (x, y), and (N,) its distance in pixels, 0 where empty.
 
-    The picture's edge is a border too. Of equal pixels the first in row order is taken. Runs on the host: for evaluation.
+    The image's edge is a border too. Of equal pixels the first in row order is taken. Runs on the host: for evaluation.
     """
     found = [_centre(mask) for mask in masks_NHW.cpu().numpy()]
     coords = torch.tensor([[x, y] for x, y, _ in found], dtype=torch.float32).reshape(-1, 2)
@@ -42,7 +42,7 @@ def centre_points(masks_NHW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _centre(mask_HW: np.ndarray) -> tuple[int, int, float]:
-    # the distance transform of the mask's own box is the whole picture's, once a border of one pixel is put round it
+    # the distance transform of the mask's own box is the whole image's, once a border of one pixel is put round it
     rows, columns = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))
     if rows.size == 0:
         return 0, 0, 0.0

@@ -51,7 +51,7 @@ def to_compressed(rle: RLE, size: tuple[int, int] | None = None) -> RLE:
         raise ValueError(f"an RLE is a mapping with 'size' and 'counts', got {str(rle)[:80]}")
     height, width = _sides(rle["size"])
     if size is not None and (height, width) != tuple(size):
-        raise ValueError(f"RLE has size {(height, width)}, the picture {tuple(size)} (H, W)")
+        raise ValueError(f"RLE has size {(height, width)}, the image {tuple(size)} (H, W)")
     counts = rle["counts"]
     if isinstance(counts, list):
         if not all(isinstance(run, (int, np.integer)) and run >= 0 for run in counts):

@@ -49,14 +49,14 @@ class Compared:
 
 
 def training_comparison(known: Sequence[Compared]) -> list[str]:
-    """Validation and training loss over pictures seen, or over steps where no run has counted pictures."""
+    """Validation and training loss over images seen, or over steps where no run has counted images."""
     trained = [(each, *x_axis(each.run.trainings)) for each in known if each.run.trainings]
     if not trained:
         return []
-    counted = any(name == "pictures seen" for _, name, _ in trained)
-    x = "pictures seen" if counted else "steps"
+    counted = any(name == "images seen" for _, name, _ in trained)
+    x = "images seen" if counted else "steps"
     left_out = [each.letter for each, name, _ in trained if name != x]
-    note = f"Without {', '.join(left_out)}: no pictures were counted." if left_out else ""
+    note = f"Without {', '.join(left_out)}: no images were counted." if left_out else ""
 
     def over(key: str) -> list[Series]:
         drawn = []
@@ -74,7 +74,7 @@ def training_comparison(known: Sequence[Compared]) -> list[str]:
 
 
 def click_comparison(known: Sequence[Compared]) -> list[str]:
-    """IoU against clicks on the test pictures; of zero-shot runs on their mean, or a chart a set."""
+    """IoU against clicks on the test images; of zero-shot runs on their mean, or a chart a set."""
     sets = list(dict.fromkeys(name for each in known for name in clicked_sets(each.run.metrics) if name != "val"))
     shown = [name for name in sets if name in ("test", "mean") or "mean" not in sets][:MAX_SETS]
     titles = {"test": "IoU against clicks, test", "mean": "IoU against clicks, mean over sets"}

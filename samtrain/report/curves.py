@@ -20,7 +20,7 @@ PHASES = ("detector", "annotate", "fit", "measure", "probe")  # of the ledger's 
 
 
 def training_charts(run: RunFiles) -> list[str]:
-    """Loss, validation, and dice at the first and the last interaction, over pictures seen."""
+    """Loss, validation, and dice at the first and the last interaction, over images seen."""
     if not run.trainings:
         return []
     name, place = x_axis(run.trainings)
@@ -72,12 +72,12 @@ def round_charts(run: RunFiles) -> list[str]:
             note="Automatic masks take no time and are not counted." if has_stage_2 else "",
         ),
         line_chart(
-            "Masks a picture",
+            "Masks an image",
             x,
-            Axis("masks a picture", zero=True),
+            Axis("masks an image", zero=True),
             [Series("all" if has_stage_2 else "annotated in the round", over("masks_per_image", rounds), 1, dots=True), *drawn],
             marks,
-            note="An annotator leaves a picture once a mask takes too long.",
+            note="An annotator leaves an image once a mask takes too long.",
         ),
         line_chart(
             "Objects that have a mask, by size",
@@ -88,7 +88,7 @@ def round_charts(run: RunFiles) -> list[str]:
                 for i, name in enumerate(("all", "small", "medium", "large"))
             ],
             marks,
-            note="On the probe's pictures, which are the same throughout a stage.",
+            note="On the probe's images, which are the same throughout a stage.",
         ),
         line_chart(
             "Work a mask",
@@ -186,9 +186,9 @@ def _round_labels(lines: Sequence[dict[str, Any]]) -> dict[float, str]:
 
 
 def x_axis(trainings: Sequence[Training]) -> tuple[str, Callable[[Training, Row], float]]:
-    """Pictures seen, which go on from training to training; steps put end to end where they were not counted."""
+    """Images seen, which go on from training to training; steps put end to end where they were not counted."""
     if all("images_seen" in row for training in trainings for row in training.rows):
-        return "pictures seen", lambda training, row: row["images_seen"]
+        return "images seen", lambda training, row: row["images_seen"]
     offsets, total = {}, 0.0
     for training in trainings:
         offsets[training.label] = total

@@ -9,31 +9,31 @@ from typing import Any
 from samtrain.report.figures import Axis, Series, heat_map, line_chart, stacked_bars
 from samtrain.report.tables import table
 
-MASKS_A_PICTURE = ("0", "1-10", "11-50", "51-100", "101-200", "200+")
+MASKS_PER_IMAGE = ("0", "1-10", "11-50", "51-100", "101-200", "200+")
 MAX_REFUSED = 20
 
 
 def dataset_charts(generated: dict[str, Any]) -> list[str]:
-    """Masks a picture, sizes, concavity, positions and scores; [] where no picture was finished."""
+    """Masks an image, sizes, concavity, positions and scores; [] where no image was finished."""
     found = generated.get("statistics") or {}
     if not found.get("masks"):
         return []
     share = Axis("share of the masks, %", zero=True)
-    pictures = _percent(found["masks_a_picture"])
-    a_picture = Axis("masks", {float(i): name for i, name in enumerate(MASKS_A_PICTURE)})
+    images = _percent(found["masks_per_image"])
+    per_image = Axis("masks", {float(i): name for i, name in enumerate(MASKS_PER_IMAGE)})
     return [
         stacked_bars(
-            "Masks in a picture", a_picture, Axis("share of the pictures, %", zero=True), ["pictures"],
-            {float(i): [value] for i, value in enumerate(pictures)},
+            "Masks in an image", per_image, Axis("share of the images, %", zero=True), ["images"],
+            {float(i): [value] for i, value in enumerate(images)},
         ),
-        _bars("Size of masks", "square root of (mask area / picture area)", found["relative_size"], share),
+        _bars("Size of masks", "square root of (mask area / image area)", found["relative_size"], share),
         _bars(
             "Concavity of masks", "1 - mask area / area of its convex hull", found["concavity"], share,
             note="Simple shapes stand on the left (paper, figure 6).",
         ),
         heat_map(
             "Where masks lie", found["position"],
-            note="Centres of their boxes, in pictures of one size; darker: more (paper, figure 5).",
+            note="Centres of their boxes, in images of one size; darker: more (paper, figure 5).",
         ),
         _bars("Predicted IoU", "predicted IoU", found["predicted_iou"], share),
         _bars("Stability", "stability score", found["stability_score"], share),
@@ -55,7 +55,7 @@ def truth_charts(truth: dict[str, Any] | None) -> list[str]:
             line("precision_75", "precision, IoU 0.75", 3),
         ]  # fmt: skip
         charts.append(line_chart(f"Masks kept by {name}", Axis(f"{name} of at least"), Axis("share", zero=True), lines))
-        masks = [line("masks_per_image", "masks in a picture", 4)]
+        masks = [line("masks_per_image", "masks in an image", 4)]
         charts.append(line_chart(f"How many are kept by {name}", Axis(f"{name} of at least"), Axis("masks", zero=True), masks))
     return [chart for chart in charts if chart]
 
@@ -65,8 +65,8 @@ def generated_tables(generated: dict[str, Any]) -> str:
     parts = []
     if refused := generated.get("refused"):
         rows = [[escape(name), escape(reason)] for name, reason in refused[:MAX_REFUSED]]
-        more = f"{len(refused)} pictures were left out" + (f", the first {MAX_REFUSED}:" if len(refused) > MAX_REFUSED else ":")
-        parts.append(f'<p class="note">{more}</p>{table(["picture", "why"], rows)}')
+        more = f"{len(refused)} images were left out" + (f", the first {MAX_REFUSED}:" if len(refused) > MAX_REFUSED else ":")
+        parts.append(f'<p class="note">{more}</p>{table(["image", "why"], rows)}')
     if blurred := generated.get("blurred"):
         words = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in blurred.items())
         parts.append(f'<p class="note">Blurred: {escape(words)}.</p>')
@@ -92,8 +92,8 @@ def audit_section(audit: dict[str, Any]) -> str:
     left_out = ", ".join(f"{count} {what}" for what, count in audit["left_out"].items())
     simulated = "Corrected by the simulated annotator. " if audit.get("simulated") else ""
     note = (
-        f"{simulated}{audit['pairs']} masks in {audit['pictures']} pictures; left out: {left_out}. In brackets 95 % intervals, "
-        "of a bootstrap over pictures. The paper: 500 pictures, about 50,000 masks corrected by professionals (section 5); "
+        f"{simulated}{audit['pairs']} masks in {audit['images']} images; left out: {left_out}. In brackets 95 % intervals, "
+        "of a bootstrap over images. The paper: 500 images, about 50,000 masks corrected by professionals (section 5); "
         "between two people 85 to 91 % IoU were reported."
     )
     chart = _bars("Automatic against corrected masks", "IoU", audit["distribution"], Axis("share of the masks, %", zero=True))

@@ -12,15 +12,15 @@ from samtrain.report.curves import round_charts, training_charts
 from samtrain.report.frame import charts, document, facts, section, write_page
 from samtrain.report.generated import audit_section, dataset_charts, generated_tables, truth_charts
 from samtrain.report.learning_curve import learning_curve_charts
-from samtrain.report.rounds_picture import rounds_picture
+from samtrain.report.rounds_chart import rounds_chart
 from samtrain.report.run_files import Panel, RunFiles, read_run
 from samtrain.report.tables import duration, key_numbers, ledger_table, metrics_table, other_metrics, paper_table
 from samtrain.report.tuning import tuning_section
 from samtrain.report.zero_shot import missing_sets, zero_shot_table
 
 MAX_PANELS = 4  # sheets are some hundred KB each, and the page carries them inside
-GENERATED = """<p class="note">The first pictures that were written, each with its masks, the smaller ones on top.</p>"""
-KEY = """<p class="note">Pictures of the validation, a row an object: first the object itself, then the prediction after each
+GENERATED = """<p class="note">The first images that were written, each with its masks, the smaller ones on top.</p>"""
+KEY = """<p class="note">Images of the validation, a row an object: first the object itself, then the prediction after each
 click with its IoU. White line: the ground truth. Filled: the model's mask. Green clicks: on the object, red: off it.</p>"""
 
 
@@ -36,7 +36,7 @@ def write_report(run_dir: Path) -> Path:
 def build_page(run: RunFiles) -> str:
     """The whole page."""
     clicked = charts([*zero_shot_clicks(run), *learning_curve_charts(run)])
-    rounds = rounds_picture(run.ledger) + charts(round_charts(run)) + ledger_table(run)
+    rounds = rounds_chart(run.ledger) + charts(round_charts(run)) + ledger_table(run)
     sections = [
         section("", key_numbers(run)),
         section("Sweep", tuning_section(run.tune)),

@@ -56,20 +56,20 @@ def key_numbers(run: RunFiles) -> str:
         cards.append((f"{promoted} of {len(rounds)}", "rounds promoted", f"now {lines[-1]['encoder']}"))
         automatic = sum(line.get("masks_automatic", 0) for line in rounds)
         filled = f", {automatic:,} automatic" if automatic else ""
-        cards.append((f"{lines[-1]['masks_total']:,}", "masks", f"in {lines[-1]['images_total']:,} pictures{filled}"))
+        cards.append((f"{lines[-1]['masks_total']:,}", "masks", f"in {lines[-1]['images_total']:,} images{filled}"))
     if metrics.get("coverage/all") is not None and metrics.get("coverage/start_all") is not None:
         gain = f"{metrics['coverage/start_all']:.2f} → {metrics['coverage/all']:.2f}"
-        cards.append((gain, "objects that have a mask", "on the same pictures, before stage 2 and after"))
+        cards.append((gain, "objects that have a mask", "on the same images, before stage 2 and after"))
     if metrics.get("automatic/precision") is not None:
         cards.append((f"{metrics['automatic/precision']:.2f}", "precision of automatic masks", "IoU above 0.75 with an object"))
     if seconds := _probe_seconds(lines):
         objects = f"modelled, the same {lines[-1]['probe_masks']} objects"
         cards.append((f"{seconds[0]:.1f} → {seconds[-1]:.1f} s", "a mask, first to last", objects))
     if metrics.get("generated/masks") is not None:
-        pictures = metrics["generated/pictures"]
-        cards.append((f"{metrics['generated/masks']:,.0f}", "automatic masks", f"in {pictures:,.0f} pictures"))
+        images = metrics["generated/images"]
+        cards.append((f"{metrics['generated/masks']:,.0f}", "automatic masks", f"in {images:,.0f} images"))
         if pace := metrics.get("generated/images_per_second"):
-            cards.append((f"{pace:.2g}", "pictures a second", "all processes of this run"))
+            cards.append((f"{pace:.2g}", "images a second", "all processes of this run"))
     if metrics.get("generated/ar_100") is not None:
         precise = metrics.get("generated/precision_75")
         below = f"precision {precise:.2f} at IoU 0.75" if precise is not None else "against ground truth"
@@ -119,7 +119,7 @@ def ledger_table(run: RunFiles) -> str:
     if not run.ledger:
         return ""
     filled = any(line.get("detector") for line in run.ledger)
-    head = ["round", "trained", "pictures", "masks", *(["automatic", "precision"] if filled else []), "masks / picture"]
+    head = ["round", "trained", "images", "masks", *(["automatic", "precision"] if filled else []), "masks / image"]
     head += ["s / mask", "s / mask, probe", "clicks / mask", "strokes / mask", "IoU with truth", "covered", "left early"]
     head += ["before → after", "", "computer's time"]
     metric = str(run.ledger[0]["promote_metric"])
@@ -140,7 +140,7 @@ def ledger_table(run: RunFiles) -> str:
                 *(_number(line[name], 1) for name in work),
                 _number(line["mask_iou"], 3),
                 _number((line.get("coverage") or {}).get("all"), 3),
-                "" if is_first else _number(line["pictures_left"], 0),
+                "" if is_first else _number(line["images_left"], 0),
                 after if is_first else f"{before} → {after}",
                 f'<span class="{"good" if line["promoted"] else "plain"}">{verdict}</span>',
                 duration(sum(line["wall"].values())),
@@ -149,7 +149,7 @@ def ledger_table(run: RunFiles) -> str:
     return (
         table(head, rows, "ledger")
         + f'<p class="note">before → after: {escape(metric)} of the model in use and of the new one. covered: share of the '
-        "objects in the pictures of the round that some mask shows with an IoU above 0.75. s / mask: of drawn masks alone; the "
+        "objects in the images of the round that some mask shows with an IoU above 0.75. s / mask: of drawn masks alone; the "
         "probe is of a stage.</p>"
     )
 
@@ -172,16 +172,16 @@ def _paper_stage(run: RunFiles, stage: str) -> str:
     rows = [
         ["seconds a mask, automatic ones not counted *", paper["seconds"], _from_to(first, last, "seconds_per_mask")],
         ["seconds a mask, the same objects each time *", "", probe],
-        ["masks a picture, automatic ones included", paper["masks_per_image"], _from_to(first, last, "masks_per_image")],
+        ["masks an image, automatic ones included", paper["masks_per_image"], _from_to(first, last, "masks_per_image")],
         ["masks", paper["masks"], f"{masks:,}{in_all}"],
-        ["pictures", paper["images"], f"{images:,}{images_in_all}"],
+        ["images", paper["images"], f"{images:,}{images_in_all}"],
         ["retrainings", paper["retrainings"], str(len(rounds))],
         ["encoder", paper["encoder"], escape(f"{before['encoder']} → {last['encoder']}")],
     ]
     if any(line.get("detector") for line in rounds):
-        rows[3:3] = [["masks a picture, drawn", "", _from_to(first, last, "assisted_per_image")]]
+        rows[3:3] = [["masks an image, drawn", "", _from_to(first, last, "assisted_per_image")]]
         covered = [start.get("probe_coverage", {}), last["probe_coverage"]]
-        words = {"all": "objects that have a mask, the same pictures", "small": "of them small ones"}
+        words = {"all": "objects that have a mask, the same images", "small": "of them small ones"}
         rows += [[text, "", " → ".join(_number(each.get(name), 2) for each in covered)] for name, text in words.items()]
     return table([STAGE_NAMES[stage], "paper, people", "this run, simulated"], rows)
 
@@ -190,7 +190,7 @@ SIMULATION = """<p class="note">* What a simulation cannot show is people's spee
 people, these are modelled: so many clicks, looks and brush strokes, each with a time from the literature or an assumption
 (<code>annotator.time_model</code> in the config). They show whether a better model needs less work. They do not show that
 people tire, learn, overlook objects, disagree about what an object is, or correct what they should have left. The simulated
-annotator knows the objects of the ground truth and no others, so masks a picture end where the ground truth ends;
+annotator knows the objects of the ground truth and no others, so masks an image end where the ground truth ends;
 people had no such end. It stops where its mask agrees well enough with the ground truth, so the IoU of what it drew
 says how it was set, not how good people would be.</p>"""
 

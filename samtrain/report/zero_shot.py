@@ -56,13 +56,13 @@ NAMES = (
     ("gap_1", "best group less worst, 1 click", ""),
     ("gap_3", "3 clicks", ""),
     ("ungrouped", "objects without a group", ""),
-    ("masks_per_image", "masks a picture", ""),
+    ("masks_per_image", "masks an image", ""),
     ("objects", "objects", ""),
-    ("pictures", "pictures", ""),
+    ("images", "images", ""),
 )
 # of the same names in other experiments: table 6, perceived gender, age and skin tone of people, the first point drawn
 FAIRNESS = {"miou_1": "0.515 to 0.629 by group (people)", "miou_3": "0.901 to 0.926 by group (people)"}
-NOTE = "In brackets 95 % intervals, of a bootstrap over pictures. The paper's figures are those of ViT-H on its own sets."
+NOTE = "In brackets 95 % intervals, of a bootstrap over images. The paper's figures are those of ViT-H on its own sets."
 
 
 def zero_shot_table(run: RunFiles) -> str:
@@ -92,7 +92,7 @@ def missing_sets(run: RunFiles) -> str:
     ]
     if not rows:
         return ""
-    body = table(["", "pictures", "masks", "licence", "how it is had"], rows, "sets")
+    body = table(["", "images", "masks", "licence", "how it is had"], rows, "sets")
     return f"<details><summary>{len(rows)} sets are missing</summary>{body}</details>"
 
 
@@ -100,7 +100,7 @@ def _cell(run: RunFiles, name_of_set: str, name: str) -> str:
     value = run.metrics.get(f"{name_of_set}/{name}")
     if value is None:
         return ""
-    if name in ("objects", "pictures", "ungrouped") or name.startswith("failures"):
+    if name in ("objects", "images", "ungrouped") or name.startswith("failures"):
         return f"{value:,.0f}"
     low, high = (run.metrics.get(f"{name_of_set}/{name}_{end}") for end in ("low", "high"))
     interval = f" ({low:.3f} to {high:.3f})" if low is not None and high is not None else ""

@@ -132,25 +132,25 @@ def optim_config(config: Config, model: str, learning_rate: float) -> OptimConfi
 def transforms_of(
     config: Config, *, image_size: int, native: bool, jitter: list[float] | None
 ) -> tuple[WindowTransform, WindowTransform]:
-    """How pictures come into the input, in training and in validation; `jitter` is the range of the large-scale jitter."""
+    """How images come into the input, in training and in validation; `jitter` is the range of the large-scale jitter."""
     loader = config["loader"]
     common = {key: loader[key] for key in ("max_mask_area", "min_mask_area")} | {"image_size": image_size}
     training = {**common, "flip_probability": loader["flip_probability"]}
     if native:
         if jitter:
-            log.warning("large_scale_jitter is left out: native crops keep the picture's own scale")
+            log.warning("large_scale_jitter is left out: native crops keep the image's own scale")
         return NativeCrop(**training), NativeCrop(centre=True, **common)
     jittered = LargeScaleJitter(scale=jitter, **training) if jitter else ResizeLongestSide(**training)
     return jittered, ResizeLongestSide(**common)
 
 
 def make_predictor(sam: Sam, *, native: bool) -> SamPredictor:
-    """What answers clicks on a picture as the model has seen pictures in training."""
+    """What answers clicks on an image as the model has seen images in training."""
     return TiledPredictor(sam) if native else SamPredictor(sam)
 
 
 def device_of(config: Config, worker: int | None = None) -> torch.device:
-    """Where pictures are predicted: the trainer's accelerator, its first device, or of several workers the GPU of one."""
+    """Where images are predicted: the trainer's accelerator, its first device, or of several workers the GPU of one."""
     accelerator = config["trainer"]["accelerator"]
     if accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")

@@ -24,11 +24,11 @@ KINDS = ("synthetic", "folder", "shards")
 FRAMES = ("auto", "resize", "native")
 MIN_CELLS = 2.5  # of the decoder's grid, across: at 96 px nuclei have 1.8 and want their own pixels, photos of COCO 3.2
 MANY_SCENES = 200  # from here on processes of their own paint faster than they take to start
-PICTURES_LOOKED_AT = 200  # for the median that `auto` decides by
+IMAGES_LOOKED_AT = 200  # for the median that `auto` decides by
 
 
 @dataclass(frozen=True)
-class PictureSet:
+class ImageSet:
     """Shards by use; `public` is for a first model, `pool` for the engine to annotate, or to train on."""
 
     public: list[Source]
@@ -45,7 +45,7 @@ class PictureSet:
         return [tar for source in self.pool for tar in expand_urls(source.urls)]
 
 
-def open_set(data: dict[str, Any], data_dir: str) -> PictureSet:
+def open_set(data: dict[str, Any], data_dir: str) -> ImageSet:
     """The set that a `data` node describes, prepared below `data_dir` if it was not."""
     kind = data["kind"]
     if kind == "shards":
@@ -58,10 +58,10 @@ def open_set(data: dict[str, Any], data_dir: str) -> PictureSet:
     raise ValueError(f"data.kind is {kind!r}: take one of {', '.join(KINDS)}")
 
 
-def pool_of_stage_2(data: dict[str, Any], data_dir: str, pictures: PictureSet) -> list[str]:
+def pool_of_stage_2(data: dict[str, Any], data_dir: str, images: ImageSet) -> list[str]:
     """The tars of what the semi-automatic rounds annotate: crowded scenes of a synthetic set, of any other its pool."""
     if data["kind"] != "synthetic" or not data["splits"].get("crowded"):
-        return pictures.pool_tars()
+        return images.pool_tars()
     return sorted(map(str, (_paint(data, data_dir, ["crowded"]) / "crowded").glob("*.tar")))
 
 
@@ -71,11 +71,11 @@ def _paint(data: dict[str, Any], data_dir: str, names: list[str]) -> Path:
     return make_synthetic(data_dir, splits=splits, size=tuple(data["size"]), seed=data["seed"], num_workers=painters)
 
 
-def _open_prepared(folder: Path) -> PictureSet:
+def _open_prepared(folder: Path) -> ImageSet:
     """The splits that hold something; an empty one has a folder without tars, or none."""
     tars = {split: sorted(map(str, (folder / split).glob("*.tar"))) for split in ("public", "pool", "val", "test")}
     log.info("%s: %s", folder, ", ".join(f"{len(paths)} {split}" for split, paths in tars.items()) + " shards")
-    return PictureSet(
+    return ImageSet(
         public=[Source(tars["public"])] if tars["public"] else [],
         pool=[Source(tars["pool"])] if tars["pool"] else [],
         val=tars["val"],
@@ -83,8 +83,8 @@ def _open_prepared(folder: Path) -> PictureSet:
     )
 
 
-def _open_shards(data: dict[str, Any]) -> PictureSet:
-    return PictureSet(
+def _open_shards(data: dict[str, Any]) -> ImageSet:
+    return ImageSet(
         public=[],
         pool=[Source.of(source) for source in data["train"].values()],
         val=_local(data["val"], "data.val"),
@@ -115,10 +115,10 @@ def records(tars: list[str], on_error: str = "raise") -> Iterator[Record]:
             yield record
 
 
-def is_native(data: dict[str, Any], pictures: PictureSet, sam: SamConfig) -> bool:
-    """Whether pictures are seen in their own pixels, by crops and tiles, or resized to the input.
+def is_native(data: dict[str, Any], images: ImageSet, sam: SamConfig) -> bool:
+    """Whether images are seen in their own pixels, by crops and tiles, or resized to the input.
 
-    `data.frame=auto` looks at the pool: native where the median picture is larger than the input and the median object,
+    `data.frame=auto` looks at the pool: native where the median image is larger than the input and the median object,
     shrunk with it, would be less than `MIN_CELLS` of the decoder's cells across.
     """
     frame = data["frame"]
@@ -126,20 +126,20 @@ def is_native(data: dict[str, Any], pictures: PictureSet, sam: SamConfig) -> boo
         raise ValueError(f"data.frame is {frame!r}: take one of {', '.join(FRAMES)}")
     if frame != "auto":
         return frame == "native"
-    sides, cells = _sizes([tar for tar in pictures.pool_tars() if not is_remote(tar)] or pictures.val, sam)
+    sides, cells = _sizes([tar for tar in images.pool_tars() if not is_remote(tar)] or images.val, sam)
     native = bool(np.median(sides) > sam.image_size and np.median(cells) < MIN_CELLS)
     log.info(
-        "data.frame=auto: pictures of %g pixels, objects of %.1f decoder cells when resized to %d: %s",
+        "data.frame=auto: images of %g pixels, objects of %.1f decoder cells when resized to %d: %s",
         np.median(sides), np.median(cells), sam.image_size, "native" if native else "resize",
     )  # fmt: skip
     return native
 
 
 def _sizes(tars: list[str], sam: SamConfig) -> tuple[list[int], list[float]]:
-    """Longest sides of some pictures, and the sides of their objects in cells of the decoder's grid."""
+    """Longest sides of some images, and the sides of their objects in cells of the decoder's grid."""
     sides: list[int] = []
     cells: list[float] = []
-    for record, _ in zip(records(tars, on_error="skip"), range(PICTURES_LOOKED_AT), strict=False):
+    for record, _ in zip(records(tars, on_error="skip"), range(IMAGES_LOOKED_AT), strict=False):
         image, objects = record.annotation["image"], record.annotation["annotations"]
         sides.append(max(image["width"], image["height"]))
         areas = [each.get("area") for each in objects]

@@ -61,7 +61,7 @@ class Training:
     model:               the size to train, None: that of `init`
     init:                the checkpoint to begin from, None: a new model
     learning_rate:       of the parts that are not the encoder
-    native:              pictures are seen in their own pixels, by crops
+    native:              images are seen in their own pixels, by crops
     images_seen:         before this training, by earlier rounds
     key:                 the config key that errors about the model name
     """
@@ -111,7 +111,7 @@ def train(config: Config, training: Training, loggers: list[Logger]) -> FitResul
     for logger in loggers:
         logger.save()
 
-    # without pictures to choose by, the last is the best
+    # without images to choose by, the last is the best
     best = next((c for c in callbacks if isinstance(c, BestCheckpoint)), None)
     if trainer.is_global_zero and not training.best.is_file():
         with atomic_path(training.best) as whole:
@@ -224,7 +224,7 @@ def make_trainer(
     *,
     validates: bool,
 ) -> pl.Trainer:
-    """Lightning's Trainer for `steps` optimiser steps of the recipe's number of pictures."""
+    """Lightning's Trainer for `steps` optimiser steps of the recipe's number of images."""
     settings = config["trainer"]
     accumulate = micro_batches(config, model)
     return pl.Trainer(
@@ -259,7 +259,7 @@ def strategy_of(config: Config) -> str | Strategy:
     if config["trainer"]["compile"]:
         raise ValueError(
             "trainer.compile is true and trainer.strategy fsdp, under which a validation is compiled for minutes (one of "
-            "two tiny pictures took three): set trainer.compile=false or trainer.strategy=ddp"
+            "two tiny images took three): set trainer.compile=false or trainer.strategy=ddp"
         )
     if ema_decay is not None:
         raise ValueError(
@@ -282,7 +282,7 @@ def micro_batches(config: Config, model: str) -> int:
     at_once = config["loader"]["batch_size"] * num_devices(config)
     if wanted % at_once:
         raise ValueError(
-            f"a step of {wanted} pictures cannot be made of {at_once} at once ({num_devices(config)} devices with "
+            f"a step of {wanted} images cannot be made of {at_once} at once ({num_devices(config)} devices with "
             f"{config['loader']['batch_size']} each): set trainer.images_per_step, trainer.devices or "
             "loader.batch_size so that the first is a multiple of the other two's product"
         )

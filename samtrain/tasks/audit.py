@@ -25,7 +25,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     settings, seed = config["audit"], config["seed"]
     _check(config)
     places = [(index, i) for index in map(index_tar, expand_urls(settings["dataset"])) for i in range(len(index))]
-    chosen = [read_record(*place) for place in sample(places, settings["pictures"], seed)]
+    chosen = [read_record(*place) for place in sample(places, settings["images"], seed)]
     if settings["corrected"] is not None:
         pairs, missing = pairs_with_corrections(chosen, Path(settings["corrected"]))
     else:
@@ -46,8 +46,8 @@ def run(config: Config, run_dir: Path) -> Metrics:
     metrics: Metrics = {f"audit/{key}": value for key, value in found.items() if not isinstance(value, list)}
     write_metrics(run_dir, metrics)
     log.info(
-        "%d masks in %d pictures: %.1f %% above 90 %% IoU, %.1f %% above 75 %% (paper: 94, 97); left out: %s",
-        found["pairs"], found["pictures"], 100 * found["share_above_90"], 100 * found["share_above_75"], missing,
+        "%d masks in %d images: %.1f %% above 90 %% IoU, %.1f %% above 75 %% (paper: 94, 97); left out: %s",
+        found["pairs"], found["images"], 100 * found["share_above_90"], 100 * found["share_above_75"], missing,
     )  # fmt: skip
     log.info("report: %s", write_report(run_dir))
     return metrics
@@ -61,17 +61,17 @@ def _check(config: Config) -> None:
         raise ValueError("give audit.corrected, a folder of corrected JSONs, or audit.truth, shards with ground truth")
     if settings["corrected"] is not None and not Path(settings["corrected"]).is_dir():
         raise ValueError(f"audit.corrected is {settings['corrected']!r}, which is no folder")
-    if settings["pictures"] < 1:
-        raise ValueError(f"audit.pictures is {settings['pictures']}: take 1 and more")
+    if settings["images"] < 1:
+        raise ValueError(f"audit.images is {settings['images']}: take 1 and more")
 
 
 def _truth(urls: str) -> dict[str, list[RLE]]:
-    """Objects of each picture by its name."""
+    """Objects of each image by its name."""
     found = {}
     for record in records(expand_urls(urls)):
         size = record.annotation["image"]["height"], record.annotation["image"]["width"]
         objects = [to_compressed(each["segmentation"], size) for each in record.annotation["annotations"]]
         if (name := Path(record.key).name) in found:
-            raise ValueError(f"audit.truth has two pictures {name!r}: {record.name} is the second")
+            raise ValueError(f"audit.truth has two images {name!r}: {record.name} is the second")
         found[name] = objects
     return found

@@ -15,7 +15,7 @@ from samtrain.report import write_report
 from samtrain.run.build import Config, device_of
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, write_metrics
-from samtrain.run.image_sets import PictureSet, open_set, records
+from samtrain.run.image_sets import ImageSet, open_set, records
 from samtrain.run.training import validation_interval
 from samtrain.tasks.rounds.schedule import stage_1_of
 from samtrain.training.loggers import make_loggers
@@ -30,20 +30,20 @@ def run(config: Config, run_dir: Path) -> Metrics:
     """
     begin = time.perf_counter()
     settings = config["detector"]
-    pictures = open_set(config["data"], config["data_dir"])
+    images = open_set(config["data"], config["data_dir"])
     path = train_detector(
-        pictures.train if config["stage1_run"] is None else [Source(collected_by(stage_1_of(config)), last_counts=True)],
+        images.train if config["stage1_run"] is None else [Source(collected_by(stage_1_of(config)), last_counts=True)],
         settings["init"] and Path(settings["init"]),
         run_dir,
         recipe=recipe_of(config),
         seed=config["seed"],
         model=model_of(config),
-        val=pictures.val,
+        val=images.val,
         size_limits=tuple(config["size_limits"]),
         loggers=make_loggers(run_dir, config["logger"]),
         running=running_of(config),
     )
-    metrics: Metrics = {**test_metrics(config, load_detector(path), pictures)}
+    metrics: Metrics = {**test_metrics(config, load_detector(path), images)}
     metrics.update(costs(run_dir, begin))
     write_metrics(run_dir, metrics)
     write_report(run_dir)
@@ -76,15 +76,15 @@ def running_of(config: Config) -> Running:
     )
 
 
-def test_metrics(config: Config, detector: Detector, pictures: PictureSet) -> dict[str, float]:
-    """`test/box_ap`, ... on whole pictures; nothing where no picture was held back for the test."""
-    if not pictures.test:
-        log.warning("no pictures are held back for the test: no test/box_* (data.test)")
+def test_metrics(config: Config, detector: Detector, images: ImageSet) -> dict[str, float]:
+    """`test/box_ap`, ... on whole images; nothing where no image was held back for the test."""
+    if not images.test:
+        log.warning("no images are held back for the test: no test/box_* (data.test)")
         return {}
     settings = config["detector"]
     metrics = evaluate_boxes(
         detector.to(device_of(config)).detect,
-        records(pictures.test, config["data"]["on_error"]),
+        records(images.test, config["data"]["on_error"]),
         max_mask_area=settings["max_mask_area"],
         size_limits=tuple(config["size_limits"]),
     )

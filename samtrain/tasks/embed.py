@@ -1,4 +1,4 @@
-"""`task=embed`: pictures are encoded before anybody asks; `EmbeddingStore` finds them by their pixels."""
+"""`task=embed`: images are encoded before anybody asks; `EmbeddingStore` finds them by their pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.progress import track
 
 from samtrain.data.decode import decode_shown
-from samtrain.data.prepare.mask_files import PICTURES, files_below
+from samtrain.data.prepare.mask_files import IMAGES, files_below
 from samtrain.data.tar_index import check_on_error
 from samtrain.inference.embeddings import EmbeddingStore
 from samtrain.inference.predictor import SamPredictor
@@ -22,13 +22,13 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config, run_dir: Path) -> None:
-    """Write an embedding of each picture of `embed.images` that `embed.output` has none of; killed, it goes on there."""
+    """Write an embedding of each image of `embed.images` that `embed.output` has none of; killed, it goes on there."""
     _check(config)
-    paths = _pictures(config["embed"]["images"])
+    paths = _images(config["embed"]["images"])
     store = EmbeddingStore(config["embed"]["output"] or run_dir / "embeddings")
     predictor = SamPredictor(load_sam(config["checkpoint"]).to(device_of(config)))
     counts: Counter[str] = Counter()
-    for path in track(paths, "embedding pictures", console=console(), disable=not console().is_terminal):
+    for path in track(paths, "embedding images", console=console(), disable=not console().is_terminal):
         try:
             image = decode_shown(path.read_bytes(), str(path))
         except ValueError as error:
@@ -39,7 +39,7 @@ def run(config: Config, run_dir: Path) -> None:
             continue
         counts["there"] += store.set_image(predictor, image)
     new = len(paths) - counts.total()
-    log.info("%s: %d pictures new, %d there already, %d left out", store.folder, new, counts["there"], counts["left out"])
+    log.info("%s: %d images new, %d there already, %d left out", store.folder, new, counts["there"], counts["left out"])
 
 
 def _check(config: Config) -> None:
@@ -52,9 +52,9 @@ def _check(config: Config) -> None:
     check_on_error(data["on_error"])
 
 
-def _pictures(images: str) -> list[Path]:
-    """The pictures below a folder, or the files of a glob, in the order of names."""
-    found = files_below(Path(images), PICTURES) if Path(images).is_dir() else map(Path, glob.glob(images, recursive=True))
+def _images(images: str) -> list[Path]:
+    """The images below a folder, or the files of a glob, in the order of names."""
+    found = files_below(Path(images), IMAGES) if Path(images).is_dir() else map(Path, glob.glob(images, recursive=True))
     if paths := sorted(path for path in found if path.is_file()):
         return paths
-    raise ValueError(f"embed.images is {images!r}, where no picture is ({', '.join(sorted(PICTURES))} in a folder)")
+    raise ValueError(f"embed.images is {images!r}, where no image is ({', '.join(sorted(IMAGES))} in a folder)")

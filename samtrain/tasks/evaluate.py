@@ -1,17 +1,17 @@
-"""`task=evaluate`: what a checkpoint is worth on pictures that it was neither trained nor chosen on."""
+"""`task=evaluate`: what a checkpoint is worth on images that it was neither trained nor chosen on."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
 
-from samtrain.data.difficulty import best_single_mask_miou, decoded_pictures, flood_fill_miou
+from samtrain.data.difficulty import best_single_mask_miou, decoded_images, flood_fill_miou
 from samtrain.evaluators.clicks import evaluate_clicks
 from samtrain.modeling.build import load_sam
 from samtrain.modeling.sam import Sam
 from samtrain.run.build import Config, device_of, make_predictor
 from samtrain.run.directory import Metrics, write_metrics
-from samtrain.run.image_sets import PictureSet, is_native, open_set, records
+from samtrain.run.image_sets import ImageSet, is_native, open_set, records
 
 log = logging.getLogger(__name__)
 
@@ -20,23 +20,23 @@ def run(config: Config, run_dir: Path) -> Metrics:
     """Test metrics of `config.checkpoint` on the test split of `config.data`."""
     if config["checkpoint"] is None:
         raise ValueError("checkpoint is null: task=evaluate needs one, checkpoint=FILE")
-    pictures = open_set(config["data"], config["data_dir"])
+    images = open_set(config["data"], config["data_dir"])
     sam = load_sam(config["checkpoint"])
-    native = is_native(config["data"], pictures, sam.config)
-    metrics: Metrics = {**test_metrics(config, sam, pictures, native=native)}
-    metrics.update(difficulty_metrics(config, pictures))
+    native = is_native(config["data"], images, sam.config)
+    metrics: Metrics = {**test_metrics(config, sam, images, native=native)}
+    metrics.update(difficulty_metrics(config, images))
     write_metrics(run_dir, metrics)
     return metrics
 
 
-def test_metrics(config: Config, sam: Sam, pictures: PictureSet, *, native: bool) -> dict[str, float]:
-    """`test/miou_1`, ... by the predictor, in original pixels; nothing where no picture was held back for the test."""
-    if not pictures.test:
-        log.warning("no pictures are held back for the test: no test/* (data.test)")
+def test_metrics(config: Config, sam: Sam, images: ImageSet, *, native: bool) -> dict[str, float]:
+    """`test/miou_1`, ... by the predictor, in original pixels; nothing where no image was held back for the test."""
+    if not images.test:
+        log.warning("no images are held back for the test: no test/* (data.test)")
         return {}
     metrics, _ = evaluate_clicks(
         make_predictor(sam.to(device_of(config)), native=native),
-        records(pictures.test, config["data"]["on_error"]),
+        records(images.test, config["data"]["on_error"]),
         num_points=config["evaluator"]["num_points"],
         max_masks=config["evaluator"]["max_masks"],
         seed=config["seed"],
@@ -47,11 +47,11 @@ def test_metrics(config: Config, sam: Sam, pictures: PictureSet, *, native: bool
     return found
 
 
-def difficulty_metrics(config: Config, pictures: PictureSet) -> dict[str, float]:
+def difficulty_metrics(config: Config, images: ImageSet) -> dict[str, float]:
     """What no single mask a click can exceed on the test scenes, and what a flood fill reaches; synthetic sets only."""
-    if config["data"]["kind"] != "synthetic" or not pictures.test:
+    if config["data"]["kind"] != "synthetic" or not images.test:
         return {}
-    shown = list(decoded_pictures(records(pictures.test)))
+    shown = list(decoded_images(records(images.test)))
     return {
         "test/ceiling_miou_1": best_single_mask_miou(shown),
         "test/flood_fill_miou_1": flood_fill_miou(shown),

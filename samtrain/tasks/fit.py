@@ -15,7 +15,7 @@ from samtrain.report import write_report
 from samtrain.run.build import Config, learning_rate_of, sam_config_of, transforms_of
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, is_first_rank, write_metrics
-from samtrain.run.image_sets import PictureSet, is_native, open_set
+from samtrain.run.image_sets import ImageSet, is_native, open_set
 from samtrain.run.preflight import look_at
 from samtrain.run.training import Training, train
 from samtrain.tasks.evaluate import difficulty_metrics, test_metrics
@@ -27,17 +27,17 @@ log = logging.getLogger(__name__)
 def run(config: Config, run_dir: Path) -> Metrics:
     """Train on `config.data`, go on if `run_dir` holds a part of it; returns what metrics.json holds."""
     begin = time.perf_counter()
-    pictures = open_set(config["data"], config["data_dir"])
-    training = first_training(config, run_dir, pictures)
+    images = open_set(config["data"], config["data_dir"])
+    training = first_training(config, run_dir, images)
     if is_first_rank():
-        look_at(config, pictures, image_size=sam_config_of(config).image_size, native=training.native)
+        look_at(config, images, image_size=sam_config_of(config).image_size, native=training.native)
     loggers = make_loggers(run_dir, config["logger"], config)
     result = train(config, training, loggers)
     if not is_first_rank():
         return {}
     metrics: Metrics = {**result.metrics}
-    metrics.update(test_metrics(config, load_sam(result.checkpoint), pictures, native=training.native))
-    metrics.update(difficulty_metrics(config, pictures))
+    metrics.update(test_metrics(config, load_sam(result.checkpoint), images, native=training.native))
+    metrics.update(difficulty_metrics(config, images))
     metrics.update(costs(run_dir, begin))
     write_metrics(run_dir, metrics)
     log.info("report: %s", write_report(run_dir))
@@ -45,19 +45,19 @@ def run(config: Config, run_dir: Path) -> Metrics:
     return metrics
 
 
-def first_training(config: Config, directory: Path, pictures: PictureSet) -> Training:
+def first_training(config: Config, directory: Path, images: ImageSet) -> Training:
     """The training that `model`, `checkpoint`, `optim` and `trainer` describe."""
     sam = sam_config_of(config)
-    loader, native = config["loader"], is_native(config["data"], pictures, sam)
-    train_on = pictures.train
+    loader, native = config["loader"], is_native(config["data"], images, sam)
+    train_on = images.train
     if loader["train_images"] is not None:
-        train_on = [_first_images(config, directory / "shards", pictures, native)]
+        train_on = [_first_images(config, directory / "shards", images, native)]
     return Training(
         directory=directory,
         model=config["model"]["name"],
         init=config["checkpoint"] and Path(config["checkpoint"]),
         train=train_on,
-        val=[str(url) for source in train_on for url in source.urls] if loader["val_on_train"] else pictures.val,
+        val=[str(url) for source in train_on for url in source.urls] if loader["val_on_train"] else images.val,
         steps=config["trainer"]["max_steps"],
         learning_rate=learning_rate_of(config, sam.model, config["optim"]["learning_rate_factor"]),
         native=native,
@@ -65,12 +65,12 @@ def first_training(config: Config, directory: Path, pictures: PictureSet) -> Tra
     )
 
 
-def _first_images(config: Config, folder: Path, pictures: PictureSet, native: bool) -> Source:
-    """A shard with the first `loader.train_images` pictures in which the transform finds an object; one rank makes it."""
+def _first_images(config: Config, folder: Path, images: ImageSet, native: bool) -> Source:
+    """A shard with the first `loader.train_images` images in which the transform finds an object; one rank makes it."""
 
     def write(partial: Path) -> dict[str, int]:
         _, transform = transforms_of(config, image_size=sam_config_of(config).image_size, native=native, jitter=None)
-        dataset = SamDataset(pictures.train, transform, max_masks=1, on_error=config["data"]["on_error"])
+        dataset = SamDataset(images.train, transform, max_masks=1, on_error=config["data"]["on_error"])
         wanted = config["loader"]["train_images"]
         chosen = list(islice((i for i in range(len(dataset)) if len(dataset.get(0, i).masks)), wanted))
         with ShardWriter(partial, "first", max_count=wanted) as writer:

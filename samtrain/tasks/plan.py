@@ -21,7 +21,7 @@ MARGIN = 1.15  # allocators hold more than what is alive: a guess for GPUs; glib
 
 
 def run(config: Config, run_dir: Path) -> Metrics:
-    """Print a table of objects a picture, with and without activation checkpointing; returns the config's own figures."""
+    """Print a table of objects an image, with and without activation checkpointing; returns the config's own figures."""
     device = device_of_plan(config)
     model = sam_config_of(config)
     own = config["loader"]["max_masks"], config["trainer"]["activation_checkpointing"]
@@ -30,9 +30,9 @@ def run(config: Config, run_dir: Path) -> Metrics:
     hours = {each: hours_of(config, model, device, cost) for each, cost in costs.items()}
 
     batch, precision = config["loader"]["batch_size"], config["trainer"]["precision"]
-    title = f"{model.model}, {model.image_size} px, {batch} pictures at once, {precision}"
+    title = f"{model.model}, {model.image_size} px, {batch} images at once, {precision}"
     table = Table(title=f"{title}, {device.memory_gb:g} GB", title_justify="left")
-    for name in ("objects", "checkpointing", "memory GB", "fits", "TFLOP a picture", "pictures/s a device", "hours of the run"):
+    for name in ("objects", "checkpointing", "memory GB", "fits", "TFLOP an image", "images/s a device", "hours of the run"):
         table.add_column(name, justify="right", overflow="fold")
     for each, cost in costs.items():
         memory = cost.memory_gb * MARGIN
@@ -82,6 +82,6 @@ def hours_of(config: Config, model: SamConfig, device: Device, cost: StepCost) -
     """Of the whole training on all devices, validation and waiting for data left out."""
     recipe = recipe_of(config, model.model)
     steps = config["trainer"]["max_steps"] or recipe["max_steps"]
-    pictures = steps * (config["trainer"]["images_per_step"] or recipe["images_per_step"])
-    seconds = pictures / config["loader"]["batch_size"] * cost.tflop / device.tflops
+    images = steps * (config["trainer"]["images_per_step"] or recipe["images_per_step"])
+    seconds = images / config["loader"]["batch_size"] * cost.tflop / device.tflops
     return seconds / num_devices(config) / 3600

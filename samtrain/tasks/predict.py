@@ -1,4 +1,4 @@
-"""`task=predict`: masks of one object from clicks or a box on one picture."""
+"""`task=predict`: masks of one object from clicks or a box on one image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config, run_dir: Path) -> None:
-    """Write `mask_<i>.png`, `masks.json` (RLE and predicted IoU, the best first) and a picture of them, `masks.png`."""
+    """Write `mask_<i>.png`, `masks.json` (RLE and predicted IoU, the best first) and an image of them, `masks.png`."""
     settings = config["predict"]
     _check(config)
     image = decode_shown(Path(settings["image"]).read_bytes(), settings["image"])
@@ -48,7 +48,7 @@ def _check(config: Config) -> None:
     settings = config["predict"]
     for key, value in (("checkpoint", config["checkpoint"]), ("predict.image", settings["image"])):
         if value is None:
-            raise ValueError(f"{key} is null: task=predict needs checkpoint=FILE predict.image=PICTURE")
+            raise ValueError(f"{key} is null: task=predict needs checkpoint=FILE predict.image=IMAGE")
         if not Path(value).is_file():
             raise ValueError(f"{key} is {value!r}, which is no file")
     if not settings["points"] and settings["box"] is None:

@@ -1,4 +1,4 @@
-"""`task=prepare`: shards of pictures with masks, or of synthetic scenes; the other tasks do it where it is needed."""
+"""`task=prepare`: shards of images with masks, or of synthetic scenes; the other tasks do it where it is needed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from samtrain.run.preflight import look_at
 
 def run(config: Config, run_dir: Path) -> None:
     """Prepare `config.data` below `config.data_dir`, and say what is wrong with it."""
-    pictures = open_set(config["data"], config["data_dir"])
+    images = open_set(config["data"], config["data_dir"])
     sam = sam_config_of(config)
-    look_at(config, pictures, image_size=sam.image_size, native=is_native(config["data"], pictures, sam))
+    look_at(config, images, image_size=sam.image_size, native=is_native(config["data"], images, sam))

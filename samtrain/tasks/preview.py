@@ -1,4 +1,4 @@
-"""`task=preview`: what training sees: pictures as they come into the input, their masks, simulated prompts."""
+"""`task=preview`: what training sees: images as they come into the input, their masks, simulated prompts."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from samtrain.types import Batch, Prompts
 
 log = logging.getLogger(__name__)
 
-OBJECTS = 4  # of each picture that are shown with prompts
+OBJECTS = 4  # of each image that are shown with prompts
 
 
 def run(config: Config, run_dir: Path) -> None:
-    """Write `preview.png`, a row a picture."""
-    pictures = open_set(config["data"], config["data_dir"])
+    """Write `preview.png`, a row an image."""
+    images = open_set(config["data"], config["data_dir"])
     sam = sam_config_of(config)
-    native, jitter = is_native(config["data"], pictures, sam), config["loader"]["large_scale_jitter"]
-    look_at(config, pictures, image_size=sam.image_size, native=native)
+    native, jitter = is_native(config["data"], images, sam), config["loader"]["large_scale_jitter"]
+    look_at(config, images, image_size=sam.image_size, native=native)
     transform, _ = transforms_of(config, image_size=sam.image_size, native=native, jitter=jitter)
     dataset = SamDataset(
-        pictures.train,
+        images.train,
         transform,
         max_masks=config["loader"]["max_masks"],
         seed=config["seed"],
@@ -44,11 +44,11 @@ def run(config: Config, run_dir: Path) -> None:
     rows = [_row(collate([dataset.get(0, i)]), sampler, seeded_generator("cpu", config["seed"], i)) for i in indices]
     path = run_dir / "preview.png"
     Image.fromarray(tile_panels(rows)).save(path)
-    log.info("%d pictures in %s", count, path)
+    log.info("%d images in %s", count, path)
 
 
 def _row(batch: Batch, sampler: Sampler, generator: torch.Generator) -> list[np.ndarray]:
-    """The picture with its masks, then some objects with the prompts of a whole schedule."""
+    """The image with its masks, then some objects with the prompts of a whole schedule."""
     height, width = batch.input_sizes[0].tolist()
     image = batch.images[0, :, :height, :width].permute(1, 2, 0).numpy()
     objects = batch.masks[batch.weights > 0]

@@ -19,7 +19,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     """Write `validation.json`; raises ValueError, which is exit status 1, where something is wrong."""
     settings = config["validate"]
     if settings["dataset"] is None:
-        raise ValueError("validate.dataset is null: name shards, or a folder of pictures with a JSON each")
+        raise ValueError("validate.dataset is null: name shards, or a folder of images with a JSON each")
     verdict = validate(settings["dataset"])
     shown: Counter[str] = Counter()
     for fault in verdict.faults:
@@ -32,7 +32,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     content = {
         "dataset": settings["dataset"],
         "sound": verdict.is_sound,
-        "pictures": verdict.pictures,
+        "images": verdict.images,
         "masks": verdict.masks,
         "faults": counts,
         "messages": [str(fault) for fault in verdict.faults],
@@ -40,14 +40,14 @@ def run(config: Config, run_dir: Path) -> Metrics:
     }
     write_text(run_dir / "validation.json", json.dumps(content, indent=1) + "\n")
     metrics: Metrics = {
-        "validation/pictures": verdict.pictures,
+        "validation/images": verdict.images,
         "validation/masks": verdict.masks,
         "validation/faults": len(verdict.faults),
     }
     write_metrics(run_dir, metrics)
-    log.info("%s: %d pictures, %d masks", settings["dataset"], verdict.pictures, verdict.masks)
+    log.info("%s: %d images, %d masks", settings["dataset"], verdict.images, verdict.masks)
     if not verdict.is_sound:
-        told = ", ".join(f"{count} x {kind}" for kind, count in counts.items()) or "there is no picture in it"
+        told = ", ".join(f"{count} x {kind}" for kind, count in counts.items()) or "there is no image in it"
         raise ValueError(f"{settings['dataset']} is not sound: {told}. All of it: {run_dir / 'validation.json'}")
     log.info("sound: nothing wrong was found")
     return metrics

@@ -15,7 +15,7 @@ from samtrain.data.shards import expand_urls, is_remote
 
 log = logging.getLogger(__name__)
 
-PREFETCH = 4  # batches each worker holds ready: decoding times vary by a factor of ten between pictures
+PREFETCH = 4  # batches each worker holds ready: decoding times vary by a factor of ten between images
 
 
 class SamDataModule(pl.LightningDataModule):
@@ -112,7 +112,7 @@ class SamDataModule(pl.LightningDataModule):
         )
         dataset.check_parts(self.num_workers)
         if self.start_step:
-            log.warning("streamed shards have no positions: this run goes on with other pictures than it would have had")
+            log.warning("streamed shards have no positions: this run goes on with other images than it would have had")
         return dataset
 
     def _make_dataset(self, sources: Sequence[Source], transform: Transform, max_masks: int) -> SamDataset:

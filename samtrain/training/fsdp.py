@@ -62,7 +62,7 @@ class EncoderFSDPStrategy(DDPStrategy):
     # ---- validation
 
     def on_validation_start(self) -> None:
-        """Whole blocks until the end: ranks with different numbers of pictures need not wait for each other."""
+        """Whole blocks until the end: ranks with different numbers of images need not wait for each other."""
         for block in self._sharded_blocks():
             block.set_reshard_after_forward(False)
             block.unshard()

@@ -165,7 +165,7 @@ class LitSam(pl.LightningModule):
         self.log_row({**values, "train/grad_norm": float(norm), "train/lr": rate}, step)
 
     def log_row(self, values: dict[str, float], step: int) -> None:
-        """Write scalars of one step to all loggers, at once and beside the pictures seen: `self.log` would come too late
+        """Write scalars of one step to all loggers, at once and beside the images seen: `self.log` would come too late
         for a checkpoint that is written at the end of the batch."""
         row = {**values, "images_seen": float(self.images_seen), "masks_seen": float(self.masks_seen)}
         for logger in self.loggers:

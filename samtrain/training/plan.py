@@ -81,7 +81,7 @@ def step_cost(
     bf16: bool,
     activation_checkpointing: bool,
 ) -> StepCost:
-    """The cost of a step on `images` pictures with `masks` objects each, everything trained, as `bf16-mixed` or in float32.
+    """The cost of a step on `images` images with `masks` objects each, everything trained, as `bf16-mixed` or in float32.
 
     device: "cpu" or "cuda", which take different ways through attention and loss
     """

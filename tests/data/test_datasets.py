@@ -57,7 +57,7 @@ def test_sources_and_weights(tmp_path, write_set):
         SamDataset(["https://host/a.tar"], RESIZE)
 
 
-def test_the_last_record_of_a_picture_counts_where_asked(tmp_path, write_set):
+def test_the_last_record_of_a_image_counts_where_asked(tmp_path, write_set):
     """Two tars hold set_0 to set_2, the later one set_2 to set_4 with other numbers of objects."""
     write_set(tmp_path / "a", n=3)
     write_set(tmp_path / "b", n=5)
@@ -81,7 +81,7 @@ def test_the_last_record_of_a_picture_counts_where_asked(tmp_path, write_set):
     assert len(SamDataset([Source(urls[0], last_counts=True), Source(urls[1], last_counts=True)], RESIZE)) == 6
 
 
-def test_memory_holds_pictures_up_to_its_size(tmp_path, write_set, monkeypatch):
+def test_memory_holds_images_up_to_its_size(tmp_path, write_set, monkeypatch):
     write_set(tmp_path)
     plain, held = SamDataset([tmp_path], RESIZE), SamDataset([tmp_path], RESIZE, cache_images=True, cache_bytes=3 * 40 * 60 * 3)
     assert all(equal(plain.get(e, i), held.get(e, i)) for e in range(2) for i in range(6))
@@ -93,7 +93,7 @@ def test_memory_holds_pictures_up_to_its_size(tmp_path, write_set, monkeypatch):
 
 
 def broken_set(folder, write_tar, making, **changes):
-    """Ten records of which number 4 is broken in the given way: its picture, its JSON text or its first mask."""
+    """Ten records of which number 4 is broken in the given way: its image, its JSON text or its first mask."""
     size = (40, 60)
     members = []
     for i in range(10):
@@ -111,7 +111,7 @@ def broken_set(folder, write_tar, making, **changes):
 
 EMPTY = {"segmentation": encode_mask(np.zeros((40, 60))), "area": 0}
 BROKEN = {
-    "cut picture": ({"image": b"\x89PNG\r\n"}, "its picture cannot be read"),
+    "cut image": ({"image": b"\x89PNG\r\n"}, "its image cannot be read"),
     "no JSON": ({"json": b"{oops"}, "its JSON is no JSON"),
     "wrong size": ({"mask": {"segmentation": encode_mask(np.ones((3, 3)))}}, r"annotation 0: RLE has size \(3, 3\)"),
     "no area": ({"mask": EMPTY}, "annotation 0: its mask has no pixels"),
@@ -140,9 +140,9 @@ def test_a_broken_record_is_skipped_counted_and_said_once(tmp_path, write_tar, m
     assert caplog.text.count("record sa_4") == 2, "once for each of the two datasets"
 
 
-def test_a_missing_picture_and_a_cut_tar(tmp_path, write_tar, making, caplog):
+def test_a_missing_image_and_a_cut_tar(tmp_path, write_tar, making, caplog):
     path = broken_set(tmp_path / "set", write_tar, making, image=None)
-    with pytest.raises(ValueError, match=r"a\.tar: record sa_4 has no picture"):
+    with pytest.raises(ValueError, match=r"a\.tar: record sa_4 has no image"):
         SamDataset([path], RESIZE)
     dataset = SamDataset([path], RESIZE, on_error="skip")
     assert (len(dataset), dataset.num_skipped) == (9, 1)
@@ -204,7 +204,7 @@ def test_skips_are_counted_across_workers(tmp_path, write_tar, making):
     assert dataset.num_skipped == 1
 
 
-def test_real_pictures_in_batches(tmp_path, shared_data):
+def test_real_images_in_batches(tmp_path, shared_data):
     """Nuclei, grey and in colour, as native crops: each crop holds an object."""
     with ShardWriter(tmp_path, "nuclei") as writer:
         for path in sorted((shared_data / "dsb2018-cc0" / "images").glob("*.json"))[:8]:

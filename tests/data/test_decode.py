@@ -14,9 +14,9 @@ from samtrain.data.decode import decode_image, decode_samples, decode_shown
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
 
-def encode(picture: Image.Image, kind: str = "png", **options) -> bytes:
+def encode(image: Image.Image, kind: str = "png", **options) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -80,15 +80,15 @@ def test_16_bit_grey_is_stretched_and_said(caplog):
 def test_16_bit_tiff_and_float_tiff():
     ramp = np.linspace(1000, 1500, 54).reshape(6, 9)
     expected = decode(encode(Image.fromarray(ramp.astype(np.uint16))))
-    for picture in (ramp.astype(np.uint16), ramp.astype(np.int32), ramp.astype(np.float32)):
-        image = decode(encode(Image.fromarray(picture), "tiff"))
+    for photo in (ramp.astype(np.uint16), ramp.astype(np.int32), ramp.astype(np.float32)):
+        image = decode(encode(Image.fromarray(photo), "tiff"))
         assert np.abs(image.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("largest", [54, 65536])
 def test_16_bit_colour_keeps_its_low_bits(channels, largest):
-    """Alpha or not, grey or not, dark (all of it under one step of 8 bits) or not: equal samples, equal picture."""
+    """Alpha or not, grey or not, dark (all of it under one step of 8 bits) or not: equal samples, equal image."""
     grey = np.random.default_rng(1).permutation(np.linspace(0, largest - 1, 54).astype(np.uint16)).reshape(6, 9)
     samples = np.repeat(grey[..., None], channels, axis=2)
     if channels in (2, 4):
@@ -112,11 +112,11 @@ def test_16_bit_colours_keep_their_relations(making, kind):
 
 def test_16_bit_colours_in_planes_are_refused_not_misread(making):
     samples = np.random.default_rng(2).integers(0, 65536, (6, 9, 3)).astype(np.uint16)
-    with pytest.raises(ValueError, match="here: its picture cannot be read .*save them interleaved"):
+    with pytest.raises(ValueError, match="here: its image cannot be read .*save them interleaved"):
         decode(making.encode_16_bit_tiff(samples, "<", planes=2))
 
 
-def test_constant_16_bit_picture():
+def test_constant_16_bit_image():
     assert (decode(encode(Image.fromarray(np.full((6, 9), 900, dtype=np.uint16)))) == 0).all()
 
 
@@ -125,10 +125,10 @@ METHODS |= {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 
 
 def encode_turned(kind: str, orientation: int) -> tuple[bytes, np.ndarray]:
-    """A picture with this EXIF orientation, and as it is shown."""
-    picture, exif = Image.fromarray(RGB), Image.Exif()
+    """An image with this EXIF orientation, and as it is shown."""
+    image, exif = Image.fromarray(RGB), Image.Exif()
     exif[0x0112] = orientation
-    return encode(picture, kind, exif=exif), np.asarray(picture.transpose(Image.Transpose[METHODS[orientation]]))
+    return encode(image, kind, exif=exif), np.asarray(image.transpose(Image.Transpose[METHODS[orientation]]))
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
@@ -136,12 +136,12 @@ def encode_turned(kind: str, orientation: int) -> tuple[bytes, np.ndarray]:
 def test_exif_turns_if_that_gives_the_size_of_the_json(kind, orientation):
     """A TIFF is turned by PIL itself, whatever the JSON says."""
     data, shown = encode_turned(kind, orientation)
-    assert (decode(data) == RGB).all(), "the JSON describes the picture as stored"
-    assert (decode(data, (9, 6)) == shown).all(), "the JSON describes the picture as shown"
+    assert (decode(data) == RGB).all(), "the JSON describes the image as stored"
+    assert (decode(data, (9, 6)) == shown).all(), "the JSON describes the image as shown"
     assert (decode_shown(data, "here") == shown).all()
 
 
-def test_exif_turns_16_bit_pictures_too():
+def test_exif_turns_16_bit_images_too():
     ramp = np.arange(54, dtype=np.uint16).reshape(6, 9)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -158,21 +158,21 @@ def test_exif_that_does_not_change_the_size_is_left_alone(kind, orientation):
 
 
 def test_other_size_is_refused():
-    with pytest.raises(ValueError, match="here: its picture is 9 x 6 .*its JSON says 6 x 9; correct the JSON"):
+    with pytest.raises(ValueError, match="here: its image is 9 x 6 .*its JSON says 6 x 9; correct the JSON"):
         decode(encode(Image.fromarray(RGB)), (9, 6))
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "tiff"])
-def test_broken_pictures_name_the_record(kind):
+def test_broken_images_name_the_record(kind):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     data = encode(noise, kind)
     header = data.replace(b"\0\0\0\rIHDR", b"\0\0\0\x01IHDR")  # of PNG; PIL says ValueError
-    for broken in (b"", b"no picture", data[: len(data) // 2], *([header] if header != data else [])):
-        with pytest.raises(ValueError, match="here: its picture cannot be read"):
+    for broken in (b"", b"no image", data[: len(data) // 2], *([header] if header != data else [])):
+        with pytest.raises(ValueError, match="here: its image cannot be read"):
             decode(broken, (64, 64))
 
 
-def test_broken_16_bit_picture_names_the_record():
+def test_broken_16_bit_image_names_the_record():
     data = encode_16_bit_png(np.random.default_rng(0).integers(0, 65536, (64, 64, 3)).astype(np.uint16))
-    with pytest.raises(ValueError, match="here: its picture cannot be read"):
+    with pytest.raises(ValueError, match="here: its image cannot be read"):
         decode(data[: len(data) // 2], (64, 64))

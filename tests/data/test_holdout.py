@@ -21,9 +21,9 @@ def test_shares_are_kept_and_nothing_is_empty(seed: int) -> None:
     assert chosen == hold_back(groups[::-1], fractions=FRACTIONS, seed=seed)
     assert set(chosen) == set(groups) and set(chosen.values()) == {"pool", "val", "test"}
     if len(chosen) > 15:
-        pictures = Counter(chosen[group] for group in groups)
+        images = Counter(chosen[group] for group in groups)
         for split in FRACTIONS:
-            assert abs(pictures[split] / len(groups) - 0.15) < 0.08
+            assert abs(images[split] / len(groups) - 0.15) < 0.08
 
 
 def test_another_seed_holds_back_others() -> None:
@@ -53,7 +53,7 @@ def test_a_share_of_zero_stays_empty() -> None:
 
 def test_groups_by_csv_and_by_expression(tmp_path: Path) -> None:
     (tmp_path / "images.csv").write_text("id,file_name,patient\n1,a.png,p1\n2,sub/b.png,p2\n3,c.png,\n")
-    by_csv = grouping("images.csv:patient", tmp_path / "pictures")  # beside the folder of pictures
+    by_csv = grouping("images.csv:patient", tmp_path / "images")  # beside the folder of images
     assert [by_csv(name) for name in ("x/a.png", "sub/b.png", "c.png", "d.png")] == ["p1", "p2", None, None]
     assert grouping(r"^(\w+?)_", tmp_path)("slide7_04.png") == "slide7"
     assert grouping(r"^[a-z]+\d", tmp_path)("slide7_04.png") == "slide7"

@@ -29,7 +29,7 @@ H, W = 24, 32
 ALL_IN_POOL = {"val": 0.0, "test": 0.0}
 
 
-def picture(seed: int = 0) -> np.ndarray:
+def make_image(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (H, W, 3), dtype=np.uint8)
 
 
@@ -52,7 +52,7 @@ def sa1b(objects: list[Any], size: tuple[int, int] | None = (H, W), name: str = 
 
 def write_pair(folder: Path, stem: str, content: Any = None, ext: str = "png", **save: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture(len(stem))).save(folder / f"{stem}.{ext}", **save)
+    Image.fromarray(make_image(len(stem))).save(folder / f"{stem}.{ext}", **save)
     text = content if isinstance(content, str) else json.dumps(content or sa1b(masks(), name=f"{stem}.{ext}"))
     (folder / f"{stem}.json").write_text(text)
 
@@ -102,7 +102,7 @@ def test_sa1b_folder_keeps_bytes_and_masks(tmp_path: Path) -> None:
         name = record.annotation["image"]["source_name"]
         assert record.image_bytes == (source / name).read_bytes()
         assert record.annotation["image"]["file_name"] == f"p_{number}_x.{'jpg' if number % 2 else 'png'}"
-    counts = {split: content["pictures"] for split, content in report_of(folder)["splits"].items()}
+    counts = {split: content["images"] for split, content in report_of(folder)["splits"].items()}
     assert counts == {split: len(records_of(folder, split)) for split in ("pool", "val", "test")}
     assert min(counts.values()) >= 1
 
@@ -112,8 +112,8 @@ def coco(images: list[dict], annotations: list[dict]) -> dict[str, Any]:
 
 
 def test_frequencies_of_lvis_come_along(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    Image.fromarray(picture()).save(tmp_path / "pictures" / "000.jpg")
+    (tmp_path / "images").mkdir()
+    Image.fromarray(make_image()).save(tmp_path / "images" / "000.jpg")
     first, second, third = masks()
     objects = [(first, 5), (second, 6), (third, 7)]
     annotations = [
@@ -122,7 +122,7 @@ def test_frequencies_of_lvis_come_along(tmp_path: Path) -> None:
     content = coco([{"id": 3, "file_name": "000.jpg", "width": W, "height": H}], annotations)
     content["categories"] = [{"id": 5, "frequency": "r"}, {"id": 6, "frequency": "f"}, {"id": 7}]
     (tmp_path / "lvis.json").write_text(json.dumps(content))
-    source = CocoInstances(tmp_path / "pictures", tmp_path / "lvis.json")
+    source = CocoInstances(tmp_path / "images", tmp_path / "lvis.json")
     (entry,) = source.entries()
     assert [each.get("frequency") for each in source.read(entry).objects] == ["r", "f", None]
 
@@ -131,7 +131,7 @@ def test_frequencies_of_lvis_come_along(tmp_path: Path) -> None:
 def test_coco_and_lvis(tmp_path: Path, naming: str) -> None:
     source = tmp_path / "train2017"
     source.mkdir()
-    Image.fromarray(picture()).save(source / "000.jpg")
+    Image.fromarray(make_image()).save(source / "000.jpg")
     first, second, third = masks()
     runs = np.flatnonzero(np.diff(np.r_[False, second.T.ravel()])) + 0
     counts = np.diff(np.r_[0, runs, H * W]).tolist()  # uncompressed RLE runs down the columns
@@ -165,20 +165,20 @@ def test_label_maps(tmp_path: Path, ext: str, dtype: str) -> None:
     source = tmp_path / "set"
     (source / "images" / "a").mkdir(parents=True)
     (source / "labels" / "a").mkdir(parents=True)
-    Image.fromarray(picture()).save(source / "images" / "a" / "p.jpg")
+    Image.fromarray(make_image()).save(source / "images" / "a" / "p.jpg")
     path = source / "labels" / "a" / f"p.{ext}"
     np.save(path, label_map(dtype)) if ext == "npy" else Image.fromarray(label_map(dtype)).save(path)
     config = PrepareConfig(source=str(source), form="label_maps", masks="labels", **ALL_IN_POOL)
     folder = prepare(tmp_path / "out", config)
     (record,) = records_of(folder).values()
     assert_holds_masks(record, masks())
-    assert report_of(folder)["refused"]["pictures"] == {}  # the maps themselves were not taken for pictures
+    assert report_of(folder)["refused"]["images"] == {}  # the maps themselves were not taken for images
 
 
 @pytest.mark.parametrize("layout", ["folder", "numbered", "glob beside", "glob above"])
 def test_binary_masks(tmp_path: Path, layout: str) -> None:
     source = tmp_path / "set"
-    pictures = {"folder": "images/", "numbered": "", "glob beside": "", "glob above": "p/images/"}[layout]
+    photos = {"folder": "images/", "numbered": "", "glob beside": "", "glob above": "p/images/"}[layout]
     places = {
         "folder": "m/p/x{}.png",
         "numbered": "m/p_{}.png",
@@ -186,8 +186,8 @@ def test_binary_masks(tmp_path: Path, layout: str) -> None:
         "glob above": "p/masks/{}.png",
     }
     option = {"glob beside": "{folder}/{stem}-obj*.png", "glob above": "{folder}/../masks/*.png"}.get(layout, "m")
-    (source / pictures).mkdir(parents=True)
-    Image.fromarray(picture()).save(source / pictures / "p.bmp")
+    (source / photos).mkdir(parents=True)
+    Image.fromarray(make_image()).save(source / photos / "p.bmp")
     many = [np.roll(masks()[0], shift, axis=1) for shift in range(12)]  # 10 comes after 9
     for number, mask in enumerate(many):
         path = source / places[layout].format(number)
@@ -199,10 +199,10 @@ def test_binary_masks(tmp_path: Path, layout: str) -> None:
     (record,) = records_of(folder).values()
     assert_holds_masks(record, many)
     image = decode_image(record.image_bytes, W, H, "p")
-    assert record.ext == "png" and np.array_equal(image, picture())
+    assert record.ext == "png" and np.array_equal(image, make_image())
 
 
-# ---- pictures
+# ---- images
 
 
 def test_16_bit_tiff_keeps_its_values(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_16_bit_tiff_keeps_its_values(tmp_path: Path) -> None:
 
 
 def test_16_bit_colours_are_stretched_before_they_are_stored(tmp_path: Path, making: Any) -> None:
-    """PIL reads only the high bytes of such a TIFF, which in a dark picture are all 0, and writes no such PNG."""
+    """PIL reads only the high bytes of such a TIFF, which in a dark image are all 0, and writes no such PNG."""
     values = np.random.default_rng(0).integers(0, 250, (H, W, 3)).astype(np.uint16)
     write_pair(tmp_path / "set", "p")
     (tmp_path / "set" / "p.png").unlink()
@@ -242,7 +242,7 @@ def test_exif_rotation_follows_the_json(tmp_path: Path, ext: str, given: str, or
     size = (H, W) if given == "stored" else (W, H)
     assert (record.annotation["image"]["height"], record.annotation["image"]["width"]) == size
     image = decode_image(record.image_bytes, size[1], size[0], "p").astype(int)
-    want = picture(1) if given == "stored" else np.rot90(picture(1), turns)
+    want = make_image(1) if given == "stored" else np.rot90(make_image(1), turns)
     assert np.abs(image - want).max() <= (4 if ext == "jpg" else 0)
     plain = np.asarray(Image.open(io.BytesIO(record.image_bytes))).astype(int)
     assert np.array_equal(plain, image)  # readers that do not look at EXIF see the same
@@ -265,34 +265,34 @@ def broken(name: str, folder: Path) -> None:
     contents = {
         "the JSON is no JSON": '{"image": ',
         "the JSON is not in SA-1B's form": "[1, 2]",
-        "the picture is not of its JSON's size": sa1b(masks(), (H + 1, W)),
+        "the image is not of its JSON's size": sa1b(masks(), (H + 1, W)),
         "no usable mask": sa1b([np.zeros((H, W), bool)]),
     }
     write_pair(folder, "bad", contents.get(name, good))
-    if name == "the picture cannot be read":
+    if name == "the image cannot be read":
         (folder / "bad.png").write_bytes((folder / "bad.png").read_bytes()[:100])
-    if name == "the picture is missing":
+    if name == "the image is missing":
         (folder / "bad.png").unlink()
-    if name == "no JSON beside the picture":
+    if name == "no JSON beside the image":
         (folder / "bad.json").unlink()
-    if name == "the picture is a stack":
+    if name == "the image is a stack":
         (folder / "bad.png").unlink()
-        Image.fromarray(picture()).save(folder / "bad.tif", save_all=True, append_images=[Image.fromarray(picture(1))])
+        Image.fromarray(make_image()).save(folder / "bad.tif", save_all=True, append_images=[Image.fromarray(make_image(1))])
 
 
-PICTURE_REASONS = [
-    "the JSON is no JSON", "the JSON is not in SA-1B's form", "the picture is not of its JSON's size", "no usable mask",
-    "the picture cannot be read", "the picture is missing", "no JSON beside the picture", "the picture is a stack",
+IMAGE_REASONS = [
+    "the JSON is no JSON", "the JSON is not in SA-1B's form", "the image is not of its JSON's size", "no usable mask",
+    "the image cannot be read", "the image is missing", "no JSON beside the image", "the image is a stack",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("reason", PICTURE_REASONS)
-def test_an_unsound_picture_is_refused_and_counted(tmp_path: Path, reason: str) -> None:
+@pytest.mark.parametrize("reason", IMAGE_REASONS)
+def test_an_unsound_image_is_refused_and_counted(tmp_path: Path, reason: str) -> None:
     write_pair(tmp_path / "set", "good")
     broken(reason, tmp_path / "set")
     folder = prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set")))
     assert list(records_of(folder)) == ["good"]
-    refused = report_of(folder)["refused"]["pictures"]
+    refused = report_of(folder)["refused"]["images"]
     assert list(refused) == [reason] and refused[reason]["count"] == 1
     assert refused[reason]["examples"][0].startswith("bad.")
     with pytest.raises(ValueError, match=f"bad.*{reason}.*strict"):
@@ -327,14 +327,14 @@ def test_an_unsound_mask_is_refused_and_the_others_stay(tmp_path: Path, reason: 
 
 
 @pytest.mark.parametrize("content", [b"P5\n\xfb5 5\n255\n", b"II*\0\x08\0\0\0\0\0\0\0\0\0"])
-def test_a_picture_that_trips_the_reader_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_image_that_trips_the_reader_is_refused(tmp_path: Path, content: bytes) -> None:
     """PIL raises ValueError and TypeError for these, and neither may end the run."""
     write_pair(tmp_path / "set", "good")
     write_pair(tmp_path / "set", "bad")
     (tmp_path / "set" / "bad.png").unlink()
     (tmp_path / "set" / "bad.tif").write_bytes(content)
-    refused = report_of(prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set"))))["refused"]["pictures"]
-    assert {reason: each["count"] for reason, each in refused.items()} == {"the picture cannot be read": 1}
+    refused = report_of(prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set"))))["refused"]["images"]
+    assert {reason: each["count"] for reason, each in refused.items()} == {"the image cannot be read": 1}
 
 
 def test_label_maps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -342,21 +342,21 @@ def test_label_maps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (source / "m").mkdir(parents=True)
     arrays = {
         "fractions": np.full((H, W), 0.5, np.float32),
-        "channels": picture(),
+        "channels": make_image(),
         "size": np.ones((H, W + 1), np.int32),
         "good": label_map("uint8"),
         "alone": None,
     }
     for name, array in arrays.items():
-        Image.fromarray(picture()).save(source / f"{name}.png")
+        Image.fromarray(make_image()).save(source / f"{name}.png")
         if array is not None:
             np.save(source / "m" / f"{name}.npy", array)
     folder = prepare(tmp_path / "out", PrepareConfig(source=str(source), form="label_maps", masks="m"))
     assert list(records_of(folder)) == ["good"]
-    assert set(report_of(folder)["refused"]["pictures"]) == {
+    assert set(report_of(folder)["refused"]["images"]) == {
         "the mask file holds fractions",
         "the mask file has several channels",
-        "the picture is not of its JSON's size",
+        "the image is not of its JSON's size",
         "not exactly one label map",
     }
 
@@ -371,7 +371,7 @@ def test_label_maps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ({"form": "label_maps", "masks": "nowhere"}, "nowhere"),
         ({"form": "coco", "annotations": "no.json"}, "data.annotations"),
         ({}, "no JSON beside"),
-        ({"form": "sa1b"}, "holds no pictures"),
+        ({"form": "sa1b"}, "holds no images"),
     ],
 )
 def test_wrong_settings_are_told(tmp_path: Path, changed: dict, message: str) -> None:
@@ -396,7 +396,7 @@ def test_nothing_usable_is_an_error_with_the_reasons(tmp_path: Path) -> None:
 
 
 def many(tmp_path: Path) -> PrepareConfig:
-    """Forty pictures of ten scenes, some of them unsound."""
+    """Forty images of ten scenes, some of them unsound."""
     for number in range(40):
         write_pair(tmp_path / "set", f"s{number % 10}_{number}", "{" if number % 9 == 4 else None)
     return PrepareConfig(source=str(tmp_path / "set"), group_by=r"^s\d", max_count=4)
@@ -408,13 +408,13 @@ def test_groups_do_not_straddle(tmp_path: Path) -> None:
     assert all(groups) and sum(map(len, groups)) == len(set().union(*groups)) == 10
 
 
-def test_pictures_without_a_group_are_refused(tmp_path: Path) -> None:
+def test_images_without_a_group_are_refused(tmp_path: Path) -> None:
     write_pair(tmp_path / "set", "a")
     write_pair(tmp_path / "set", "b")
     (tmp_path / "set" / "images.csv").write_text("file_name,slide\na.png,1\n")
     folder = prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set"), group_by="images.csv:slide"))
     assert list(records_of(folder)) == ["a"]
-    assert report_of(folder)["refused"]["pictures"]["no group"]["count"] == 1
+    assert report_of(folder)["refused"]["images"]["no group"]["count"] == 1
 
 
 def test_the_same_call_does_nothing_and_other_input_makes_another(
@@ -469,7 +469,7 @@ def killed_after(calls: int, function: str, root: Path, config: PrepareConfig) -
 def test_a_kill_at_any_step_changes_no_byte(tmp_path: Path) -> None:
     config = many(tmp_path)
     whole = prepare(tmp_path / "whole", config)
-    kills = [("check_record", 3), ("check_record", 2), ("write_text", 1), ("picture_bytes", 6), ("picture_bytes", 9)]
+    kills = [("check_record", 3), ("check_record", 2), ("write_text", 1), ("image_bytes", 6), ("image_bytes", 9)]
     for function, calls in [*kills, ("digest", 2)]:
         assert killed_after(calls, function, tmp_path / "out", config) == signal.SIGKILL
         assert not list((tmp_path / "out").glob("*/prepare.json"))  # nothing half made is taken for whole
@@ -531,17 +531,17 @@ def test_metas_reader_and_webdataset_read_what_is_written(tmp_path: Path) -> Non
     assert all(sample["jpg"].shape == (H, W, 3) and len(sample["json"]["annotations"]) == 3 for sample in samples)
 
 
-# ---- real pictures
+# ---- real images
 
 
 def test_nuclei_by_group(shared_data: Path, tmp_path: Path) -> None:
     source = shared_data / "dsb2018-cc0"
     folder = prepare(tmp_path, PrepareConfig(source=str(source), group_by="images.csv:group"))
     report = report_of(folder)
-    assert report["refused"] == {"pictures": {}, "masks": {}}
+    assert report["refused"] == {"images": {}, "masks": {}}
     splits = report["splits"]
-    assert sum(split["pictures"] for split in splits.values()) == len(list(source.glob("images/*.json")))
-    assert 0.1 < splits["test"]["pictures"] / 106 < 0.2
+    assert sum(split["images"] for split in splits.values()) == len(list(source.glob("images/*.json")))
+    assert 0.1 < splits["test"]["images"] / 106 < 0.2
     record = next(iter(records_of(folder, "test").values()))
     original = json.loads((source / "images" / f"{record.key}.json").read_text())
     assert record.annotation["annotations"] == original["annotations"]

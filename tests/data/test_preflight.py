@@ -15,7 +15,7 @@ SIZE = (64, 96)
 
 @pytest.fixture
 def findings(tmp_path, making):
-    """What is said about one picture with these boxes as masks."""
+    """What is said about one image with these boxes as masks."""
 
     def find(boxes, *, image_size: int = 96, brightness: int = 128, size=SIZE, transform=None) -> str:
         masks = [making.rectangle(size, box) for box in boxes]
@@ -37,13 +37,13 @@ def test_small_objects(findings):
     assert "median object side is 3.0 input pixels at image_size 48" in text and "data.frame=native" in text
 
 
-def test_no_masks_and_masks_that_are_the_picture(findings):
-    assert "1 of 1 pictures (as sa_1) have no masks" in findings([])
+def test_no_masks_and_masks_that_are_the_image(findings):
+    assert "1 of 1 images (as sa_1) have no masks" in findings([])
     text = findings([(0, 0, 96, 64)])
-    assert "masks over 90% of the picture" in text and "the transform keeps none" in text
+    assert "masks over 90% of the image" in text and "the transform keeps none" in text
 
 
-def test_enlarged_padded_and_dark_pictures(findings):
+def test_enlarged_padded_and_dark_images(findings):
     assert "are enlarged, by 4.0 in the median" in findings([(10, 10, 40, 40)], image_size=384)
     text = findings([(10, 10, 40, 40)], transform=NativeCrop(image_size=256))
     assert "fill less than 25% of the input" in text
@@ -63,7 +63,7 @@ def test_skipped_faults_are_counted(tmp_path, write_set, write_tar):
     assert any("1 faults in the shards were skipped" in text for text in found)
 
 
-def test_nuclei_are_too_small_when_the_picture_is_shrunk(tmp_path, shared_data):
+def test_nuclei_are_too_small_when_the_image_is_shrunk(tmp_path, shared_data):
     """The set that asks for native crops gets told so."""
     with ShardWriter(tmp_path, "nuclei") as writer:
         for path in sorted((shared_data / "dsb2018-cc0" / "images").glob("*.json"))[:8]:

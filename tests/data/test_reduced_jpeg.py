@@ -1,4 +1,4 @@
-"""JPEGs decoded no larger than needed: nearly the same picture, exactly the same masks, and whole wherever it would not fit."""
+"""JPEGs decoded no larger than needed: nearly the same image, exactly the same masks, and whole wherever it would not fit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from samtrain.data.datasets import SamDataset
-from samtrain.data.decode import StoredPicture
+from samtrain.data.decode import StoredImage
 from samtrain.data.transforms import LargeScaleJitter, NativeCrop, ResizeLongestSide
 
 
@@ -27,17 +27,17 @@ def jpeg(image: np.ndarray, **options) -> bytes:
 
 @pytest.mark.parametrize(("scale", "reduction"), [(1.0, 1), (0.51, 1), (0.5, 2), (0.26, 2), (0.2, 4), (0.01, 8)])
 def test_never_smaller_than_needed(scale: float, reduction: int) -> None:
-    image, r = StoredPicture(jpeg(smooth(301, 455)), 455, 301, "it").decode(scale)
+    image, r = StoredImage(jpeg(smooth(301, 455)), 455, 301, "it").decode(scale)
     assert r == reduction
     assert image.shape == (-(-301 // r), -(-455 // r), 3)
 
 
 @pytest.mark.parametrize("transform", [ResizeLongestSide(image_size=128), LargeScaleJitter(image_size=128, scale=(0.2, 1.0))])
-def test_nearly_the_same_picture_and_the_same_masks(transform, making) -> None:
+def test_nearly_the_same_image_and_the_same_masks(transform, making) -> None:
     image = smooth(301, 455)
     data = jpeg(image)
     annotations = making.annotate([making.rectangle((301, 455), (40, 30, 300, 200))], (301, 455))["annotations"]
-    stored = StoredPicture(data, 455, 301, "it")
+    stored = StoredImage(data, 455, 301, "it")
     for seed in range(5):
         whole = transform(stored.decode(1.0)[0], annotations, 4, np.random.default_rng(seed))
         reduced = transform(stored, annotations, 4, np.random.default_rng(seed))
@@ -46,7 +46,7 @@ def test_nearly_the_same_picture_and_the_same_masks(transform, making) -> None:
 
 
 def test_native_crops_keep_their_pixels(making) -> None:
-    stored = StoredPicture(jpeg(smooth(301, 455)), 455, 301, "it")
+    stored = StoredImage(jpeg(smooth(301, 455)), 455, 301, "it")
     crop = NativeCrop(image_size=64)
     whole = crop(stored.decode(1.0)[0], [], 4, np.random.default_rng(0))
     assert whole.image.equal(crop(stored, [], 4, np.random.default_rng(0)).image)
@@ -54,11 +54,11 @@ def test_native_crops_keep_their_pixels(making) -> None:
 
 def test_what_is_no_plain_jpeg_comes_whole(making) -> None:
     image = smooth(64, 96)
-    assert StoredPicture(making.encode_png(image), 96, 64, "it").decode(0.1)[1] == 1
+    assert StoredImage(making.encode_png(image), 96, 64, "it").decode(0.1)[1] == 1
     turned = Image.Exif()
     turned[0x0112] = 6
     data = jpeg(image, exif=turned)
-    assert StoredPicture(data, 64, 96, "it").decode(0.1)[0].shape == (96, 64, 3)  # its JSON is that of the turned picture
+    assert StoredImage(data, 64, 96, "it").decode(0.1)[0].shape == (96, 64, 3)  # its JSON is that of the turned image
 
 
 def test_a_broken_one_is_named_once(tmp_path, write_tar, making) -> None:
@@ -66,7 +66,7 @@ def test_a_broken_one_is_named_once(tmp_path, write_tar, making) -> None:
     cut = jpeg(smooth(301, 455))[:2000]
     path = write_tar(tmp_path / "a.tar", [("one.jpg", cut), ("one.json", json.dumps(annotation).encode())])
     dataset = SamDataset([str(path)], ResizeLongestSide(image_size=64), reduced_jpeg=True)
-    with pytest.raises(ValueError, match=r"record one: its picture cannot be read") as raised:
+    with pytest.raises(ValueError, match=r"record one: its image cannot be read") as raised:
         dataset[0]
     assert str(raised.value).count("record one") == 1
 

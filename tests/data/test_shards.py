@@ -53,7 +53,7 @@ def test_remote_is_what_has_a_scheme():
 
 
 def test_meta_tar_with_dots_and_pairs_apart(tmp_path, write_tar):
-    """SA-1B's own form: `./` in front, pictures and JSONs in any order."""
+    """SA-1B's own form: `./` in front, images and JSONs in any order."""
     members = [("./sa_1.jpg", b"one"), ("./sa_2.json", JSON), ("./a.b.png", b"dots"), ("./._sa_1.jpg", b"junk")]
     members += [("./sa_2.JPEG", b"two"), ("./LICENSE", b"text"), ("./sa_1.json", JSON), ("./a.b.json", JSON)]
     path = write_tar(tmp_path / "sa.tar", members)
@@ -128,7 +128,7 @@ def test_sidecar_of_a_read_only_folder_lies_in_the_cache(tmp_path, write_tar, mo
 
 @pytest.mark.parametrize("length", [512, 700, 1024, 1536, 2048, 2600])
 def test_cut_tar_is_noticed(tmp_path, write_tar, length, caplog):
-    """Wherever it is cut: in a header, in a picture, between members, before the end mark."""
+    """Wherever it is cut: in a header, in an image, between members, before the end mark."""
     members = [("a.png", b"1"), ("a.json", JSON), ("b.png", b"2" * 600), ("b.json", JSON)]
     path = cut(write_tar(tmp_path / "a.tar", members), length)
     with pytest.raises(ValueError, match=r"a\.tar: this tar is cut.*copy or download it again"):
@@ -150,16 +150,16 @@ def test_what_is_no_tar(tmp_path):
 
 def test_half_records(tmp_path, write_tar):
     path = write_tar(tmp_path / "a.tar", [("a.png", b"1"), ("b.json", JSON), ("c.png", b"1"), ("c.json", JSON)])
-    with pytest.raises(ValueError, match="record b has no picture; record a has no JSON"):
+    with pytest.raises(ValueError, match="record b has no image; record a has no JSON"):
         index_tar(path)
     index = index_tar(path, on_error="skip")
     assert [index.key(i) for i in range(len(index))] == ["c"]
     assert len(index.problems) == 2
 
 
-def test_two_pictures_of_one_name(tmp_path, write_tar):
+def test_two_images_of_one_name(tmp_path, write_tar):
     path = write_tar(tmp_path / "a.tar", [("a.png", b"1"), ("a.jpg", b"2"), ("a.json", JSON)])
-    with pytest.raises(ValueError, match="record a has two pictures, .png and .jpg"):
+    with pytest.raises(ValueError, match="record a has two images, .png and .jpg"):
         index_tar(path)
 
 
@@ -206,9 +206,9 @@ def test_writer_round_trip_and_equal_bytes(tmp_path):
 
 def test_written_shards_are_webdatasets(tmp_path):
     with ShardWriter(tmp_path, "x") as writer:
-        writer.write(safe_key("a.b c"), b"picture", "jpg", ANNOTATION)
+        writer.write(safe_key("a.b c"), b"image", "jpg", ANNOTATION)
     samples = list(webdataset.WebDataset(str(writer.paths[0]), shardshuffle=False))
-    assert [(s["__key__"], s["jpg"]) for s in samples] == [("a_b_c", b"picture")]
+    assert [(s["__key__"], s["jpg"]) for s in samples] == [("a_b_c", b"image")]
     assert json.loads(samples[0]["json"])["image"]["file_name"] == "a_b_c.jpg"
     with tarfile.open(writer.paths[0]) as tar:
         assert {(member.mtime, member.uid, member.gid) for member in tar} == {(0, 0, 0)}
@@ -230,7 +230,7 @@ def test_writer_leaves_whole_shards_only(tmp_path):
 @pytest.mark.parametrize("room", [0, 6000, 10239])
 @pytest.mark.parametrize("max_count", [1, 2])
 def test_a_full_disk_leaves_whole_shards_and_room(tmp_path, monkeypatch, room, max_count):
-    """Whether it fills in a picture or in the end mark; what is still buffered cannot be written either."""
+    """Whether it fills in an image or in the end mark; what is still buffered cannot be written either."""
 
     class Full(io.FileIO):
         left = room
@@ -269,7 +269,7 @@ def test_writer_refuses_keys_that_readers_split(tmp_path, key):
     assert safe_key(key) == safe_key(safe_key(key))
 
 
-def test_writer_refuses_a_second_picture_of_one_name_and_other_files(tmp_path):
+def test_writer_refuses_a_second_image_of_one_name_and_other_files(tmp_path):
     with ShardWriter(tmp_path, "x") as writer:
         writer.write("a", b"", "png", ANNOTATION)
         with pytest.raises(ValueError, match="written before"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation
 
-from samtrain.data.difficulty import best_single_mask_miou, decoded_pictures, flood_fill_miou
+from samtrain.data.difficulty import best_single_mask_miou, decoded_images, flood_fill_miou
 from samtrain.data.scenes import CROWDED, SPARSE
 from samtrain.data.scenes.shapes import REACH, SHAPES, draw_shape
 from samtrain.data.scenes.synthetic import SPLITS as SPLITS_OF_SETS
@@ -91,10 +91,10 @@ def test_neither_a_flood_fill_nor_one_mask_solves_them() -> None:
     """At the size of the embedded default, conf/scale/laptop.yaml."""
     for start in (0, 1000):
         scenes = [generate_scene(seed, (96, 96)) for seed in range(start, start + 60)]
-        pictures = [(scene.image, scene.masks) for scene in scenes]
-        assert flood_fill_miou(pictures) < 0.40  # the issue: at 0.40 the pictures are too easy
-        assert 0.74 < best_single_mask_miou(pictures) < 0.86  # of clicks that say nothing about the level
-        assert best_single_mask_miou(pictures, reach=4) > 0.9  # most centres lie apart: a model can know better
+        images = [(scene.image, scene.masks) for scene in scenes]
+        assert flood_fill_miou(images) < 0.40  # the issue: at 0.40 the images are too easy
+        assert 0.74 < best_single_mask_miou(images) < 0.86  # of clicks that say nothing about the level
+        assert best_single_mask_miou(images, reach=4) > 0.9  # most centres lie apart: a model can know better
 
 
 def test_flood_fill_solves_flat_colours() -> None:
@@ -128,7 +128,7 @@ def test_a_set_reads_back_as_scenes(prepared: Path) -> None:
     assert len(index) == 2
     record = read_record(index, 1)
     scene = generate_scene((1, 2, 1), (64, 64))
-    image, masks = next(decoded_pictures([record]))
+    image, masks = next(decoded_images([record]))
     assert np.array_equal(image, scene.image) and np.array_equal(masks, scene.masks)
     ids = [each["id"] for each in record.annotation["annotations"]]
     for each, parent, level in zip(record.annotation["annotations"], scene.parents, scene.levels, strict=True):
@@ -136,13 +136,13 @@ def test_a_set_reads_back_as_scenes(prepared: Path) -> None:
 
 
 def test_no_scene_is_in_two_splits(prepared: Path) -> None:
-    pictures, ids = [], []
+    images, ids = [], []
     for url in expand_urls([prepared / split for split in SPLITS]):
         index = index_tar(url)
         records = [read_record(index, i) for i in range(len(index))]
-        pictures += [record.image_bytes for record in records]
+        images += [record.image_bytes for record in records]
         ids += [record.annotation["image"]["image_id"] for record in records]
-    assert len(set(pictures)) == len(set(ids)) == len(pictures) == sum(SPLITS.values())
+    assert len(set(images)) == len(set(ids)) == len(images) == sum(SPLITS.values())
 
 
 def test_the_same_parameters_make_nothing_anew(prepared: Path) -> None:
@@ -198,7 +198,7 @@ def test_the_crowded_split_has_more_and_smaller_objects_that_stand_apart(tmp_pat
     for split in ("val", "crowded"):
         index = index_tar(expand_urls(folder / split)[0])
         scenes = [generate_scene((3, SPLITS_OF_SETS.index(split), i), (96, 96), layout=LAYOUTS[split]) for i in range(12)]
-        for i, (image, masks) in enumerate(decoded_pictures([read_record(index, i) for i in range(12)])):
+        for i, (image, masks) in enumerate(decoded_images([read_record(index, i) for i in range(12)])):
             assert np.array_equal(image, scenes[i].image) and np.array_equal(masks, scenes[i].masks)
         counts[split] = np.mean([len(scene.masks) for scene in scenes])
         areas[split] = np.median([mask.sum() for scene in scenes for mask in scene.masks])

@@ -16,7 +16,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def picture(size: tuple[int, int]) -> np.ndarray:
+def make_image(size: tuple[int, int]) -> np.ndarray:
     return rng(9).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
@@ -26,8 +26,8 @@ def disc(size: tuple[int, int], centre: tuple[float, float], radius: float) -> n
 
 
 def test_resize_is_sams(making):
-    """The picture equals PIL's bilinear resize of the whole, padded at the bottom and on the right."""
-    image = picture((90, 120))
+    """The photo equals PIL's bilinear resize of the whole, padded at the bottom and on the right."""
+    image = make_image((90, 120))
     sample = ResizeLongestSide(image_size=64)(image, [], 4, rng())
     expected = np.asarray(Image.fromarray(image).resize((64, 48), Image.Resampling.BILINEAR))
     assert (sample.image[:, :48].permute(1, 2, 0).numpy() == expected).all()
@@ -41,7 +41,7 @@ def test_masks_match_a_resize_of_the_whole(making):
     """Rendering only an object's own extent gives what resizing the whole mask by area would give."""
     size = (93, 131)
     masks = [disc(size, (rng(i).uniform(0, 131), rng(i).uniform(0, 93)), rng(i).uniform(4, 40)) for i in range(12)]
-    sample = ResizeLongestSide(image_size=50)(picture(size), making.annotate(masks, size)["annotations"], 64, rng())
+    sample = ResizeLongestSide(image_size=50)(make_image(size), making.annotate(masks, size)["annotations"], 64, rng())
     assert len(sample.masks) == 12
     height, width = sample.input_size
     for mask, ours in zip(masks, sample.masks.numpy(), strict=True):
@@ -54,7 +54,7 @@ def test_masks_match_a_resize_of_the_whole(making):
 def test_enlarging_keeps_the_place(making):
     size = (20, 30)
     mask = making.rectangle(size, (4, 5, 14, 12))
-    sample = ResizeLongestSide(image_size=90)(picture(size), making.annotate([mask], size)["annotations"], 4, rng())
+    sample = ResizeLongestSide(image_size=90)(make_image(size), making.annotate([mask], size)["annotations"], 4, rng())
     rows, columns = np.nonzero(sample.masks[0].numpy())
     assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (12, 15, 42, 36)
 
@@ -64,11 +64,11 @@ def test_an_object_never_becomes_empty(making, where):
     size = (512, 512)
     mask = making.rectangle(size, (*where, where[0] + 1, where[1] + 1))
     annotations = making.annotate([mask], size)["annotations"]
-    sample = ResizeLongestSide(image_size=32)(picture(size), annotations, 4, rng())
+    sample = ResizeLongestSide(image_size=32)(make_image(size), annotations, 4, rng())
     assert sample.masks.sum() == 1
     row, column = np.argwhere(sample.masks[0].numpy())[0]
     assert (column, row) == (where[0] // 16, where[1] // 16)
-    assert len(ResizeLongestSide(image_size=32, min_mask_area=2)(picture(size), annotations, 4, rng()).masks) == 0
+    assert len(ResizeLongestSide(image_size=32, min_mask_area=2)(make_image(size), annotations, 4, rng()).masks) == 0
 
 
 def test_at_most_max_masks_are_decoded(making, monkeypatch):
@@ -80,26 +80,26 @@ def test_at_most_max_masks_are_decoded(making, monkeypatch):
     monkeypatch.setattr(windows, "decode_rle_box", lambda rle, box: decoded.append(box) or original(rle, box))
     for transform in (ResizeLongestSide(image_size=32), NativeCrop(image_size=32), LargeScaleJitter(image_size=32)):
         decoded.clear()
-        sample = transform(picture(size), annotations, 5, rng())
+        sample = transform(make_image(size), annotations, 5, rng())
         assert len(sample.masks) <= len(decoded) <= 5
-    draws = [ResizeLongestSide(image_size=32)(picture(size), annotations, 5, rng(i)).masks.numpy() for i in range(9)]
+    draws = [ResizeLongestSide(image_size=32)(make_image(size), annotations, 5, rng(i)).masks.numpy() for i in range(9)]
     assert not all((draw == draws[0]).all() for draw in draws), "chosen at random"
-    assert (ResizeLongestSide(image_size=32)(picture(size), annotations, 5, rng(3)).masks.numpy() == draws[3]).all()
+    assert (ResizeLongestSide(image_size=32)(make_image(size), annotations, 5, rng(3)).masks.numpy() == draws[3]).all()
 
 
-def test_masks_that_are_the_picture_are_dropped(making):
+def test_masks_that_are_the_image_are_dropped(making):
     size = (50, 50)
     large, small = making.rectangle(size, (0, 0, 50, 46)), making.rectangle(size, (0, 0, 50, 44))
     annotations = making.annotate([large, small], size)["annotations"]
-    assert len(ResizeLongestSide(image_size=50)(picture(size), annotations, 4, rng()).masks) == 1
-    assert len(ResizeLongestSide(image_size=50, max_mask_area=1.0)(picture(size), annotations, 4, rng()).masks) == 2
+    assert len(ResizeLongestSide(image_size=50)(make_image(size), annotations, 4, rng()).masks) == 1
+    assert len(ResizeLongestSide(image_size=50, max_mask_area=1.0)(make_image(size), annotations, 4, rng()).masks) == 2
 
 
 @pytest.mark.parametrize("centre", [False, True])
-def test_native_crop_shows_the_pictures_own_pixels(making, centre):
+def test_native_crop_shows_the_images_own_pixels(making, centre):
     size = (70, 90)
     masks = [making.rectangle(size, (60, 40, 72, 50)), making.rectangle(size, (3, 3, 9, 9))]
-    image, annotations = picture(size), making.annotate(masks, size)["annotations"]
+    image, annotations = make_image(size), making.annotate(masks, size)["annotations"]
     for seed in range(20):
         sample = NativeCrop(image_size=32, centre=centre)(image, annotations, 4, rng(seed))
         assert len(sample.masks) > 0, "the crop holds an object"
@@ -116,16 +116,16 @@ def test_native_crop_shows_the_pictures_own_pixels(making, centre):
 def test_native_crop_varies_and_is_drawn_from_the_generator(making):
     size = (70, 90)
     annotations = making.annotate([disc(size, (45, 35), 10)], size)["annotations"]
-    crops = [NativeCrop(image_size=32)(picture(size), annotations, 4, rng(i)).image.numpy() for i in range(12)]
+    crops = [NativeCrop(image_size=32)(make_image(size), annotations, 4, rng(i)).image.numpy() for i in range(12)]
     assert len({crop.tobytes() for crop in crops}) > 8
-    again = NativeCrop(image_size=32)(picture(size), annotations, 4, rng(4)).image.numpy()
+    again = NativeCrop(image_size=32)(make_image(size), annotations, 4, rng(4)).image.numpy()
     assert (again == crops[4]).all()
 
 
-def test_native_crop_of_a_smaller_picture_and_of_larger_objects(making):
+def test_native_crop_of_a_smaller_image_and_of_larger_objects(making):
     size = (20, 50)
     mask = making.rectangle(size, (2, 2, 48, 18))
-    sample = NativeCrop(image_size=32)(picture(size), making.annotate([mask], size)["annotations"], 4, rng())
+    sample = NativeCrop(image_size=32)(make_image(size), making.annotate([mask], size)["annotations"], 4, rng())
     assert sample.input_size == (20, 32)
     assert not sample.image[:, 20:].any()
     assert sample.masks.shape == (1, 32, 32)
@@ -136,14 +136,14 @@ def test_the_visible_part_decides(making):
     size = (200, 200)
     ring = disc(size, (100, 100), 95) & ~disc(size, (100, 100), 85)
     transform = NativeCrop(image_size=32, centre=True)
-    assert len(transform(picture(size), making.annotate([ring], size)["annotations"], 4, rng()).masks) == 0
+    assert len(transform(make_image(size), making.annotate([ring], size)["annotations"], 4, rng()).masks) == 0
     filled = making.rectangle(size, (20, 20, 180, 180))
-    assert len(transform(picture(size), making.annotate([filled], size)["annotations"], 4, rng()).masks) == 0
+    assert len(transform(make_image(size), making.annotate([filled], size)["annotations"], 4, rng()).masks) == 0
 
 
 def test_jitter_scales_within_its_range(making):
     size = (100, 150)
-    image, annotations = picture(size), making.annotate([disc(size, (75, 50), 45)], size)["annotations"]
+    image, annotations = make_image(size), making.annotate([disc(size, (75, 50), 45)], size)["annotations"]
     sides, transform = [], LargeScaleJitter(image_size=64)
     for seed in range(40):
         sample = transform(image, annotations, 4, rng(seed))
@@ -156,7 +156,7 @@ def test_jitter_scales_within_its_range(making):
         LargeScaleJitter(scale=(2.0, 0.1))
 
 
-def test_jitter_moves_picture_and_mask_alike(making):
+def test_jitter_moves_image_and_mask_alike(making):
     """A white square on black: what is white in the input is what the mask says."""
     size = (100, 150)
     mask = making.rectangle(size, (40, 30, 100, 80))
@@ -174,7 +174,7 @@ def test_jitter_moves_picture_and_mask_alike(making):
 def test_flip_mirrors_the_part_that_is_no_padding(making):
     size = (40, 20)
     mask = making.rectangle(size, (2, 3, 7, 30))
-    image, annotations = picture(size), making.annotate([mask], size)["annotations"]
+    image, annotations = make_image(size), making.annotate([mask], size)["annotations"]
     plain = ResizeLongestSide(image_size=40)(image, annotations, 4, rng())
     flipped = ResizeLongestSide(image_size=40, flip_probability=1.0)(image, annotations, 4, rng())
     assert (flipped.image[:, :, :20] == plain.image[:, :, :20].flip(-1)).all()
@@ -202,13 +202,13 @@ def test_boxes_and_areas_may_be_missing_or_one_short(making):
     bare = [{"segmentation": a["segmentation"]} for a in annotations]
     odd = [{**a, "bbox": box} for a in annotations for box in ([], [5, 6, 1], ["5", 6, 1, 3], [float("nan")] * 4, "5 6 1 3")]
     for given in (annotations, short, bare, *([each] for each in odd)):
-        assert ResizeLongestSide(image_size=30)(picture(size), given, 4, rng()).masks.sum() == 3
+        assert ResizeLongestSide(image_size=30)(make_image(size), given, 4, rng()).masks.sum() == 3
 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"segmentation": encode_mask(np.ones((9, 9)))}, r"annotation 0: RLE has size \(9, 9\), the picture"),
+        ({"segmentation": encode_mask(np.ones((9, 9)))}, r"annotation 0: RLE has size \(9, 9\), the image"),
         ({"segmentation": {"size": [30, 30], "counts": "0"}}, "annotation 0: RLE runs sum to"),
         ({"segmentation": encode_mask(np.zeros((30, 30)))}, "annotation 0: its mask has no pixels"),
         ({"segmentation": encode_mask(np.zeros((30, 30))), "area": 0}, "annotation 0: its mask has no pixels"),
@@ -219,10 +219,10 @@ def test_broken_masks_are_named(making, change, complaint):
     size = (30, 30)
     annotations = making.annotate([making.rectangle(size, (5, 6, 9, 9))], size)["annotations"]
     with pytest.raises(ValueError, match=f"{complaint}.*; "):
-        ResizeLongestSide(image_size=30)(picture(size), [{**annotations[0], **change}], 4, rng())
+        ResizeLongestSide(image_size=30)(make_image(size), [{**annotations[0], **change}], 4, rng())
 
 
-def test_real_pictures_keep_their_objects(shared_data):
+def test_real_images_keep_their_objects(shared_data):
     """Nuclei and facades, shrunk and cropped: no chosen object vanishes, areas shrink with the scale."""
     for name, size in (("dsb2018-cc0", 128), ("facades-ccby", 256)):
         for path in sorted((shared_data / name / "images").glob("*.json"))[:4]:

@@ -15,7 +15,7 @@ import pytest
 from samtrain.data.shards import ShardWriter
 from samtrain.data.validate import validate
 from samtrain.ops.rle import encode_mask
-from tests.data_engine.automatic.pictures import as_jpeg, shapes
+from tests.data_engine.automatic.images import as_jpeg, shapes
 
 SIZE = (60, 80)
 
@@ -39,10 +39,10 @@ def write_folder(folder: Path, change: Callable[[dict[str, Any]], Any] | None = 
     """Three records, of which the second is changed."""
     folder.mkdir()
     for number in (1, 2, 3):
-        content, picture = record(number)
+        content, image = record(number)
         if number == 2 and change is not None:
             content = change(content) or content
-        (folder / f"sa_{number}.jpg").write_bytes(picture)
+        (folder / f"sa_{number}.jpg").write_bytes(image)
         (folder / f"sa_{number}.json").write_text(content if isinstance(content, str) else json.dumps(content))
     return folder
 
@@ -58,7 +58,7 @@ def test_what_is_sound(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "in")
     for dataset in (folder, as_tar(folder, tmp_path / "sa.tar")):
         verdict = validate(str(dataset))
-        assert verdict.is_sound and (verdict.pictures, verdict.masks) == (3, 9) and not verdict.notes
+        assert verdict.is_sound and (verdict.images, verdict.masks) == (3, 9) and not verdict.notes
 
 
 def test_boxes_of_either_convention(tmp_path: Path) -> None:
@@ -106,12 +106,12 @@ FAULTS = {
     "predicted_iou": (at("mask.predicted_iou", 17.0), "predicted_iou is out of range", 201),
     "predicted_iou is none": (at("mask.predicted_iou", None), "predicted_iou is out of range", 201),
     "stability_score": (at("mask.stability_score", 1.2), "stability_score is out of range", 201),
-    "crop_box": (at("mask.crop_box", [0, 0, 81, 60]), "crop_box does not lie in the picture", 201),
+    "crop_box": (at("mask.crop_box", [0, 0, 81, 60]), "crop_box does not lie in the image", 201),
     "point": (at("mask.point_coords", [[99.0, 1.0]]), "point_coords do not lie in the crop", 201),
     "no point": (at("mask.point_coords", []), "point_coords do not lie in the crop", 201),
-    "id twice in a picture": (at("mask.id", 200), "id is another mask's too", 200),
+    "id twice in an image": (at("mask.id", 200), "id is another mask's too", 200),
     "id twice in the set": (at("mask.id", 100), "id is another mask's too", 100),
-    "image_id twice": (at("image.image_id", 1), "image_id is another picture's too", None),
+    "image_id twice": (at("image.image_id", 1), "image_id is another image's too", None),
 }  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def test_the_same_mask_twice(tmp_path: Path) -> None:
         content["annotations"].append({**copy.deepcopy(content["annotations"][0]), "id": 299})
 
     verdict = validate(str(write_folder(tmp_path / "in", twice)))
-    assert list(verdict.counts()) == ["the same mask twice in a picture"] and "annotation 299" in str(verdict.faults[0])
+    assert list(verdict.counts()) == ["the same mask twice in an image"] and "annotation 299" in str(verdict.faults[0])
 
 
 def test_halves_of_pairs(tmp_path: Path) -> None:
@@ -156,14 +156,14 @@ def test_a_cut_tar(tmp_path: Path) -> None:
     assert not verdict.is_sound and "cut" in str(verdict.faults[0]) and str(path) in str(verdict.faults[0])
 
 
-def test_a_broken_picture(tmp_path: Path) -> None:
+def test_a_broken_image(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "in")
     (folder / "sa_2.jpg").write_bytes((folder / "sa_2.jpg").read_bytes()[:300])
     verdict = validate(str(folder))
-    assert verdict.counts() == {"the picture does not fit its JSON": 1} and "sa_2" in str(verdict.faults[0])
+    assert verdict.counts() == {"the image does not fit its JSON": 1} and "sa_2" in str(verdict.faults[0])
 
 
-def test_one_picture_under_two_names_is_a_note(tmp_path: Path) -> None:
+def test_one_image_under_two_names_is_a_note(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "in")
     (folder / "sa_2.jpg").write_bytes((folder / "sa_1.jpg").read_bytes())
     verdict = validate(str(folder))
@@ -174,7 +174,7 @@ def test_a_name_in_two_tars(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "in")
     as_tar(folder, tmp_path / "a.tar"), as_tar(folder, tmp_path / "b.tar")
     counts = validate(str(tmp_path / "*.tar")).counts()
-    assert counts["a picture of this name came before"] == 3 and counts["id is another mask's too"] == 9
+    assert counts["an image of this name came before"] == 3 and counts["id is another mask's too"] == 9
 
 
 def test_nothing_is_not_sound(tmp_path: Path) -> None:
@@ -185,6 +185,6 @@ def test_nothing_is_not_sound(tmp_path: Path) -> None:
 def test_our_own_shards(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, "sa") as writer:
         for number in (1, 2, 3):
-            content, picture = record(number)
-            writer.write(f"sa_{number}", picture, "jpg", content)
+            content, image = record(number)
+            writer.write(f"sa_{number}", image, "jpg", content)
     assert validate(str(tmp_path)).is_sound

@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 from pretend_predictor import PretendPredictor, eroded, scene
 
-from samtrain.data_engine.annotators import DONE, TIME, Picture, PictureAnnotation, SimulatedAnnotator
+from samtrain.data_engine.annotators import DONE, TIME, ImageAnnotation, ImageToAnnotate, SimulatedAnnotator
 from samtrain.data_engine.prominence import prominence
 from samtrain.data_engine.time_model import TimeModel
 from samtrain.ops.rle import decode_rle, encode_mask
 
 
-def picture(seed: int = 0, num: int = 5) -> Picture:
+def make_image(seed: int = 0, num: int = 5) -> ImageToAnnotate:
     image, masks = scene(seed, num=num)
-    return Picture(f"scene_{seed}", image, [{"segmentation": encode_mask(mask)} for mask in masks])
+    return ImageToAnnotate(f"scene_{seed}", image, [{"segmentation": encode_mask(mask)} for mask in masks])
 
 
 def nothing(whole: np.ndarray, clicks: int) -> np.ndarray:
     return np.zeros_like(whole)
 
 
-def annotate(answer, seed: int = 0, **settings) -> PictureAnnotation:
-    view, predictor = picture(seed), PretendPredictor(answer)
+def annotate(answer, seed: int = 0, **settings) -> ImageAnnotation:
+    view, predictor = make_image(seed), PretendPredictor(answer)
     predictor.set_image(view.image)
     return SimulatedAnnotator(**settings).annotate(view, predictor)
 
@@ -48,7 +48,7 @@ def test_clicks_go_on_until_the_mask_is_good_and_stand_in_the_order_of_time() ->
 
 
 def test_the_most_prominent_object_comes_first() -> None:
-    view = picture(3)
+    view = make_image(3)
     result = annotate(lambda whole, clicks: whole, seed=3)
     order = [prominence(view.image, mask.mask) for mask in result.masks]
     assert order == sorted(order, reverse=True)
@@ -62,14 +62,14 @@ def test_the_brush_helps_where_the_model_does_not() -> None:
 
 
 def test_what_is_written_is_drawn_and_never_the_ground_truth() -> None:
-    view = picture()
+    view = make_image()
     objects = [item["segmentation"] for item in view.objects]
     for answer in (nothing, eroded(2)):
         result = annotate(answer, max_clicks=2, time_limit=60)
         assert result.masks and all(encode_mask(mask.mask) not in objects for mask in result.masks)
 
 
-def test_a_mask_over_the_time_ends_the_picture() -> None:
+def test_a_mask_over_the_time_ends_the_image() -> None:
     result = annotate(nothing, time_limit=20.0)
     assert result.reason == TIME and len(result.masks) + len(result.discarded) == 1
     (mask,) = [*result.masks, *result.discarded]
@@ -78,7 +78,7 @@ def test_a_mask_over_the_time_ends_the_picture() -> None:
 
 def test_a_probe_draws_all_objects_with_the_same_hand() -> None:
     left = annotate(nothing, time_limit=20.0)
-    stayed = annotate(nothing, time_limit=20.0, leaves_picture=False)
+    stayed = annotate(nothing, time_limit=20.0, leaves_image=False)
     assert stayed.reason == DONE and len(stayed.masks) + len(stayed.discarded) == 5
     first, again = left.masks + left.discarded, stayed.masks + stayed.discarded
     same = next(mask for mask in again if mask.object_index == first[0].object_index)
@@ -106,13 +106,13 @@ def test_a_slow_person_places_no_more_clicks_than_the_time_allows() -> None:
 
 
 def test_equal_seeds_draw_equal_masks_whatever_the_chunks() -> None:
-    runs = [annotate(nothing, leaves_picture=False, chunk=chunk, seed=2) for chunk in (1, 3, 16)]
+    runs = [annotate(nothing, leaves_image=False, chunk=chunk, seed=2) for chunk in (1, 3, 16)]
     for run in runs[1:]:
         assert all((a.mask == b.mask).all() for a, b in zip(runs[0].masks, run.masks, strict=True))
 
 
-def test_pictures_without_objects_are_done_at_once() -> None:
-    predictor, view = PretendPredictor(lambda whole, clicks: whole), picture()
+def test_images_without_objects_are_done_at_once() -> None:
+    predictor, view = PretendPredictor(lambda whole, clicks: whole), make_image()
     predictor.set_image(view.image)
     empty = encode_mask(np.zeros(view.image.shape[:2], dtype=bool))
     for objects in ([], [{"segmentation": empty}]):
@@ -123,7 +123,7 @@ def test_pictures_without_objects_are_done_at_once() -> None:
 
 def test_what_has_a_mask_is_left_alone() -> None:
     """A locked mask of at least `has_mask_iou` with an object stands for it; the others are drawn as ever."""
-    view, predictor = picture(1), PretendPredictor(lambda whole, clicks: whole)
+    view, predictor = make_image(1), PretendPredictor(lambda whole, clicks: whole)
     predictor.set_image(view.image)
     masks = [decode_rle(each["segmentation"]) for each in view.objects]
     half, less = masks[1].copy(), masks[2].copy()
@@ -140,7 +140,7 @@ def test_what_has_a_mask_is_left_alone() -> None:
 
 def test_one_who_does_not_leave_says_what_would_have_been_there() -> None:
     left = annotate(nothing, time_limit=20.0)
-    stayed = annotate(nothing, time_limit=20.0, leaves_picture=False)
+    stayed = annotate(nothing, time_limit=20.0, leaves_image=False)
     assert stayed.masks_in_time == len(left.masks) == left.masks_in_time < len(stayed.masks)
 
 

@@ -36,18 +36,18 @@ def test_pairs_by_id(tmp_path: Path) -> None:
     polygon = {"id": 0, "segmentation": [[0, 0, 20, 0, 20, 20, 0, 20]]}
     (tmp_path / "sa_2.json").write_text(json.dumps([polygon]))
     pairs, missing = pairs_with_corrections([one, two, record("sa_3", [rectangle(3)])], tmp_path)
-    assert [(p.picture, p.id, round(p.iou, 4)) for p in pairs] == [
+    assert [(p.image, p.id, round(p.iou, 4)) for p in pairs] == [
         ("sa_1", 0, 1.0), ("sa_1", 1, 0.95), ("sa_1", 2, 0.75), ("sa_2", 0, 0.4)
     ]  # fmt: skip
-    assert missing == {"pictures without a file": 1, "masks without a correction": 1}
+    assert missing == {"images without a file": 1, "masks without a correction": 1}
     found = summary(pairs, seed=0)
     assert found["share_above_90"] == 0.5 and found["share_above_75"] == 0.5  # 0.75 is not above 0.75
-    assert found["pictures"] == 2 and found["mean_iou"] == pytest.approx(0.775)
+    assert found["images"] == 2 and found["mean_iou"] == pytest.approx(0.775)
     assert sum(found["distribution"]) == 4 and sum(found["distribution"][-2:]) == 2 and found["distribution"][8] == 1
 
 
-def test_intervals_are_those_of_pictures() -> None:
-    """Ten alike masks in each of 50 pictures say no more than one would."""
+def test_intervals_are_those_of_images() -> None:
+    """Ten alike masks in each of 50 images say no more than one would."""
     rng = np.random.default_rng(0)
     good = rng.random(50) < 0.8
     many = summary([Pair(str(p), i, 0.95 if good[p] else 0.5) for p in range(50) for i in range(10)], seed=1)
@@ -72,7 +72,7 @@ def test_the_simulated_annotator_paints_towards_the_object() -> None:
     assert again == pairs
 
 
-def test_pictures_are_drawn_once_each() -> None:
+def test_images_are_drawn_once_each() -> None:
     records = [record(f"sa_{i}", []) for i in range(20)]
     chosen = sample(records, 7, seed=0)
     assert len({r.key for r in chosen}) == 7 and sample(records, 7, seed=0) == chosen != sample(records, 7, seed=1)

@@ -9,7 +9,7 @@ from samtrain.ops.rle import encode_mask
 
 
 def stripe(first: int, last: int) -> dict:
-    """Rows first to last of a picture of 20 x 10."""
+    """Rows first to last of an image of 20 x 10."""
     mask = np.zeros((20, 10), bool)
     mask[first:last] = True
     return encode_mask(mask)

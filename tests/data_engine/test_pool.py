@@ -1,4 +1,4 @@
-"""Which pictures are annotated when."""
+"""Which images are annotated when."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pretend_predictor import write_pool
 from samtrain.data_engine.pool import Pool, share_out
 
 
-def test_no_picture_is_taken_twice_and_the_seed_decides(tmp_path: Path) -> None:
+def test_no_image_is_taken_twice_and_the_seed_decides(tmp_path: Path) -> None:
     pool = Pool(write_pool(tmp_path, 20, num=1))
     chosen = pool.select([4, 5, 6], probe_images=3, seed=1)
     parts = [chosen.probe, *chosen.rounds]
@@ -30,8 +30,8 @@ def test_a_small_pool_is_shared_out_in_proportion() -> None:
     assert probe == 10 and sum(counts) == 43 and min(counts) == 7
 
 
-def test_a_pool_without_a_picture_for_each_round_is_refused() -> None:
-    with pytest.raises(ValueError, match="holds 3 pictures, too few for 6 rounds"):
+def test_a_pool_without_a_image_for_each_round_is_refused() -> None:
+    with pytest.raises(ValueError, match="holds 3 images, too few for 6 rounds"):
         share_out(3, [10] * 6, 0)
 
 
@@ -47,7 +47,7 @@ def test_urls_are_refused() -> None:
         Pool(["https://example.org/a.tar"])
 
 
-def test_annotated_pictures_come_last_and_never_in_the_probe(tmp_path: Path) -> None:
+def test_annotated_images_come_last_and_never_in_the_probe(tmp_path: Path) -> None:
     pool = Pool(write_pool(tmp_path, 20, num=1))
     first = pool.select([6], probe_images=4, seed=1)
     used = {pool.key(item) for item in first.rounds[0]}

@@ -77,7 +77,7 @@ def test_the_mask_of_the_highest_predicted_iou_is_taken_and_judged() -> None:
     assert predictor.prompts[0].coords.tolist() == [[[2, 3], [11, 8]]] and predictor.prompts[0].labels.tolist() == [[2, 3]]
 
 
-def test_boxes_beyond_the_picture_are_cut_to_it() -> None:
+def test_boxes_beyond_the_image_are_cut_to_it() -> None:
     predictor = OneLogits(torch.zeros(3, *SIZE), [0.1, 0.2, 0.3])
     boxes = np.array([[-5.0, -1.0, 90.0, 50.0], [10.0, 10.0, 10.2, 10.1]])
     found = filler().propose(SIZE, boxes, np.array([1.0, 1.0]), predictor)
@@ -102,7 +102,7 @@ def test_what_is_not_sure_is_left_out(changes: dict, stays: bool) -> None:
 def test_the_area_is_below_the_limit_and_not_at_it() -> None:
     mask = np.zeros((10, 20), bool)
     mask[:, :19] = True
-    assert not filler().is_sure(automatic(mask), (10, 20)), "95 % of the picture"
+    assert not filler().is_sure(automatic(mask), (10, 20)), "95 % of the image"
     mask[0, 0] = False
     assert filler().is_sure(automatic(mask), (10, 20))
 
@@ -116,7 +116,7 @@ def test_nested_objects_are_welcome_and_near_duplicates_are_not() -> None:
     assert len(filler(everything).without_duplicates(found, [])) == 3
 
 
-def test_many_boxes_on_a_large_picture_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_boxes_on_a_large_image_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     image, masks = scene(5, num=6)
     boxes, scores = np.array([box_of(mask) for mask in masks]), np.linspace(1, 0.5, 6)
     answers = []

@@ -30,7 +30,7 @@ QUALITIES = [3.0, 2.0, 5.0]  # of the models of rounds 1 to 3: the second is wor
 
 def engine(run_dir: Path, pool: list[str], world: World, **settings) -> DataEngine:
     annotator = CountedAnnotator(world, max_clicks=3, seed=7)
-    probe = Probe(annotator=CountedAnnotator(world, max_clicks=3, leaves_picture=False, seed=7), images=2)
+    probe = Probe(annotator=CountedAnnotator(world, max_clicks=3, leaves_image=False, seed=7), images=2)
     configs = [RoundConfig(model=model, images=2, steps=5) for model in ("vit_tiny", "vit_tiny", "vit_small")]
     first = world.save(run_dir / "pretrain" / "best.ckpt", 1.0)
     known = {"name": "assisted_manual", "rounds": configs, "pool": pool, "annotator": annotator, "probe": probe}
@@ -205,23 +205,23 @@ def test_user_errors_are_said_in_words(tmp_path: Path, pool: list[str]) -> None:
     blind = SimulatedAnnotator(min_iou=0.89, max_clicks=1, time_limit=1.0)
     world = World(QUALITIES)
     world.load_predictor = lambda path: PretendPredictor(lambda whole, clicks: np.zeros_like(whole))
-    with pytest.raises(ValueError, match="not one mask was kept in 2 pictures"):
+    with pytest.raises(ValueError, match="not one mask was kept in 2 images"):
         engine(tmp_path / "c", pool, world, annotator=blind).run()
 
 
-def test_pictures_that_cannot_be_read_are_left_out_where_asked(tmp_path: Path) -> None:
-    """Four of eight pictures are no pictures: refused by name, or logged and counted."""
+def test_images_that_cannot_be_read_are_left_out_where_asked(tmp_path: Path) -> None:
+    """Four of eight images are no images: refused by name, or logged and counted."""
     with ShardWriter(tmp_path, "pool") as writer:
         for n in range(8):
             image, ext, annotation = record_of(n, num=3)
-            writer.write(f"scene_{n:03d}", b"no picture" if n % 2 else image, ext, annotation)
+            writer.write(f"scene_{n:03d}", b"no image" if n % 2 else image, ext, annotation)
     pool = [str(tmp_path / "pool_000000.tar")]
     configs = [RoundConfig(model="vit_tiny", images=8, steps=5)]
     with pytest.raises(ValueError, match=r"pool_000000.tar, record scene_00[1357]"):
         engine(tmp_path / "a", pool, World(QUALITIES), rounds=configs, probe=None).run()
     engine(tmp_path / "b", pool, World(QUALITIES), rounds=configs, probe=None, on_error="skip").run()
     line = read_ledger(tmp_path / "b")[1]
-    assert (line.images, line.pictures_skipped, line.images_total, line.shards[0]["images"]) == (4, 4, 4, 4)
+    assert (line.images, line.images_skipped, line.images_total, line.shards[0]["images"]) == (4, 4, 4, 4)
     assert line.masks_per_image == line.masks / 4
 
 

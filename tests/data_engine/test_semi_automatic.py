@@ -27,7 +27,7 @@ SURE = PrefillConfig(pred_iou_thresh=0.7, stability_score_thresh=0.9)  # the pre
 
 @pytest.fixture(scope="module")
 def pools(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[str]]:
-    """Pictures of stage 1 and, of other names, of stage 2."""
+    """Images of stage 1 and, of other names, of stage 2."""
     folder = tmp_path_factory.mktemp("pools")
     second = write_pool(folder / "second", 40, num=OBJECTS, first=20)
     return write_pool(folder / "first", 12, num=OBJECTS), second
@@ -39,7 +39,7 @@ def stage_1(world: World, pool: list[str]) -> Stage:
         rounds=[RoundConfig(model="vit_tiny", images=2, steps=5)] * 2,
         pool=pool,
         annotator=CountedAnnotator(world, max_clicks=3, seed=7),
-        probe=Probe(annotator=CountedAnnotator(world, max_clicks=3, leaves_picture=False, seed=7), images=2),
+        probe=Probe(annotator=CountedAnnotator(world, max_clicks=3, leaves_image=False, seed=7), images=2),
     )
 
 
@@ -65,7 +65,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, pools: tuple[list[str], list[
 
 
 def annotations(run_dir: Path, number: int) -> dict[str, list[dict[str, Any]]]:
-    """What the shards of a round hold, by picture."""
+    """What the shards of a round hold, by image."""
     indices = [index_tar(run_dir / shard["path"]) for shard in read_ledger(run_dir)[number].shards]
     records = [read_record(index, i) for index in indices for i in range(len(index))]
     return {record.key: record.annotation["annotations"] for record in records}
@@ -175,7 +175,7 @@ def test_a_pool_that_stage_1_used_up_is_gone_over_again(tmp_path: Path, pools: t
     """Masks that are there stay as they are, what is missing is added, and the probe is that of stage 1."""
     world = World(QUALITIES)
     first = stage_1(world, pools[0])
-    # so little time that each picture is left after the first mask
+    # so little time that each image is left after the first mask
     hasty = CountedAnnotator(world, max_clicks=3, seed=7, time_limit=1.0)
     first = replace(first, annotator=hasty, rounds=[replace(first.rounds[0], images=5)] * 2)
     run_dir = tmp_path / "run"
@@ -207,11 +207,11 @@ def test_detectors_of_every_kind(tmp_path: Path, pools: tuple[list[str], list[st
     if finds == "nothing":
         assert line.masks_automatic == 0 and line.automatic_precision is None and line.assisted_per_image == OBJECTS
     if finds == "all":
-        # no object is left in any picture: nothing to draw, and nobody's time to speak of
+        # no object is left in any image: nothing to draw, and nobody's time to speak of
         assert line.masks_automatic == line.masks == 3 * OBJECTS and line.automatic_precision == 1
-        assert line.assisted_per_image == 0 and line.seconds_per_mask is None and line.pictures_left == 0
+        assert line.assisted_per_image == 0 and line.seconds_per_mask is None and line.images_left == 0
     if finds == "everything":
-        # a box on the ground gives the ground, once a picture; the objects are there once each
+        # a box on the ground gives the ground, once an image; the objects are there once each
         assert all(len(masks) == OBJECTS + 1 for masks in held.values())
         assert line.automatic_precision == pytest.approx(OBJECTS / (OBJECTS + 1))
     assert line.coverage["all"] == line.probe_coverage["all"] == 1
@@ -220,11 +220,11 @@ def test_detectors_of_every_kind(tmp_path: Path, pools: tuple[list[str], list[st
 def test_what_is_filled_in_is_not_lost_where_the_annotator_leaves(
     tmp_path: Path, pools: tuple[list[str], list[str]]
 ) -> None:
-    """One who leaves each picture after a mask covers one object alone, and all that the detector finds besides."""
+    """One who leaves each image after a mask covers one object alone, and all that the detector finds besides."""
     world, run_dir = World(QUALITIES), tmp_path / "run"
     second = stage_2(world, pools[1])
     second = replace(second, annotator=CountedAnnotator(world, max_clicks=3, seed=7, time_limit=1.0))
-    patient = CountedAnnotator(world, max_clicks=3, leaves_picture=False, seed=7, time_limit=1.0)
+    patient = CountedAnnotator(world, max_clicks=3, leaves_image=False, seed=7, time_limit=1.0)
     second = replace(second, probe=Probe(annotator=patient, images=2))
     engine(run_dir, [stage_1(world, pools[0]), second], world, quality=6.0).run()
     line = read_ledger(run_dir)[3]

@@ -1,4 +1,4 @@
-"""Pictures of bright rectangles on dark ground as shards, and a detector small enough for tests."""
+"""Images of bright rectangles on dark ground as shards, and a detector small enough for tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RUNNING: dict[str, Any] = {"accelerator": "cpu", "cache_images": True, "log_ever
 
 
 def rectangles(number: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """A picture and the masks in it; picture 3 is empty."""
+    """An image and the masks in it; image 3 is empty."""
     rng = np.random.default_rng(number)
     image = rng.integers(0, 40, (*SIZE, 3), dtype=np.uint8)
     masks = []
@@ -52,7 +52,7 @@ def write_rectangles(folder: Path, count: int = 8) -> list[str]:
                 for i, rle in enumerate(rles)
             ]
             size = {"image_id": number, "width": SIZE[1], "height": SIZE[0]}
-            writer.write(f"picture_{number}", stream.getvalue(), "png", {"image": size, "annotations": objects})
+            writer.write(f"image_{number}", stream.getvalue(), "png", {"image": size, "annotations": objects})
     return [str(path) for path in writer.paths]
 
 

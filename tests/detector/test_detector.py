@@ -21,7 +21,7 @@ def tiny() -> Detector:
 
 
 @pytest.mark.parametrize("size", [(56, 64), (200, 90), (1, 40), (30, 3)])
-def test_boxes_are_in_the_picture_best_first(tiny: Detector, size: tuple[int, int]) -> None:
+def test_boxes_are_in_the_image_best_first(tiny: Detector, size: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     boxes, scores = tiny.detect(image, max_detections=20)
     assert boxes.dtype == scores.dtype == np.float32
@@ -76,7 +76,7 @@ def test_unknown_names_fields_and_widths_are_refused() -> None:
         build_detector("small", backbone_weights="resnet50.pth")
 
 
-def test_pictures_without_objects_teach_that_there_are_none(tiny: Detector) -> None:
+def test_images_without_objects_teach_that_there_are_none(tiny: Detector) -> None:
     image = torch.from_numpy(rectangles(3)[0]).permute(2, 0, 1)
     losses = tiny.losses([image, image], [torch.zeros(0, 4)] * 2)
     assert losses["loss_box_reg"] == losses["loss_rpn_box_reg"] == 0

@@ -64,20 +64,20 @@ def test_a_mask_of_another_size_is_refused_by_its_id() -> None:
         annotated_boxes([annotation(np.ones((3, 3), dtype=bool), 7)], SIZE, max_mask_area=1.0)
 
 
-def test_a_mirrored_picture_has_mirrored_boxes(shards: list[str]) -> None:
+def test_a_mirrored_image_has_mirrored_boxes(shards: list[str]) -> None:
     transforms: list[Any] = [BoxTransform(flip_probability=p) for p in (0.0, 1.0)]
     samples: list[Any] = [SamDataset(shards, transform, seed=0).get(0, 1) for transform in transforms]
     plain, mirrored = samples
     assert torch.equal(mirrored.image, plain.image.flip(-1))
     x0, y0, x1, y1 = plain.boxes.unbind(1)
     assert torch.equal(mirrored.boxes, torch.stack([SIZE[1] - x1, y0, SIZE[1] - x0, y1], dim=1))
-    assert mirrored.key == plain.key == "picture_1"
+    assert mirrored.key == plain.key == "image_1"
 
 
 # ---- training
 
 
-def test_it_learns_a_handful_of_pictures(shards: list[str], tmp_path: Path) -> None:
+def test_it_learns_a_handful_of_images(shards: list[str], tmp_path: Path) -> None:
     path = train_tiny(tmp_path, shards, steps=60, val=shards)
     rows = rows_of(tmp_path)
     losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
@@ -87,7 +87,7 @@ def test_it_learns_a_handful_of_pictures(shards: list[str], tmp_path: Path) -> N
     detector = load_detector(path)
     index = index_tar(shards[0])
     records = [read_record(index, i) for i in range(len(index))]
-    measured = evaluate_boxes(detector.detect, records)  # picture by picture and in the batches of validation alike
+    measured = evaluate_boxes(detector.detect, records)  # image by image and in the batches of validation alike
     best = max(float(row["val/box_ap"]) for row in rows if row.get("val/box_ap"))
     assert measured["box_ap"] == pytest.approx(best, abs=1e-3)
 

@@ -25,7 +25,7 @@ def records(count: int = 3, num: int = 4) -> Iterator[Record]:
         yield Record(f"scene_{seed}", ext, data, annotation, "made.tar")
 
 
-def test_a_perfect_model_is_perfect_and_encodes_each_picture_once() -> None:
+def test_a_perfect_model_is_perfect_and_encodes_each_image_once() -> None:
     predictor = PretendPredictor(lambda whole, clicks: whole)
     metrics, rows = evaluate_clicks(predictor, records())
     assert set(metrics) == NAMES and all(value == 1 for value in metrics.values())
@@ -59,7 +59,7 @@ def test_chunks_change_nothing_and_fewer_points_are_fewer_names() -> None:
     assert set(whole[0]) == NAMES - {"miou_5"}
 
 
-def test_at_most_so_many_objects_a_picture_drawn_by_seed() -> None:
+def test_at_most_so_many_objects_a_image_drawn_by_seed() -> None:
     def objects(seed: int) -> list[tuple[str, int]]:
         _, rows = evaluate_clicks(PretendPredictor(eroded(1)), records(), max_masks=2, seed=seed)
         return [(row["key"], row["object"]) for row in rows]
@@ -84,7 +84,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("complaint", [*BROKEN, "its picture cannot be read"])
+@pytest.mark.parametrize("complaint", [*BROKEN, "its image cannot be read"])
 def test_a_broken_record_is_named_or_left_out(complaint: str, caplog: pytest.LogCaptureFixture) -> None:
     """The evaluation comes after hours of training: it says which record it was, and may go on without."""
     good, bad = records(2)
@@ -92,7 +92,7 @@ def test_a_broken_record_is_named_or_left_out(complaint: str, caplog: pytest.Log
         objects = [good.annotation["annotations"][0], BROKEN[complaint] | {"id": 7}]
         bad = replace(bad, annotation={**bad.annotation, "annotations": objects})
     else:
-        bad = replace(bad, image_bytes=b"no picture")
+        bad = replace(bad, image_bytes=b"no image")
     with pytest.raises(ValueError, match=f"made.tar, record scene_1: .*{complaint}.*on_error=skip"):
         evaluate_clicks(PretendPredictor(eroded(1)), [good, bad])
     _, rows = evaluate_clicks(PretendPredictor(eroded(1)), [bad, good], on_error="skip")

@@ -45,8 +45,8 @@ def counts(found, right, annotated, matched) -> EdgeCounts:
 
 
 def test_ods_and_ois_by_hand() -> None:
-    """Two pictures, two thresholds. Sums: 20 found, 12 right, 20 annotated, 12 matched at the first: F 0.6; 10, 9, 20, 9 at
-    the second: P 0.9, R 0.45, F 0.6. Each its best: the first picture at the first (F 0.9), the other at the second (F 4/7)."""
+    """Two images, two thresholds. Sums: 20 found, 12 right, 20 annotated, 12 matched at the first: F 0.6; 10, 9, 20, 9 at
+    the second: P 0.9, R 0.45, F 0.6. Each its best: the first image at the first (F 0.9), the other at the second (F 4/7)."""
     one = counts([10, 4], [9, 4], [10, 10], [9, 4])
     two = counts([10, 6], [3, 5], [10, 10], [3, 5])
     found = edge_metrics([one, two])

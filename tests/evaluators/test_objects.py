@@ -12,7 +12,7 @@ import torch
 from samtrain.data.shards import Record
 from samtrain.evaluators.fairness import read_groups, summarise_groups
 from samtrain.evaluators.learning_curve import milestones
-from samtrain.evaluators.objects import object_rows, picture_row, recall_by_frequency, scored
+from samtrain.evaluators.objects import image_row, object_rows, recall_by_frequency, scored
 from samtrain.metrics.masks import mask_metrics
 from samtrain.ops.rle import encode_mask
 
@@ -27,7 +27,7 @@ def square(top: int, left: int, side: int) -> dict:
 
 def record(*annotations: dict) -> Record:
     image = {"image_id": 7, "height": SIZE[0], "width": SIZE[1]}
-    return Record("picture", "png", b"", {"image": image, "annotations": list(annotations)}, "picture of a test")
+    return Record("image", "png", b"", {"image": image, "annotations": list(annotations)}, "image of a test")
 
 
 # a frequent object that is found, a rare one that is not, and one whose category nobody counted
@@ -41,7 +41,7 @@ OBJECTS = [
 def test_a_row_an_object_has_its_best_mask() -> None:
     wide = np.zeros(SIZE, dtype=bool)
     wide[0:4, 0:8] = True  # covers all 16 pixels of object 1 and 8 of object 3, 32 in all: IoU 16/32 and 8/40
-    row = picture_row(record(*OBJECTS), [encode_mask(wide), square(0, 0, 4)], [0.9, 0.4])
+    row = image_row(record(*OBJECTS), [encode_mask(wide), square(0, 0, 4)], [0.9, 0.4])
     one, two, three = object_rows(row)
     assert (one["iou"], one["score"], one["rank"], one["area"], one["id"]) == (1.0, 0.4, 2, 16, 1)
     assert (two["iou"], three["iou"], three["rank"]) == (0.0, pytest.approx(8 / 40), 1)
@@ -50,19 +50,19 @@ def test_a_row_an_object_has_its_best_mask() -> None:
 
 
 def test_no_mask_and_no_object() -> None:
-    alone = object_rows(picture_row(record(OBJECTS[0]), [], []))
+    alone = object_rows(image_row(record(OBJECTS[0]), [], []))
     assert (alone[0]["iou"], alone[0]["score"], alone[0]["rank"]) == (0.0, None, None)
-    assert object_rows(picture_row(record(), [square(0, 0, 4)], [1.0])) == []
-    with pytest.raises(ValueError, match="picture|size"):
-        picture_row(record({"segmentation": {"size": [9, 9], "counts": [81]}}), [], [])
+    assert object_rows(image_row(record(), [square(0, 0, 4)], [1.0])) == []
+    with pytest.raises(ValueError, match="image|size"):
+        image_row(record({"segmentation": {"size": [9, 9], "counts": [81]}}), [], [])
 
 
 def test_recall_by_frequency_counts_each_kind_alone() -> None:
-    rows = [picture_row(record(*OBJECTS), [square(0, 0, 4), square(0, 6, 4)], [0.9, 0.8])]
+    rows = [image_row(record(*OBJECTS), [square(0, 0, 4), square(0, 6, 4)], [0.9, 0.8])]
     found = recall_by_frequency(rows, 1000)
     assert found == {"mask_ar_1000_frequent": 1.0, "mask_ar_1000_rare": 0.0}  # of "common" there is none
     assert mask_metrics(scored(rows))["mask_ar_1000"] == pytest.approx(2 / 3)
-    assert recall_by_frequency([picture_row(record(OBJECTS[2]), [], [])], 1000) == {}
+    assert recall_by_frequency([image_row(record(OBJECTS[2]), [], [])], 1000) == {}
 
 
 # ---- groups
@@ -78,7 +78,7 @@ def test_means_and_gaps_of_groups() -> None:
     assert found["x/miou_1"] == pytest.approx(0.3) and found["x/miou_3"] == pytest.approx(0.85)
     assert (found["x/objects"], found["y/objects"], found["ungrouped"]) == (2, 1, 1)
     assert found["gap_1"] == pytest.approx(0.6) and found["gap_3"] == pytest.approx(0.05)
-    # two pictures, drawn twice with replacement: means are 0.2, 0.3 or 0.4, and the ends those of a quarter each
+    # two images, drawn twice with replacement: means are 0.2, 0.3 or 0.4, and the ends those of a quarter each
     assert (found["x/miou_1_low"], found["x/miou_1_high"]) == (pytest.approx(0.2), pytest.approx(0.4))
     assert found["y/miou_1_low"] == found["y/miou_1_high"] == pytest.approx(0.9)
     with pytest.raises(ValueError, match="zero_shot.group_by"):
@@ -92,11 +92,11 @@ def test_groups_are_fields_or_columns(tmp_path: Path) -> None:
     assert read_groups("empty", None)(one, annotation) is None
     assert read_groups("nothing", None)(one, annotation) is None
     table = tmp_path / "groups.csv"
-    table.write_text("key,id,site\npicture,2,north\nother,2,south\n")
+    table.write_text("key,id,site\nimage,2,north\nother,2,south\n")
     assert read_groups("site", table)(one, annotation) == "north"
     assert read_groups("site", table)(one, {"id": 5}) is None
-    table.write_text("key,id,site\npicture,2,north\npicture,2,south\n")
-    with pytest.raises(ValueError, match="object 2 of picture twice"):
+    table.write_text("key,id,site\nimage,2,north\nimage,2,south\n")
+    with pytest.raises(ValueError, match="object 2 of image twice"):
         read_groups("site", table)
 
 

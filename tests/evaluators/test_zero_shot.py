@@ -46,10 +46,10 @@ def test_clicks_by_hand() -> None:
     assert clicks.tolist() == [1] * 5 and not never.any()
 
 
-def test_an_interval_counts_pictures_not_objects() -> None:
-    values, pictures = [0.0] * 10 + [1.0] * 10, ["a"] * 10 + ["b"] * 10
-    mean, low, high = mean_with_interval(values, pictures)
-    assert (mean, low, high) == (0.5, 0.0, 1.0)  # of two pictures one cannot say more
+def test_an_interval_counts_images_not_objects() -> None:
+    values, images = [0.0] * 10 + [1.0] * 10, ["a"] * 10 + ["b"] * 10
+    mean, low, high = mean_with_interval(values, images)
+    assert (mean, low, high) == (0.5, 0.0, 1.0)  # of two images one cannot say more
     mean, low, high = mean_with_interval(values, list(range(20)))
     assert mean == 0.5 and 0.2 < low < 0.4 and 0.6 < high < 0.8
     with pytest.raises(ValueError, match="no value"):
@@ -69,7 +69,7 @@ def test_rows_and_summary_of_a_model_that_needs_three_clicks() -> None:
     assert found["miou_3"] == 1 and found["miou_1"] == pytest.approx(np.mean([row["iou_1"] for row in rows]))
     expected = [next(k for k in (1, 2, 3) if row[f"iou_{k}"] >= 0.9) for row in rows]
     assert found["noc_90"] == np.mean(expected) and found["failures_90"] == 0
-    assert found["objects"] == 4 and found["pictures"] == 1
+    assert found["objects"] == 4 and found["images"] == 1
     assert found["miou_1_low"] <= found["miou_1"] <= found["miou_1_high"]
 
 
@@ -113,11 +113,11 @@ def test_a_crowd_region_is_neither_found_nor_missed() -> None:
 
 def test_as_people_call_pycocotools() -> None:
     rng = np.random.default_rng(0)
-    pictures = []
+    images = []
     for _ in range(12):
         discs = [disc(120, 160, *rng.uniform((10, 10), (110, 150)), rng.uniform(4, 40)) for _ in range(6)]
         moved = [np.roll(d, rng.integers(-4, 5, 2), (0, 1)) for d in discs] + [disc(120, 160, 60, 60, 9)]
-        pictures.append(ScoredMasks([encode_mask(d) for d in discs], [encode_mask(m) for m in moved], rng.random(7).tolist()))
+        images.append(ScoredMasks([encode_mask(d) for d in discs], [encode_mask(m) for m in moved], rng.random(7).tolist()))
     coco, results = COCO(), []
     coco.dataset = {"images": [{"id": i, "height": 120, "width": 160} for i in range(12)], "categories": [{"id": 1}]}
     coco.dataset["annotations"] = [
@@ -125,17 +125,17 @@ def test_as_people_call_pycocotools() -> None:
             "id": 100 * i + j + 1, "image_id": i, "category_id": 1, "segmentation": to_compressed(rle), "area": rle_area(rle),
             "bbox": rle_to_box_xywh(rle), "iscrowd": 0,
         }
-        for i, picture in enumerate(pictures)
-        for j, rle in enumerate(picture.objects)
+        for i, image in enumerate(images)
+        for j, rle in enumerate(image.objects)
     ]  # fmt: skip
-    for i, picture in enumerate(pictures):
-        for rle, score in zip(picture.found, picture.scores, strict=True):
+    for i, image in enumerate(images):
+        for rle, score in zip(image.found, image.scores, strict=True):
             results.append({"image_id": i, "category_id": 1, "segmentation": to_compressed(rle), "score": score})
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(results), "segm")
         evaluation.evaluate(), evaluation.accumulate(), evaluation.summarize()
-    found = mask_metrics(pictures, max_masks=[1, 10, 100])
+    found = mask_metrics(images, max_masks=[1, 10, 100])
     names = ["mask_ap", "mask_ap50", "mask_ap75", "mask_ap_small", "mask_ap_medium", "mask_ap_large"]
     names += ["mask_ar_1", "mask_ar_10", "mask_ar_100", "mask_ar_100_small", "mask_ar_100_medium", "mask_ar_100_large"]
     assert [found.get(name, -1) for name in names] == pytest.approx(evaluation.stats.tolist())  # -1: no such object

@@ -1,4 +1,4 @@
-"""Embeddings on disk: a picture is encoded once, answers as ever, and nothing else is ever taken for its embedding."""
+"""Embeddings on disk: an image is encoded once, answers as ever, and nothing else is ever taken for its embedding."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from samtrain.inference.embeddings import EmbeddingStore, encoder_digest, load_embedding, picture_digest, save_embedding
+from samtrain.inference.embeddings import EmbeddingStore, encoder_digest, image_digest, load_embedding, save_embedding
 from samtrain.inference.predictor import SamPredictor
 from samtrain.inference.tiled import TiledPredictor
 from samtrain.modeling import build_sam
 from samtrain.modeling.sam import Sam
 
 
-def _picture(seed: int = 0, size: tuple[int, int] = (97, 61)) -> np.ndarray:
+def _image(seed: int = 0, size: tuple[int, int] = (97, 61)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
@@ -40,7 +40,7 @@ def predictor() -> SamPredictor:
 
 @pytest.fixture
 def encoded(predictor: SamPredictor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one with each picture that is encoded."""
+    """Grows by one with each image that is encoded."""
     calls: list[int] = []
     encode = predictor.model.encode
     monkeypatch.setattr(predictor.model, "encode", lambda images: calls.append(1) or encode(images))
@@ -51,7 +51,7 @@ CLICK = {"point_coords": np.array([[20, 30]]), "point_labels": np.array([1])}
 
 
 def _check_alike(fresh: SamPredictor, kept: SamPredictor) -> None:
-    """Answers to clicks all over the picture: masks of IoU 0.99, logits to a thousandth of the largest."""
+    """Answers to clicks all over the image: masks of IoU 0.99, logits to a thousandth of the largest."""
     height, width = fresh.original_size
     points = np.random.default_rng(0).random((8, 1, 2)) * [width, height]
     ours, theirs = (each.predict_many(points, np.ones((8, 1))) for each in (kept, fresh))
@@ -61,24 +61,24 @@ def _check_alike(fresh: SamPredictor, kept: SamPredictor) -> None:
     np.testing.assert_allclose(ours[2], theirs[2], atol=1e-3 * np.abs(theirs[2]).max())
 
 
-def test_a_picture_is_encoded_once_and_answers_the_same_ever_after(tmp_path, predictor, encoded):
+def test_a_image_is_encoded_once_and_answers_the_same_ever_after(tmp_path, predictor, encoded):
     store, answers = EmbeddingStore(tmp_path / "store"), []
     for was_there in (False, True, True):
-        assert store.set_image(predictor, _picture()) is was_there
+        assert store.set_image(predictor, _image()) is was_there
         assert (predictor.original_size, predictor.input_size) == ((97, 61), (96, 60))
         answers.append(predictor.predict(**CLICK))
     assert len(encoded) == 1
     assert all(np.array_equal(a, b) for later in answers[1:] for a, b in zip(answers[0], later, strict=True))
-    assert store.set_image(predictor, _picture()[..., ::-1].copy(), "BGR")  # the same picture
-    assert not store.set_image(predictor, _picture(1))
-    assert not store.set_image(predictor, _picture().swapaxes(0, 1))
+    assert store.set_image(predictor, _image()[..., ::-1].copy(), "BGR")  # the same image
+    assert not store.set_image(predictor, _image(1))
+    assert not store.set_image(predictor, _image().swapaxes(0, 1))
     assert len(encoded) == 3
 
 
 def test_float16_is_half_the_file_and_changes_no_answer_by_much(tmp_path, predictor):
     fresh = SamPredictor(predictor.model)
-    fresh.set_image(_picture())
-    EmbeddingStore(tmp_path).set_image(predictor, _picture())
+    fresh.set_image(_image())
+    EmbeddingStore(tmp_path).set_image(predictor, _image())
     (path,) = tmp_path.rglob("*.safetensors")
     assert path.stat().st_size < 2 * fresh.features.numel() + 1000
     assert not torch.equal(predictor.features, fresh.features)
@@ -94,8 +94,8 @@ def test_float16_changes_no_answer_on_photographs(tmp_path, predictor, shared_da
         _check_alike(fresh, predictor)
 
 
-def test_an_embedding_needs_no_picture(tmp_path, predictor, encoded):
-    """Own files, own names; the picture may be one that was resized elsewhere."""
+def test_an_embedding_needs_no_image(tmp_path, predictor, encoded):
+    """Own files, own names; the image may be one that was resized elsewhere."""
     predictor.set_torch_image(torch.full((1, 3, 96, 40), 100.0), (200, 80))
     expected = predictor.predict(**CLICK, return_logits=True)
     path = save_embedding(predictor, tmp_path / "new" / "mine.safetensors")
@@ -108,7 +108,7 @@ def test_an_embedding_needs_no_picture(tmp_path, predictor, encoded):
 
 def test_numbers_beyond_float16_are_kept_whole(tmp_path, predictor):
     for largest, dtype in ((65504, torch.float16), (65503, torch.float16), (70000, torch.float32)):
-        predictor.set_image(_picture())
+        predictor.set_image(_image())
         predictor.features[0, 0, 0, 0] = -largest
         path = save_embedding(predictor, tmp_path / "a.safetensors")
         assert load_file(path)["embedding"].dtype == dtype
@@ -143,22 +143,22 @@ def _written_through(sam: Sam) -> None:
 )
 def test_an_encoder_that_learns_gets_embeddings_of_its_own(tmp_path, predictor, encoded, change):
     store = EmbeddingStore(tmp_path)
-    store.set_image(predictor, _picture())
+    store.set_image(predictor, _image())
     path = save_embedding(predictor, tmp_path / "mine.safetensors")
     change(predictor.model)
-    with pytest.raises(ValueError, match=r"mine.safetensors was made by another image encoder .*: encode the picture anew"):
+    with pytest.raises(ValueError, match=r"mine.safetensors was made by another image encoder .*: encode the image anew"):
         load_embedding(predictor, path)
-    assert [store.set_image(predictor, _picture()) for _ in range(2)] == [False, True]
+    assert [store.set_image(predictor, _image()) for _ in range(2)] == [False, True]
     assert len(encoded) == 2
 
 
 def test_an_encoder_keeps_its_embeddings_while_the_decoder_learns(tmp_path, predictor, encoded):
     store = EmbeddingStore(tmp_path)
-    store.set_image(predictor, _picture())
+    store.set_image(predictor, _image())
     with torch.no_grad():
         for parameter in predictor.model.mask_decoder.parameters():
             parameter.mul_(1.01)
-    assert store.set_image(predictor, _picture()) and len(encoded) == 1
+    assert store.set_image(predictor, _image()) and len(encoded) == 1
 
 
 def test_the_digest_is_of_the_weights_and_settings_alone():
@@ -170,7 +170,7 @@ def test_the_digest_is_of_the_weights_and_settings_alone():
 
 
 def test_what_is_never_the_same_twice_is_not_kept(tmp_path, predictor):
-    predictor.set_image(_picture())
+    predictor.set_image(_image())
     predictor.model.train()
     with pytest.raises(ValueError, match=r"training mode.*call sam.eval\(\)"):
         save_embedding(predictor, tmp_path / "a.safetensors")
@@ -205,8 +205,8 @@ def _with_header(old: bytes, new: bytes):
         (lambda path: path.write_bytes(b""), "cannot be read as an image embedding: cut short"),
         (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" * 9), "cannot be read as an image embedding"),
         (lambda path: save_file({"embedding": torch.zeros(1, 128, 12, 12)}, path), "cannot be read as an image embedding"),
-        (_with_header(b'\\"format\\": 1', b'\\"format\\": 2'), "has format 2, this version of samtrain writes and reads 1"),
-        (_with_header(b'\\"format\\": 1', b'\\"tamrof\\": 1'), "another program's or version's"),
+        (_with_header(b'\\"format\\": 2', b'\\"format\\": 3'), "has format 3, this version of samtrain writes and reads 2"),
+        (_with_header(b'\\"format\\": 2', b'\\"tamrof\\": 2'), "another program's or version's"),
         (_of_other_shape, r"holds \(1, 8, 12, 12\) torch.float16, an embedding of this model is \(1, 128, 12, 12\)"),
     ],
 )
@@ -215,28 +215,28 @@ def test_a_file_that_is_no_embedding_is_refused_and_in_the_store_written_anew(
 ):
     """In the store that is safe: its name says whose embedding belongs there, and nobody else's can."""
     store = EmbeddingStore(tmp_path)
-    store.set_image(predictor, _picture())
+    store.set_image(predictor, _image())
     (path,) = tmp_path.rglob("*.safetensors")
     whole = path.read_bytes()
     damage(path)
     with pytest.raises(ValueError, match=f"{path.name} .*{complaint}"):
         load_embedding(predictor, path)
-    assert predictor.is_image_set  # with the picture from before
-    assert not store.set_image(predictor, _picture())
+    assert predictor.is_image_set  # with the image from before
+    assert not store.set_image(predictor, _image())
     assert path.read_bytes() == whole and len(encoded) == 2
     assert "it is written anew" in caplog.text
-    assert store.set_image(predictor, _picture())
+    assert store.set_image(predictor, _image())
 
 
-def test_another_pictures_file_is_noticed_by_its_header(tmp_path, predictor):
+def test_another_images_file_is_noticed_by_its_header(tmp_path, predictor):
     store = EmbeddingStore(tmp_path)
     for seed in (0, 1):
-        store.set_image(predictor, _picture(seed))
-    paths = [store.path(predictor.model, picture_digest(_picture(seed))) for seed in (0, 1)]
+        store.set_image(predictor, _image(seed))
+    paths = [store.path(predictor.model, image_digest(_image(seed))) for seed in (0, 1)]
     os.replace(paths[1], paths[0])
-    with pytest.raises(ValueError, match=f"{paths[0].name} is of another picture"):
-        load_embedding(predictor, paths[0], picture=picture_digest(_picture()))
-    assert not store.set_image(predictor, _picture())
+    with pytest.raises(ValueError, match=f"{paths[0].name} is of another image"):
+        load_embedding(predictor, paths[0], digest=image_digest(_image()))
+    assert not store.set_image(predictor, _image())
 
 
 def test_a_missing_file_is_named(tmp_path, predictor):
@@ -254,16 +254,16 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, predictor, encoded, monkeypat
     store = EmbeddingStore(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match=r"No space left on device \(make room .* already stays\): '.*\.safetensors'"):
-            store.set_image(predictor, _picture())
+        with pytest.raises(OSError, match=r"No space left on device \(free some disk space.* stays\): '.*\.safetensors'"):
+            store.set_image(predictor, _image())
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert [store.set_image(predictor, _picture()) for _ in range(2)] == [False, True]
+    assert [store.set_image(predictor, _image()) for _ in range(2)] == [False, True]
 
 
-def test_those_who_embed_one_picture_at_once_do_each_other_no_harm(tmp_path, predictor):
+def test_those_who_embed_one_image_at_once_do_each_other_no_harm(tmp_path, predictor):
     def embed(_: int) -> torch.Tensor:
         mine = SamPredictor(predictor.model)
-        EmbeddingStore(tmp_path).set_image(mine, _picture())
+        EmbeddingStore(tmp_path).set_image(mine, _image())
         return mine.features
 
     with ThreadPoolExecutor(8) as threads:
@@ -275,7 +275,7 @@ def test_those_who_embed_one_picture_at_once_do_each_other_no_harm(tmp_path, pre
 def test_tiles_are_not_kept(tmp_path, predictor):
     store, tiled = EmbeddingStore(tmp_path), TiledPredictor(predictor.model)
     with pytest.raises(RuntimeError, match="TiledPredictor has an embedding for each tile, and none to keep on disk"):
-        store.set_image(tiled, _picture())
-    store.set_image(predictor, _picture())
+        store.set_image(tiled, _image())
+    store.set_image(predictor, _image())
     with pytest.raises(RuntimeError, match="takes none from outside: use set_image"):
-        store.set_image(tiled, _picture())
+        store.set_image(tiled, _image())

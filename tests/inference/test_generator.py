@@ -18,9 +18,9 @@ from tests.colour_sam import ColourSam, OfficialColourSam
 GRID = 12
 
 
-def picture(size: tuple[int, int]) -> np.ndarray:
+def make_image(size: tuple[int, int]) -> np.ndarray:
     """A photo that ships with scikit-image, at a size that is no round number of anything."""
-    photos = pytest.importorskip("skimage.data", reason="needs pictures: pip install scikit-image")
+    photos = pytest.importorskip("skimage.data", reason="needs images: pip install scikit-image")
     return np.array(Image.fromarray(photos.coffee()).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
@@ -37,7 +37,7 @@ def official():
 
 def generated(ours, **settings) -> list[dict]:
     image = settings.pop("image", None)
-    return SamAutomaticMaskGenerator(ours, **settings).generate(picture((181, 263)) if image is None else image)
+    return SamAutomaticMaskGenerator(ours, **settings).generate(make_image((181, 263)) if image is None else image)
 
 
 def assert_same(theirs: list[dict], own: list[dict]) -> None:
@@ -67,7 +67,7 @@ def test_records_are_segment_anythings(ours, official, size, layers, min_area) -
         "points_per_side": GRID, "crop_n_layers": layers, "crop_n_points_downscale_factor": 2,
         "min_mask_region_area": min_area, "pred_iou_thresh": 0.9, "stability_score_thresh": 0.5,
     }  # fmt: skip
-    theirs, own = Official(official, **settings).generate(picture(size)), generated(ours, image=picture(size), **settings)
+    theirs, own = Official(official, **settings).generate(make_image(size)), generated(ours, image=make_image(size), **settings)
     assert len(own) >= 15  # or this shows nothing
     assert_same(theirs, own)
     apart = [(a["segmentation"] != b["segmentation"]).sum() for a, b in zip(theirs, own, strict=True)]
@@ -82,7 +82,7 @@ def test_thresholds_of_nothing_and_of_much(ours, official, thresholds) -> None:
 
     settings = {"points_per_side": 6, "pred_iou_thresh": thresholds[0], "stability_score_thresh": thresholds[1]}
     settings |= {"box_nms_thresh": 1.0, "stability_score_offset": 0.5}
-    image = picture((120, 90))
+    image = make_image((120, 90))
     assert_same(Official(official, **settings).generate(image), generated(ours, image=image, **settings))
 
 
@@ -93,7 +93,7 @@ def test_point_grids_and_small_batches(ours, official) -> None:
     grids = [np.random.default_rng(0).random((7, 2)), np.random.default_rng(1).random((3, 2))]
     settings = {"points_per_side": None, "point_grids": grids, "crop_n_layers": 1, "points_per_batch": 4}
     settings |= {"pred_iou_thresh": 0.9, "stability_score_thresh": 0.5}
-    image = picture((150, 200))
+    image = make_image((150, 200))
     assert_same(Official(official, **settings).generate(image), generated(ours, image=image, **settings))
 
 
@@ -102,7 +102,7 @@ def test_three_output_modes(ours, official) -> None:
     from segment_anything import SamAutomaticMaskGenerator as Official
 
     settings = {"points_per_side": 8, "pred_iou_thresh": 0.9, "stability_score_thresh": 0.5}
-    image = picture((90, 120))
+    image = make_image((90, 120))
     for mode in ("binary_mask", "uncompressed_rle", "coco_rle"):
         theirs = Official(official, **settings, output_mode=mode).generate(image)
         own = generated(ours, image=image, **settings, output_mode=mode)
@@ -135,10 +135,10 @@ def test_unfiltered_candidates_of_a_network(official) -> None:
     for parameter in sam.parameters():
         parameter.data += torch.randn_like(parameter) * 0.02
     settings = {"points_per_side": 5, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
-    image = picture((77, 131))
+    image = make_image((77, 131))
     theirs = Official(official_like(sam), **settings).generate(image)
     own = SamAutomaticMaskGenerator(sam, **settings).generate(image)
-    assert len(own) > 3  # boxes of noise are the picture's, and equal boxes go even at 1.0
+    assert len(own) > 3  # boxes of noise are the image's, and equal boxes go even at 1.0
     assert [r["point_coords"] for r in own] == [r["point_coords"] for r in theirs]
     for a, b in zip(theirs, own, strict=True):
         union = (a["segmentation"] | b["segmentation"]).sum()
@@ -178,12 +178,12 @@ def test_batches_change_nothing(ours, settings) -> None:
     assert generated(ours, **base, **settings) == generated(ours, **base)
 
 
-def test_many_pictures_are_each_of_them(ours) -> None:
+def test_many_images_are_each_of_them(ours) -> None:
     generator = SamAutomaticMaskGenerator(
         ours, points_per_side=6, crop_n_layers=1, pred_iou_thresh=0.9, stability_score_thresh=0.6, output_mode="coco_rle",
         crops_per_batch=3,
     )  # fmt: skip
-    images = [picture(size) for size in ((100, 80), (60, 140), (90, 90))]
+    images = [make_image(size) for size in ((100, 80), (60, 140), (90, 90))]
     seen = []
     many = list(generator.generate_many(images, progress=lambda done, todo: seen.append((done, todo))))
     assert many == [generator.generate(image) for image in images]
@@ -193,7 +193,7 @@ def test_many_pictures_are_each_of_them(ours) -> None:
 # ---- beyond segment_anything
 
 
-def test_masks_of_nearly_the_whole_picture_go(ours) -> None:
+def test_masks_of_nearly_the_whole_image_go(ours) -> None:
     image = np.full((60, 80, 3), 100, np.uint8)
     image[20:40, 20:40] = 200
     settings = {"points_per_side": 8, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
@@ -226,9 +226,9 @@ def test_near_duplicates_by_mask(ours) -> None:
     assert any((best["segmentation"] == record["segmentation"]).all() for record in after)
 
 
-def test_records_in_the_frame_of_a_smaller_picture(ours) -> None:
+def test_records_in_the_frame_of_a_smaller_image(ours) -> None:
     """Crops are cut from the large one; masks, boxes, clicks and crop boxes are the small one's."""
-    image = picture((400, 600))
+    image = make_image((400, 600))
     settings = {"points_per_side": GRID, "pred_iou_thresh": 0.9, "stability_score_thresh": 0.6, "crop_n_layers": 1}
     generator = SamAutomaticMaskGenerator(ours, **settings, output_mode="coco_rle")
     small = generator.generate(image, output_size=(200, 300))
@@ -266,20 +266,20 @@ def test_what_cannot_be_is_refused(ours, settings, said) -> None:
         SamAutomaticMaskGenerator(ours, **settings)
 
 
-def test_a_picture_is_never_enlarged(ours) -> None:
+def test_a_image_is_never_enlarged(ours) -> None:
     with pytest.raises(ValueError, match="enlarged"):
-        SamAutomaticMaskGenerator(ours, points_per_side=2).generate(picture((50, 60)), output_size=(51, 60))
+        SamAutomaticMaskGenerator(ours, points_per_side=2).generate(make_image((50, 60)), output_size=(51, 60))
 
 
 @pytest.mark.parametrize("image", [np.zeros((5, 5), np.uint8), np.zeros((5, 5, 3), np.float32), np.zeros((0, 5, 3), np.uint8)])
-def test_what_is_no_picture_is_refused(ours, image) -> None:
-    with pytest.raises(ValueError, match="uint8 picture"):
+def test_what_is_no_image_is_refused(ours, image) -> None:
+    with pytest.raises(ValueError, match="uint8 image"):
         SamAutomaticMaskGenerator(ours, points_per_side=2).generate(image)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (3, 2), (5, 5), (2, 102)])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_tiny_pictures(ours, size, layers) -> None:
+def test_tiny_images(ours, size, layers) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     settings = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "crop_n_layers": layers}
     for record in SamAutomaticMaskGenerator(ours, **settings, min_mask_region_area=2).generate(image):

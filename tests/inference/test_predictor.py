@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from samtrain.inference.predictor import PictureDecoder, ResizeLongestSide, SamPredictor
+from samtrain.inference.predictor import ImageDecoder, ResizeLongestSide, SamPredictor
 from samtrain.interact import interact
 from samtrain.modeling import SAM_CONFIGS, build_sam
 from samtrain.prompts import CentreSampler
@@ -18,7 +18,7 @@ CONFIG = SAM_CONFIGS["vit_tiny"]
 SIZES = [(97, 61), (45, 131), (128, 128), (300, 201), (7, 128)]
 
 
-def _picture(size: tuple[int, int], seed: int = 0) -> np.ndarray:
+def _image(size: tuple[int, int], seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
@@ -44,10 +44,10 @@ def official(predictor):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("size", SIZES)
-def test_pictures_are_resized_and_normalised_to_the_bit(predictor, official, size):
-    picture = _picture(size)
-    assert np.array_equal(predictor.transform.apply_image(picture), official.transform.apply_image(picture))
-    resized = torch.as_tensor(official.transform.apply_image(picture)).permute(2, 0, 1)[None]
+def test_images_are_resized_and_normalised_to_the_bit(predictor, official, size):
+    image = _image(size)
+    assert np.array_equal(predictor.transform.apply_image(image), official.transform.apply_image(image))
+    resized = torch.as_tensor(official.transform.apply_image(image)).permute(2, 0, 1)[None]
     side = CONFIG.image_size
     padded = torch.nn.functional.pad(resized, (0, side - resized.shape[3], 0, side - resized.shape[2]))
     ours = predictor.model.preprocess(padded, torch.tensor([resized.shape[2:]]))
@@ -67,10 +67,10 @@ def test_signatures_are_segment_anythings(predictor, official):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_tensors_are_resized_nearly_as_arrays(predictor, size):
-    """By the sides of the picture; PyPI's segment_anything takes the first two axes of the batch for them."""
-    picture = _picture(size)
-    resized = predictor.transform.apply_image_torch(torch.tensor(picture).permute(2, 0, 1)[None].float())
-    expected = torch.tensor(predictor.transform.apply_image(picture)).permute(2, 0, 1)[None].float()
+    """By the sides of the image; PyPI's segment_anything takes the first two axes of the batch for them."""
+    image = _image(size)
+    resized = predictor.transform.apply_image_torch(torch.tensor(image).permute(2, 0, 1)[None].float())
+    expected = torch.tensor(predictor.transform.apply_image(image)).permute(2, 0, 1)[None].float()
     assert resized.shape == expected.shape
     assert (resized - expected).abs().max() <= 2  # PIL rounds after each axis
 
@@ -102,13 +102,13 @@ CALLS = [
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
 def test_calls_answer_as_segment_anything_does(predictor, official, call, image_format):
-    picture = _picture((97, 61))
+    image = _image((97, 61))
     mask = np.random.default_rng(2).normal(size=(1, CONFIG.mask_size, CONFIG.mask_size)).astype(np.float32) * 4
     arguments = {key: np.array(v) if isinstance(v, list) else v for key, v in call.items()}
     if "mask_input" in arguments:
         arguments["mask_input"] = mask
     for each in (predictor, official):
-        each.set_image(picture, image_format)
+        each.set_image(image, image_format)
     ours, theirs = predictor.predict(**arguments), official.predict(**arguments)
     assert [(a.shape, a.dtype) for a in ours] == [(b.shape, b.dtype) for b in theirs]
     np.testing.assert_allclose(ours[1], theirs[1], atol=1e-5)
@@ -123,7 +123,7 @@ def test_calls_answer_as_segment_anything_does(predictor, official, call, image_
 @pytest.mark.parity
 def test_predict_torch_answers_many_objects(predictor, official):
     for each in (predictor, official):
-        each.set_image(_picture((97, 61)))
+        each.set_image(_image((97, 61)))
     points = torch.tensor([[[20.0, 30]], [[50, 60]], [[1, 2]]])
     labels, boxes = torch.ones(3, 1, dtype=torch.int), torch.tensor([[3.0, 4, 40, 50]] * 3)
     mask = torch.randn(1, 1, CONFIG.mask_size, CONFIG.mask_size)
@@ -135,8 +135,8 @@ def test_predict_torch_answers_many_objects(predictor, official):
         assert torch.allclose(ours[1], theirs[1], atol=1e-5)
 
 
-def test_reset_forgets_the_picture_alone(predictor):
-    predictor.set_image(_picture((97, 61)))
+def test_reset_forgets_the_image_alone(predictor):
+    predictor.set_image(_image((97, 61)))
     predictor.reset_image()
     assert not predictor.is_image_set and predictor.features is None
     assert predictor.original_size == (97, 61)
@@ -146,17 +146,17 @@ def test_reset_forgets_the_picture_alone(predictor):
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)],
 )
-def test_other_arrays_are_refused(predictor, picture):
+def test_other_arrays_are_refused(predictor, image):
     with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8.*convert\('RGB'\)"):
-        predictor.set_image(picture)
+        predictor.set_image(image)
 
 
 def test_other_formats_and_sizes_are_refused(predictor):
     with pytest.raises(ValueError, match="'RGB' or 'BGR'"):
-        predictor.set_image(_picture((9, 9)), "RGBA")
+        predictor.set_image(_image((9, 9)), "RGBA")
     with pytest.raises(ValueError, match="longest side is 96, got"):
         predictor.set_torch_image(torch.zeros(1, 3, 64, 64), (64, 64))
 
@@ -173,13 +173,13 @@ def test_other_formats_and_sizes_are_refused(predictor):
     ],
 )
 def test_other_prompts_are_refused(predictor, arguments, message):
-    predictor.set_image(_picture((97, 61)))
+    predictor.set_image(_image((97, 61)))
     with pytest.raises(ValueError, match=message):
         predictor.predict(**{key: np.array(value) for key, value in arguments.items()})
 
 
 def test_unequal_numbers_of_objects_are_refused(predictor):
-    predictor.set_image(_picture((97, 61)))
+    predictor.set_image(_image((97, 61)))
     with pytest.raises(ValueError, match="different numbers of objects"):
         predictor.predict_torch(torch.zeros(2, 1, 2), torch.ones(2, 1), torch.zeros(3, 4))
 
@@ -205,7 +205,7 @@ def test_many_objects_are_answered_as_each_alone(
     predictor, monkeypatch, kind, multimask_output, return_logits, at_a_time
 ):
     monkeypatch.setattr("samtrain.inference.predictor.OBJECTS_AT_A_TIME", at_a_time)
-    predictor.set_image(_picture((97, 61)))
+    predictor.set_image(_image((97, 61)))
     options = {"multimask_output": multimask_output, "return_logits": return_logits}
     together = predictor.predict_many(**MANY[kind], **options)
     for row in range(3):
@@ -219,8 +219,8 @@ def test_many_objects_are_answered_as_each_alone(
                 np.testing.assert_allclose(many[row], one, atol=2e-5)
 
 
-def test_few_objects_at_a_time_are_brought_to_the_pictures_size(predictor, monkeypatch):
-    predictor.set_image(_picture((97, 61)))
+def test_few_objects_at_a_time_are_brought_to_the_images_size(predictor, monkeypatch):
+    predictor.set_image(_image((97, 61)))
     sizes = []
     to_original = predictor.to_original
     monkeypatch.setattr(predictor, "to_original", lambda logits: sizes.append(len(logits)) or to_original(logits))
@@ -232,7 +232,7 @@ def test_few_objects_at_a_time_are_brought_to_the_pictures_size(predictor, monke
 
 
 def test_no_objects_have_no_masks(predictor):
-    predictor.set_image(_picture((97, 61)))
+    predictor.set_image(_image((97, 61)))
     for empty in ({"point_coords": np.zeros((0, 2, 2)), "point_labels": np.zeros((0, 2))}, {"boxes": np.zeros((0, 4))}):
         masks, ious, low_res = predictor.predict_many(**empty)
         assert (masks.shape, masks.dtype, ious.shape) == ((0, 3, 97, 61), bool, (0, 3))
@@ -251,7 +251,7 @@ def test_no_objects_have_no_masks(predictor):
     ],
 )
 def test_other_prompts_of_many_objects_are_refused(predictor, arguments, message):
-    predictor.set_image(_picture((97, 61)))
+    predictor.set_image(_image((97, 61)))
     with pytest.raises(ValueError, match=message):
         predictor.predict_many(**{key: np.array(value) for key, value in arguments.items()})
     predictor.reset_image()
@@ -262,10 +262,10 @@ def test_other_prompts_of_many_objects_are_refused(predictor, arguments, message
 # embeddings from elsewhere
 
 
-def test_an_embedding_stands_for_its_picture(predictor):
+def test_an_embedding_stands_for_its_image(predictor):
     other = SamPredictor(predictor.model)
     for size in SIZES:
-        predictor.set_image(_picture(size))
+        predictor.set_image(_image(size))
         other.set_image_embedding(predictor.get_image_embedding(), size)
         assert (other.original_size, other.input_size) == (size, predictor.input_size)
         prompt = {"point_coords": np.array([[3, 4]]), "point_labels": np.array([1]), "return_logits": True}
@@ -275,12 +275,12 @@ def test_an_embedding_stands_for_its_picture(predictor):
         other.set_image_embedding(torch.zeros(1, 128, 8, 8), (97, 61))
 
 
-# the picture decoder
+# the image decoder
 
 
 @pytest.mark.parametrize("points_per_batch", [1, 2, 64])
 def test_the_decoder_answers_in_original_pixels_as_predict_does(predictor, points_per_batch):
-    predictor.set_image(_picture((300, 201)))
+    predictor.set_image(_image((300, 201)))
     decoder = predictor.decoder(points_per_batch=points_per_batch)
     clicks = np.array([[20.0, 30], [150, 222], [77, 3]])
     coords = torch.tensor(clicks, dtype=torch.float32)[:, None]
@@ -296,15 +296,15 @@ def test_the_decoder_answers_in_original_pixels_as_predict_does(predictor, point
 
 
 def test_the_decoder_answers_no_objects(predictor):
-    predictor.set_image(_picture((97, 61)))
+    predictor.set_image(_image((97, 61)))
     output = predictor.decoder().decode(Prompts(torch.zeros(0, 2, 2), torch.zeros(0, 2, dtype=torch.int64)), True)
     assert output.low_res_logits.shape[:2] == (0, 3)
     assert predictor.decoder().to_frame(output.low_res_logits[:, :1]).shape == (0, 1, 97, 61)
 
 
 @pytest.mark.parametrize("first", ["point", "box"])
-def test_interact_clicks_on_a_picture(predictor, first):
-    predictor.set_image(_picture((97, 61)))
+def test_interact_clicks_on_a_image(predictor, first):
+    predictor.set_image(_image((97, 61)))
     masks = torch.zeros(2, 97, 61, dtype=torch.bool)
     masks[0, 10:40, 5:30] = True
     masks[1, 50:90, 20:60] = True
@@ -331,6 +331,6 @@ def test_sizes_are_rounded_as_in_training():
 
 def test_a_model_of_another_size_has_its_own_frame():
     predictor = SamPredictor(build_sam("vit_tiny", image_size=64))
-    predictor.set_image(_picture((97, 61)))
+    predictor.set_image(_image((97, 61)))
     assert predictor.input_size == (64, 40)
-    assert isinstance(predictor.decoder(), PictureDecoder)
+    assert isinstance(predictor.decoder(), ImageDecoder)

@@ -1,4 +1,4 @@
-"""Prediction by native tiles: the right tile answers, in the right place, and small pictures need none."""
+"""Prediction by native tiles: the right tile answers, in the right place, and small images need none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tiled(sam) -> TiledPredictor:
     return TiledPredictor(sam)
 
 
-def _picture(size: tuple[int, int]) -> np.ndarray:
+def _image(size: tuple[int, int]) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
@@ -46,11 +46,11 @@ def test_tiles_cover_the_axis_with_the_overlap(length, overlap):
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 40), (23, 64)])
-def test_a_picture_of_one_tile_is_predicted_as_ever(sam, tiled, size):
+def test_a_image_of_one_tile_is_predicted_as_ever(sam, tiled, size):
     """A longest side of S makes the plain predictor native too: both then see the same input."""
     plain = SamPredictor(sam)
     for predictor in (plain, tiled):
-        predictor.set_image(_picture(size))
+        predictor.set_image(_image(size))
     for prompt in ({"point_coords": [[20, 12]], "point_labels": [1]}, {"box": [3, 4, 30, 20]}):
         arguments = {key: np.array(value) for key, value in prompt.items()}
         ours, theirs = tiled.predict(**arguments, return_logits=True), plain.predict(**arguments, return_logits=True)
@@ -61,19 +61,19 @@ def test_a_picture_of_one_tile_is_predicted_as_ever(sam, tiled, size):
 
 def test_an_object_is_answered_by_the_tile_in_which_it_is_most_central(sam, tiled):
     """The same as cutting that tile out and asking it; nothing is claimed beyond the tile."""
-    picture = _picture((150, 200))
-    tiled.set_image(picture)
+    image = _image((150, 200))
+    tiled.set_image(image)
     x, y = 118, 75
     tile = tiled.tiles[tiled.tile_of(torch.tensor([[float(x), y]]))[0]].tolist()
     assert abs(tile[0] + S / 2 - x) <= S / 4 + 1 and abs(tile[1] + S / 2 - y) <= S / 4 + 1
     logits, ious, low_res = tiled.predict(np.array([[x, y]]), np.array([1]), return_logits=True)
 
     plain = SamPredictor(sam)
-    plain.set_image(picture[tile[1] : tile[1] + S, tile[0] : tile[0] + S])
+    plain.set_image(image[tile[1] : tile[1] + S, tile[0] : tile[0] + S])
     expected = plain.predict(np.array([[x - tile[0], y - tile[1]]]), np.array([1]), return_logits=True)
     np.testing.assert_allclose(ious, expected[1], atol=1e-5)
     np.testing.assert_allclose(low_res, expected[2], atol=1e-5)
-    inside = np.zeros(picture.shape[:2], dtype=bool)
+    inside = np.zeros(image.shape[:2], dtype=bool)
     inside[tile[1] : tile[1] + S, tile[0] : tile[0] + S] = True
     np.testing.assert_allclose(logits[:, inside], expected[0].reshape(3, -1), atol=1e-5)
     assert (logits[:, ~inside] == OUTSIDE_LOGIT).all()
@@ -81,7 +81,7 @@ def test_an_object_is_answered_by_the_tile_in_which_it_is_most_central(sam, tile
 
 def test_many_objects_are_answered_each_by_its_tile(tiled, monkeypatch):
     monkeypatch.setattr("samtrain.inference.predictor.OBJECTS_AT_A_TIME", 2)
-    tiled.set_image(_picture((150, 200)))
+    tiled.set_image(_image((150, 200)))
     points, labels = np.array([[[118.0, 75]], [[5, 5]], [[190, 140]]]), np.array([[1], [0], [1]])
     together = tiled.predict_many(points, labels, return_logits=True)
     for row in range(3):
@@ -92,7 +92,7 @@ def test_many_objects_are_answered_each_by_its_tile(tiled, monkeypatch):
 
 
 def test_only_asked_tiles_are_encoded_and_only_once(tiled, monkeypatch):
-    tiled.set_image(_picture((200, 200)))
+    tiled.set_image(_image((200, 200)))
     encoded = []
     encode = tiled.model.encode
     monkeypatch.setattr(tiled.model, "encode", lambda images: encoded.append(len(images)) or encode(images))
@@ -101,13 +101,13 @@ def test_only_asked_tiles_are_encoded_and_only_once(tiled, monkeypatch):
     assert encoded == [1]
     tiled.predict_torch(torch.tensor([[[5.0, 5]], [[190, 190]], [[5, 190]]]), torch.ones(3, 1))
     assert encoded == [1, 2]
-    tiled.set_image(_picture((200, 200)))
+    tiled.set_image(_image((200, 200)))
     assert tiled.features == {}
 
 
 def test_the_tile_stays_through_all_clicks(tiled):
     """The first click decides, wherever later ones fall; one beyond the tile is not seen."""
-    tiled.set_image(_picture((200, 200)))
+    tiled.set_image(_image((200, 200)))
     decoder = tiled.decoder()
     first = Prompts(torch.tensor([[[40.0, 40], [0, 0]]]), torch.tensor([[1, -1]]))
     low_res = decoder.decode(first, True).low_res_logits[:, :1]
@@ -124,8 +124,8 @@ def test_the_tile_stays_through_all_clicks(tiled):
 
 
 def test_boxes_are_clipped_to_their_tile(tiled):
-    tiled.set_image(_picture((200, 200)))
-    boxes = torch.tensor([[-20.0, 30, 260, 170]])  # larger than a tile, and than the picture
+    tiled.set_image(_image((200, 200)))
+    boxes = torch.tensor([[-20.0, 30, 260, 170]])  # larger than a tile, and than the image
     centre = boxes.view(1, 2, 2).mean(dim=1)
     x, y = tiled.tiles[tiled.tile_of(centre)[0]].tolist()
     clipped = torch.tensor([[x, y, x + S - 1.0, y + S - 1.0]])
@@ -134,8 +134,8 @@ def test_boxes_are_clipped_to_their_tile(tiled):
 
 @pytest.mark.parametrize("size", [(150, 200), (40, 150)])
 @pytest.mark.parametrize("first", ["point", "box"])
-def test_interact_clicks_on_a_tiled_picture(tiled, size, first):
-    tiled.set_image(_picture(size))
+def test_interact_clicks_on_a_tiled_image(tiled, size, first):
+    tiled.set_image(_image(size))
     masks = torch.zeros(3, *size, dtype=torch.bool)
     masks[0, 2:20, 5:30] = True
     masks[1, 20:38, 100:140] = True
@@ -158,7 +158,7 @@ def test_interact_clicks_on_a_tiled_picture(tiled, size, first):
 
 
 def test_what_has_no_meaning_in_tiles_is_refused(tiled):
-    tiled.set_image(_picture((200, 200)))
+    tiled.set_image(_image((200, 200)))
     with pytest.raises(RuntimeError, match="encode_tiles"):
         tiled.get_image_embedding()
     with pytest.raises(RuntimeError, match="use set_image"):

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from samtrain.data.shards import Record
-from samtrain.metrics.boxes import PictureBoxes, box_metrics, evaluate_boxes
+from samtrain.metrics.boxes import ImageBoxes, box_metrics, evaluate_boxes
 from samtrain.ops.rle import rle_to_box_xywh
 
 NOTHING = np.zeros((0, 4))
@@ -20,12 +20,12 @@ NOTHING = np.zeros((0, 4))
 APART = np.array([[100 * i, 0, 100 * i + 10, 10] for i in range(4)], dtype=float)
 
 
-def picture(boxes: np.ndarray, found: np.ndarray, scores: list[float], areas: list[float] | None = None) -> PictureBoxes:
+def make_image(boxes: np.ndarray, found: np.ndarray, scores: list[float], areas: list[float] | None = None) -> ImageBoxes:
     sides = boxes[:, 2:] - boxes[:, :2]
-    return PictureBoxes(boxes, np.array(areas) if areas else sides.prod(axis=1), found, np.array(scores))
+    return ImageBoxes(boxes, np.array(areas) if areas else sides.prod(axis=1), found, np.array(scores))
 
 
-def pycocotools_stats(pictures: list[PictureBoxes], tmp_path: Path) -> np.ndarray:
+def pycocotools_stats(photos: list[ImageBoxes], tmp_path: Path) -> np.ndarray:
     """The twelve numbers of `summarize`, by files and `loadRes` as its own demo goes."""
 
     def xywh(box: np.ndarray) -> list[float]:
@@ -33,16 +33,16 @@ def pycocotools_stats(pictures: list[PictureBoxes], tmp_path: Path) -> np.ndarra
 
     truth = [
         {"image_id": i, "category_id": 1, "iscrowd": 0, "bbox": xywh(box), "area": area}
-        for i, p in enumerate(pictures)
+        for i, p in enumerate(photos)
         for box, area in zip(p.boxes.tolist(), p.areas.tolist(), strict=True)
     ]
     found = [
         {"image_id": i, "category_id": 1, "bbox": xywh(box), "score": score}
-        for i, p in enumerate(pictures)
+        for i, p in enumerate(photos)
         for box, score in zip(p.found.tolist(), p.scores.tolist(), strict=True)
     ]
     annotations = [{"id": n + 1, **each} for n, each in enumerate(truth)]
-    images = [{"id": i} for i in range(len(pictures))]
+    images = [{"id": i} for i in range(len(photos))]
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}], "info": {}}
     (tmp_path / "truth.json").write_text(json.dumps(content))
     (tmp_path / "found.json").write_text(json.dumps(found))
@@ -62,9 +62,9 @@ NAMES = (  # in the order of `summarize`
 
 @pytest.mark.parametrize("seed", range(3))
 def test_it_is_pycocotools(seed: int, tmp_path: Path) -> None:
-    """Random pictures: boxes that are moved, missed and made up; masks of all sizes; a picture without objects."""
+    """Random images: boxes that are moved, missed and made up; masks of all sizes; an image without objects."""
     rng = np.random.default_rng(seed)
-    pictures = []
+    images = []
     for number in range(6):
         count = 0 if number == 2 else int(rng.integers(1, 15))
         sides, corners = rng.uniform(8, 200, (count, 2)), rng.uniform(0, 300, (count, 2))
@@ -75,15 +75,15 @@ def test_it_is_pycocotools(seed: int, tmp_path: Path) -> None:
         invented[:, 2:] += invented[:, :2] + 1
         found = np.concatenate([noisy, invented])
         areas = sides.prod(axis=1) * rng.uniform(0.3, 1, count)
-        pictures.append(PictureBoxes(boxes, areas, found, rng.random(len(found))))
-    ours, theirs = box_metrics(pictures), pycocotools_stats(pictures, tmp_path)
+        images.append(ImageBoxes(boxes, areas, found, rng.random(len(found))))
+    ours, theirs = box_metrics(images), pycocotools_stats(images, tmp_path)
     for name, value in zip(NAMES, theirs, strict=True):
         assert ours[name] == pytest.approx(value, abs=1e-12), name
     assert ours["box_ap"] not in (0, 1)
 
 
 def test_numbers_by_hand() -> None:
-    """Two pictures with three objects: one found exactly, one to an IoU of 0.8, one missed; the second answer is wrong.
+    """Two images with three objects: one found exactly, one to an IoU of 0.8, one missed; the second answer is wrong.
 
     Answers by score: 0.9 exact, 0.8 wrong, 0.7 of IoU 0.8. Thresholds 0.50 to 0.80 (7 of 10) see true, false, true:
     precision 1 up to recall 1/3, then 2/3 up to recall 2/3. Of COCO's 101 recalls 34 (0 to 0.33) lie in the first part,
@@ -92,15 +92,15 @@ def test_numbers_by_hand() -> None:
     shifted = APART[1].copy()
     shifted[2] = shifted[0] + 8  # 80 of 100 pixels
     wrong = np.array([500.0, 500, 510, 510])
-    pictures = [
-        picture(APART[:2], np.stack([APART[0], shifted]), [0.9, 0.7]),
-        picture(APART[2:3], wrong[None], [0.8]),
+    images = [
+        make_image(APART[:2], np.stack([APART[0], shifted]), [0.9, 0.7]),
+        make_image(APART[2:3], wrong[None], [0.8]),
     ]
-    metrics = box_metrics(pictures)
+    metrics = box_metrics(images)
     loose, strict = (34 + 33 * 2 / 3) / 101, 34 / 101
     assert metrics["box_ap50"] == metrics["box_ap75"] == pytest.approx(loose)
     assert metrics["box_ap"] == pytest.approx((7 * loose + 3 * strict) / 10)
-    assert metrics["box_ar_1"] == pytest.approx(1 / 3)  # one answer a picture: the exact one, and the wrong one
+    assert metrics["box_ar_1"] == pytest.approx(1 / 3)  # one answer an image: the exact one, and the wrong one
     for count in (10, 20, 100):
         assert metrics[f"box_ar_{count}"] == pytest.approx((7 * 2 / 3 + 3 * 1 / 3) / 10)
     assert metrics["box_recall70_10"] == metrics["box_recall70_20"] == pytest.approx(2 / 3)
@@ -109,31 +109,31 @@ def test_numbers_by_hand() -> None:
 def test_sizes_go_by_the_masks_and_their_limits_can_be_set() -> None:
     """Of a small and a large object the large one is found; by COCO's limits both are small."""
     boxes = np.array([[0, 0, 10, 10], [20, 20, 50, 50]], dtype=float)
-    pictures = [picture(boxes, boxes[1:], [0.9], areas=[90, 700])]
-    ours = box_metrics(pictures, size_limits=(100, 400))
+    images = [make_image(boxes, boxes[1:], [0.9], areas=[90, 700])]
+    ours = box_metrics(images, size_limits=(100, 400))
     assert (ours["box_ar_100_small"], ours["box_ar_100_large"], ours["box_ar_100"]) == (0, 1, 0.5)
     assert "box_ar_100_medium" not in ours and "box_ap_medium" not in ours
-    theirs = box_metrics(pictures)
+    theirs = box_metrics(images)
     assert theirs["box_ar_100_small"] == 0.5 and "box_ar_100_large" not in theirs
     with pytest.raises(ValueError, match="size_limits are"):
-        box_metrics(pictures, size_limits=(400, 100))
+        box_metrics(images, size_limits=(400, 100))
 
 
 def test_a_detector_that_finds_nothing() -> None:
-    metrics = box_metrics([picture(APART, NOTHING, [])])
+    metrics = box_metrics([make_image(APART, NOTHING, [])])
     assert metrics and set(metrics.values()) == {0.0}
 
 
 def test_a_detector_that_finds_everything() -> None:
-    metrics = box_metrics([picture(APART, APART, [0.4, 0.3, 0.2, 0.1])])
+    metrics = box_metrics([make_image(APART, APART, [0.4, 0.3, 0.2, 0.1])])
     assert metrics.pop("box_ar_1") == 0.25  # one of four
     assert all(value == pytest.approx(1) for value in metrics.values())
 
 
-def test_a_picture_without_objects_counts_what_is_found_in_it() -> None:
-    good, empty = picture(APART, APART, [0.5] * 4), PictureBoxes(NOTHING, np.zeros(0), NOTHING, np.zeros(0))
+def test_a_image_without_objects_counts_what_is_found_in_it() -> None:
+    good, empty = make_image(APART, APART, [0.5] * 4), ImageBoxes(NOTHING, np.zeros(0), NOTHING, np.zeros(0))
     assert box_metrics([good, empty]) == box_metrics([good])
-    disturbed = PictureBoxes(NOTHING, np.zeros(0), APART, np.full(4, 0.9))
+    disturbed = ImageBoxes(NOTHING, np.zeros(0), APART, np.full(4, 0.9))
     metrics = box_metrics([good, disturbed])
     assert metrics["box_ar_100"] == 1 and metrics["box_ap"] == pytest.approx(0.5)  # four wrong ones stand before
     with pytest.raises(ValueError, match="holds an object"):

@@ -1,4 +1,4 @@
-"""Masks against full ground truth: numbers by hand on strips of one row, and by slow fractions on random pictures."""
+"""Masks against full ground truth: numbers by hand on strips of one row, and by slow fractions on random images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from samtrain.metrics.full_truth import PictureMasks, full_truth_metrics
+from samtrain.metrics.full_truth import ImageMasks, full_truth_metrics
 from samtrain.ops.rle import encode_mask
 
 LEVELS = [Fraction(percent, 100) for percent in range(50, 100, 5)]
@@ -16,7 +16,7 @@ Span = tuple[int, int]
 
 
 def strip(span: Span, width: int = 60) -> np.ndarray:
-    """Pixels first to last, without the last, of a picture of one row: IoUs are those of intervals."""
+    """Pixels first to last, without the last, of an image of one row: IoUs are those of intervals."""
     mask = np.zeros((1, width), bool)
     mask[0, span[0] : span[1]] = True
     return mask
@@ -28,19 +28,19 @@ def square(top: int, left: int, side: int, size: tuple[int, int] = (30, 30)) -> 
     return mask
 
 
-def picture_of(objects: list[np.ndarray], masks: list[np.ndarray]) -> PictureMasks:
-    return PictureMasks(
+def image_of(objects: list[np.ndarray], masks: list[np.ndarray]) -> ImageMasks:
+    return ImageMasks(
         [encode_mask(each) for each in objects],
         [{"segmentation": encode_mask(each), "predicted_iou": 0.9} for each in masks],
     )
 
 
-def strips(objects: list[Span], masks: list[Span]) -> PictureMasks:
-    return picture_of([strip(span) for span in objects], [strip(span) for span in masks])
+def strips(objects: list[Span], masks: list[Span]) -> ImageMasks:
+    return image_of([strip(span) for span in objects], [strip(span) for span in masks])
 
 
 def boundary_f(truth: np.ndarray, *masks: np.ndarray) -> float:
-    return full_truth_metrics([picture_of([truth], list(masks))])["boundary_f"]
+    return full_truth_metrics([image_of([truth], list(masks))])["boundary_f"]
 
 
 def test_the_objects_themselves_are_perfect() -> None:
@@ -66,13 +66,13 @@ def test_by_hand() -> None:
     assert found["foreground_dice"] == pytest.approx(2 * 18 / (20 + 23))
 
 
-def test_pictures_are_averaged_for_nuclei_and_summed_for_pq() -> None:
-    """One picture with 1 of 1 found, one with 1 of 3: mean of 1 and 1/3; 2 TP and 2 FN."""
-    pictures = [strips([(0, 10)], [(0, 10)]), strips([(0, 10), (20, 30), (40, 50)], [(0, 10)])]
-    found = full_truth_metrics(pictures)
+def test_images_are_averaged_for_nuclei_and_summed_for_pq() -> None:
+    """One image with 1 of 1 found, one with 1 of 3: mean of 1 and 1/3; 2 TP and 2 FN."""
+    images = [strips([(0, 10)], [(0, 10)]), strips([(0, 10), (20, 30), (40, 50)], [(0, 10)])]
+    found = full_truth_metrics(images)
     assert found["nuclei_ap"] == pytest.approx((1 + 1 / 3) / 2) and found["pq"] == pytest.approx(2 / 3)
     assert found["object_dice"] == pytest.approx(2 / 4)  # a mean over objects
-    assert found["foreground_dice"] == pytest.approx((1 + 2 * 10 / 40) / 2)  # a mean over pictures
+    assert found["foreground_dice"] == pytest.approx((1 + 2 * 10 / 40) / 2)  # a mean over images
 
 
 @pytest.mark.parametrize("covered", range(9, 21))
@@ -157,20 +157,20 @@ def test_objects_without_a_pixel_are_missed() -> None:
     assert found["object_dice"] == 1 / 2 and found["boundary_f"] == 1 / 2 and found["foreground_dice"] == 1
 
 
-def test_picture_without_masks() -> None:
+def test_image_without_masks() -> None:
     found = full_truth_metrics([strips([(0, 10), (20, 30)], [])])
     assert found["nuclei_ap"] == 0 and set(found.values()) == {0.0}
 
 
-def test_picture_without_objects() -> None:
+def test_image_without_objects() -> None:
     """Its mask is a FP: nuclei 0, and PQ of 1 TP and 1 FP; objects' means know nothing of it."""
     found = full_truth_metrics([strips([(0, 10)], [(0, 10)]), strips([], [(0, 10)])])
     assert found["nuclei_ap"] == 1 / 2 and found["pq"] == pytest.approx(1 / 1.5) and found["foreground_dice"] == 1 / 2
     assert found["object_dice"] == 1 and found["boundary_f"] == 1
 
 
-def test_picture_without_anything() -> None:
-    """It is right, by nuclei and foreground; beside it a picture with all missed."""
+def test_image_without_anything() -> None:
+    """It is right, by nuclei and foreground; beside it an image with all missed."""
     found = full_truth_metrics([strips([(0, 10)], []), strips([], [])])
     assert found["nuclei_ap"] == 1 / 2 and found["nuclei_ap75"] == 1 / 2 and found["foreground_dice"] == 1 / 2
     assert found["pq"] == 0 and found["object_dice"] == 0
@@ -182,7 +182,7 @@ def test_picture_without_anything() -> None:
 def test_uncompressed_masks() -> None:
     """Runs of (10, 20) and (10, 18) in 60 pixels: IoU 0.8."""
     found = full_truth_metrics([
-        PictureMasks(
+        ImageMasks(
             [{"size": [1, 60], "counts": [10, 10, 40]}],
             [{"segmentation": {"size": [1, 60], "counts": [10, 8, 42]}, "predicted_iou": 0.9}],
         )
@@ -191,13 +191,13 @@ def test_uncompressed_masks() -> None:
 
 
 def test_refusals() -> None:
-    for pictures in ([], [strips([], [])], [strips([], [(0, 10)])]):
+    for images in ([], [strips([], [])], [strips([], [(0, 10)])]):
         with pytest.raises(ValueError, match="holds an object"):
-            full_truth_metrics(pictures)
+            full_truth_metrics(images)
     with pytest.raises(ValueError, match="size_limits"):
         full_truth_metrics([strips([(0, 10)], [])], size_limits=(10, 5))
     with pytest.raises(ValueError, match="different sizes"):
-        full_truth_metrics([picture_of([strip((0, 10))], [strip((0, 10), width=61)])])
+        full_truth_metrics([image_of([strip((0, 10))], [strip((0, 10), width=61)])])
 
 
 # by size
@@ -216,7 +216,7 @@ def test_sizes() -> None:
     assert not [name for name in found if name.endswith("_large")]  # there is a large mask, but no large object
     assert found["pq"] == pytest.approx((4 / 5 + 4 / 6) / 3) and found["nuclei_ap50"] == pytest.approx(2 / 4)
 
-    # a second picture: its large object is missed, and the large FP of the first counts now
+    # a second image: its large object is missed, and the large FP of the first counts now
     found = full_truth_metrics([crowded, strips([(0, 10)], [])], size_limits=(5, 10))
     assert found["pq_large"] == 0 and found["nuclei_ap50_large"] == 0 and found["boundary_f_large"] == 0
     assert found["nuclei_ap50_small"] == pytest.approx(1 / 2)  # it has nothing small: no part in the mean
@@ -241,7 +241,7 @@ def test_many_of_one_size_count_each() -> None:
     assert found["nuclei_ap50"] == pytest.approx(6 / 11) and found["object_dice"] == pytest.approx(6 / 11)
 
 
-# boundaries: the tolerance is 1 pixel in pictures of 30 x 30
+# boundaries: the tolerance is 1 pixel in images of 30 x 30
 
 
 def test_identical_boundaries() -> None:
@@ -329,10 +329,10 @@ def best_matches(objects: list[Pixels], masks: list[Pixels], level: Fraction) ->
     return max(ways, key=lambda way: (len(way), sum(way)))
 
 
-def slow_metrics(pictures: list[tuple[list[Pixels], list[Pixels]]], matches_of=slow_matches) -> dict[str, float]:
+def slow_metrics(images: list[tuple[list[Pixels], list[Pixels]]], matches_of=slow_matches) -> dict[str, float]:
     scores: dict[Fraction, list[Fraction]] = {level: [] for level in LEVELS}
     iou_sum, total, found = Fraction(0), Fraction(0), 0
-    for objects, masks in pictures:
+    for objects, masks in images:
         for level in LEVELS:
             matches = matches_of(objects, masks, level)
             scores[level].append(Fraction(len(matches), len(objects) + len(masks) - len(matches)))
@@ -362,17 +362,17 @@ def test_label_maps_against_brute_force(seed: int) -> None:
         centres = rng.uniform(2, 30, size=(12, 2))
         moved = (centres + rng.normal(0, 0.8, size=centres.shape))[rng.permutation(12)[:10]]
         pairs.append((sets_of(cells(centres, size)), sets_of(cells(moved, size))))
-    pictures = [picture_of(masks_of(objects, size), masks_of(masks, size)) for objects, masks in pairs]
-    found, slow = full_truth_metrics(pictures), slow_metrics(pairs)
+    images = [image_of(masks_of(objects, size), masks_of(masks, size)) for objects, masks in pairs]
+    found, slow = full_truth_metrics(images), slow_metrics(pairs)
     assert {name: found[name] for name in slow} == pytest.approx(slow, abs=1e-12)
-    assert 0.1 < found["nuclei_ap"] < found["nuclei_ap50"] < 1  # the pictures tell good from bad
+    assert 0.1 < found["nuclei_ap"] < found["nuclei_ap50"] < 1  # the images tell good from bad
 
     # nothing hangs on an order
     mixed = [
-        PictureMasks(
+        ImageMasks(
             [p.objects[i] for i in rng.permutation(len(p.objects))], [p.records[i] for i in rng.permutation(len(p.records))]
         )
-        for p in pictures[::-1]
+        for p in images[::-1]
     ]
     assert full_truth_metrics(mixed) == pytest.approx(found, abs=1e-12)
 
@@ -385,13 +385,13 @@ def test_overlapping_masks_against_brute_force() -> None:
         counts = (4, 5) if trial % 2 else (5, 4)
         spans = [[(int(a), int(a + n)) for a, n in rng.integers((0, 6), (6, 14), (count, 2))] for count in counts]
         pairs.append([[frozenset((0, x) for x in range(*span)) for span in each] for each in spans])
-    pictures = [picture_of(masks_of(objects, (1, 20)), masks_of(masks, (1, 20))) for objects, masks in pairs]
-    found, slow = full_truth_metrics(pictures), slow_metrics(pairs, best_matches)
+    images = [image_of(masks_of(objects, (1, 20)), masks_of(masks, (1, 20))) for objects, masks in pairs]
+    found, slow = full_truth_metrics(images), slow_metrics(pairs, best_matches)
     assert {name: found[name] for name in slow} == pytest.approx(slow, abs=1e-12)
 
 
 def test_boundaries_against_brute_force() -> None:
-    """All distances of all boundary pixels of random cells, in a picture where the tolerance is 1."""
+    """All distances of all boundary pixels of random cells, in an image where the tolerance is 1."""
     rng, size = np.random.default_rng(0), (40, 40)
     centres = rng.uniform(2, 38, size=(12, 2))
     objects = sets_of(cells(centres, size))
@@ -408,5 +408,5 @@ def test_boundaries_against_brute_force() -> None:
         best = max(masks, key=lambda mask: iou_of(each, mask))
         precision, recall = near(edge(best), edge(each)), near(edge(each), edge(best))
         values.append(2 * precision * recall / (precision + recall) if each & best else 0.0)
-    found = full_truth_metrics([picture_of(masks_of(objects, size), masks_of(masks, size))])["boundary_f"]
+    found = full_truth_metrics([image_of(masks_of(objects, size), masks_of(masks, size))])["boundary_f"]
     assert found == pytest.approx(np.mean(values)) and 0.3 < found < 1

@@ -82,7 +82,7 @@ def test_equal_grids_keep_positions_to_the_bit(tmp_path):
 
 
 def test_patches_of_14_become_16(sam, tmp_path):
-    """As for the huge model: a smooth picture gets the embedding that its shrunken copy got."""
+    """As for the huge model: a smooth image gets the embedding that its shrunken copy got."""
     state = _mae_state(patch=14)
     load_mae(sam, _save(state, tmp_path / "mae.pth"))
     new, old = sam.image_encoder.patch_embed.proj.weight, state["patch_embed.proj.weight"]

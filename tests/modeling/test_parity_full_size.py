@@ -1,6 +1,6 @@
-"""ViT-B at 1024 px in float32 on real pictures: the same masks as segment_anything and transformers.
+"""ViT-B at 1024 px in float32 on real images: the same masks as segment_anything and transformers.
 
-Three encoders of 1024 px stand here, each run once a picture: about a minute on 2 cores, 5 GB.
+Three encoders of 1024 px stand here, each run once an image: about a minute on 2 cores, 5 GB.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MULTIMASK = [True, False]
 
 @dataclass
 class Answers:
-    """What one package says about one picture: its embedding, and (logits, IoUs, low-res logits) by prompt."""
+    """What one package says about one image: its embedding, and (logits, IoUs, low-res logits) by prompt."""
 
     embedding: torch.Tensor
     by_prompt: dict
@@ -47,9 +47,9 @@ def two_threads():
 
 
 @pytest.fixture(scope="module")
-def pictures() -> dict[str, np.ndarray]:
+def images() -> dict[str, np.ndarray]:
     """Photographs inside scikit-image, of odd sizes, wide and high."""
-    data = pytest.importorskip("skimage.data", reason="needs pictures: pip install scikit-image")
+    data = pytest.importorskip("skimage.data", reason="needs images: pip install scikit-image")
     return {"chelsea 300x451": data.chelsea(), "coffee 397x299": data.coffee()[:397, 150:449]}
 
 
@@ -75,8 +75,8 @@ def _prompt_arguments(prompt: dict, low_res_mask: np.ndarray) -> dict:
     }
 
 
-def _ask(predictor, picture: np.ndarray, low_res_mask: np.ndarray) -> Answers:
-    predictor.set_image(picture)
+def _ask(predictor, image: np.ndarray, low_res_mask: np.ndarray) -> Answers:
+    predictor.set_image(image)
     answers: dict = {}
     for name, prompt in PROMPTS.items():
         for multimask in MULTIMASK:
@@ -87,35 +87,35 @@ def _ask(predictor, picture: np.ndarray, low_res_mask: np.ndarray) -> Answers:
 
 
 @pytest.fixture(scope="module")
-def ours(our_sam, state, pictures, low_res_mask) -> dict[str, Answers]:
+def ours(our_sam, state, images, low_res_mask) -> dict[str, Answers]:
     predictor = SamPredictor(our_sam(CONFIG, state))
-    return {name: _ask(predictor, picture, low_res_mask) for name, picture in pictures.items()}
+    return {name: _ask(predictor, image, low_res_mask) for name, image in images.items()}
 
 
 @pytest.fixture(scope="module")
-def official(official_sam, state, pictures, low_res_mask) -> dict[str, Answers]:
+def official(official_sam, state, images, low_res_mask) -> dict[str, Answers]:
     from segment_anything import SamPredictor as OfficialPredictor
 
     predictor = OfficialPredictor(official_sam(CONFIG, state))
-    return {name: _ask(predictor, picture, low_res_mask) for name, picture in pictures.items()}
+    return {name: _ask(predictor, image, low_res_mask) for name, image in images.items()}
 
 
 @pytest.fixture(params=["chelsea 300x451", "coffee 397x299"])
-def picture(request) -> str:
+def make_image(request) -> str:
     return request.param
 
 
-def test_embeddings_agree(ours, official, picture):
-    a, b = ours[picture].embedding, official[picture].embedding
+def test_embeddings_agree(ours, official, image):
+    a, b = ours[image].embedding, official[image].embedding
     assert a.shape == b.shape == (1, 256, 64, 64)
     assert (a - b).abs().max() <= TOLERANCE * b.abs().max()
 
 
 @pytest.mark.parametrize("multimask", MULTIMASK)
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_masks_agree(ours, official, picture, prompt, multimask):
-    logits, ious, low_res = ours[picture].by_prompt[prompt, multimask]
-    their_logits, their_ious, their_low_res = official[picture].by_prompt[prompt, multimask]
+def test_masks_agree(ours, official, image, prompt, multimask):
+    logits, ious, low_res = ours[image].by_prompt[prompt, multimask]
+    their_logits, their_ious, their_low_res = official[image].by_prompt[prompt, multimask]
     largest = np.abs(their_low_res).max()
 
     assert np.abs(low_res - their_low_res).max() <= TOLERANCE * largest
@@ -126,17 +126,17 @@ def test_masks_agree(ours, official, picture, prompt, multimask):
     assert 0.02 < their_masks.mean() < 0.98  # masks that a mistake could have changed
 
 
-def test_predict_returns_the_same_types(ours, official, picture):
-    mine, theirs = ours[picture].by_prompt["thresholded"], official[picture].by_prompt["thresholded"]
+def test_predict_returns_the_same_types(ours, official, image):
+    mine, theirs = ours[image].by_prompt["thresholded"], official[image].by_prompt["thresholded"]
     assert [(a.shape, a.dtype) for a in mine] == [(b.shape, b.dtype) for b in theirs]
     assert (mine[0] != theirs[0]).mean() < 1e-4
 
 
-def test_transformers_agrees(our_sam, transformers_sam, state, pictures, low_res_mask):
+def test_transformers_agrees(our_sam, transformers_sam, state, images, low_res_mask):
     """On equal pixel values: embedding, then prompts on the embedding."""
     sam, theirs = our_sam(CONFIG, state), transformers_sam(CONFIG, state)
     predictor = SamPredictor(sam)
-    original = pictures["chelsea 300x451"]
+    original = images["chelsea 300x451"]
     resized = torch.as_tensor(predictor.transform.apply_image(original)).permute(2, 0, 1)[None]
     predictor.set_torch_image(resized, original.shape[:2])
     height, width = predictor.input_size

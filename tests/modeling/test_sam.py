@@ -36,8 +36,8 @@ def test_a_batch_equals_its_prompts_one_by_one(sam, multimask):
     prompts, owner = _mixed_prompts()
     together = sam(images, sizes, owner, prompts, multimask)
     for row, image in enumerate(owner.tolist()):
-        rows, picture = slice(row, row + 1), slice(image, image + 1)
-        alone = sam(images[picture], sizes[picture], torch.tensor([0]), prompts.select(rows), multimask)
+        rows, photo = slice(row, row + 1), slice(image, image + 1)
+        alone = sam(images[photo], sizes[photo], torch.tensor([0]), prompts.select(rows), multimask)
         torch.testing.assert_close(together.low_res_logits[rows], alone.low_res_logits, rtol=0, atol=2e-5)
         torch.testing.assert_close(together.iou_predictions[rows], alone.iou_predictions, rtol=0, atol=2e-5)
 
@@ -54,7 +54,7 @@ def test_no_objects_and_no_tokens(sam):
 
 
 @torch.no_grad()
-def test_the_padding_of_a_picture_does_not_matter(sam):
+def test_the_padding_of_a_image_does_not_matter(sam):
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     size = torch.tensor([[40, 64]])
     other = images.clone()

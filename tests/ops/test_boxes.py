@@ -27,7 +27,7 @@ def test_a_box_is_the_extent_of_its_mask():
     assert masks_to_boxes_xyxy(masks[:0]).shape == (0, 4)
 
 
-def test_boxes_are_cut_to_their_own_picture():
+def test_boxes_are_cut_to_their_own_image():
     boxes = torch.tensor([[-5.0, -6, 50, 60], [1, 2, 3, 4], [90, 90, 99, 99]])
     sizes = torch.tensor([[20, 30], [20, 30], [50, 40]])
     assert clip_boxes_xyxy(boxes, sizes).tolist() == [[0, 0, 29, 19], [1, 2, 3, 4], [39, 49, 39, 49]]

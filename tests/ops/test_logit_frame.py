@@ -1,4 +1,4 @@
-"""Logits in the frame of a picture: the interpolation of segment_anything, in rectangles, with bounds that hold."""
+"""Logits in the frame of an image: the interpolation of segment_anything, in rectangles, with bounds that hold."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMAGE, MASK = 128, 32
 
 
 def interpolated(logits_hw: Tensor, size: tuple[int, int]) -> Tensor:
-    """What segment_anything does: up to the input, the padding off, up or down to the picture."""
+    """What segment_anything does: up to the input, the padding off, up or down to the image."""
     h, w = longest_side_size(size, IMAGE)
     masks = F.interpolate(logits_hw[None, None].double(), (IMAGE, IMAGE), mode="bilinear", align_corners=False)
     return F.interpolate(masks[..., :h, :w], size, mode="bilinear", align_corners=False)[0, 0]
@@ -82,7 +82,7 @@ def test_a_smaller_frame_takes_the_pixels_whose_centres_lie_in_the_crop() -> Non
 def test_a_smaller_frame_has_the_logits_of_the_place() -> None:
     """A ramp along a row says where each pixel looks."""
     _, axis = axis_of((0, 100), (100, 50), IMAGE, IMAGE, MASK, CPU)
-    ramp = (torch.arange(MASK) + 0.5) / MASK * 100  # the place in the picture of each logit's centre
+    ramp = (torch.arange(MASK) + 0.5) / MASK * 100  # the place in the image of each logit's centre
     places = axis.matrix_Ph @ ramp
     expected = (torch.arange(50) + 0.5) * 2
     inside = (expected > ramp[0]) & (expected < ramp[-1])

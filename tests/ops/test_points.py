@@ -55,7 +55,7 @@ def test_the_centre_is_farthest_from_the_border():
     masks = torch.stack([_disc(41, (20, 13), 9), _disc(41, (0, 0), 20), torch.zeros(41, 41, dtype=torch.bool)])
     points, distances = centre_points(masks)
     assert points[0].tolist() == [20, 13] and 9 < distances[0] < 11
-    # the picture's edge is a border too: the middle of a quarter disc lies inside it
+    # the image's edge is a border too: the middle of a quarter disc lies inside it
     assert 4 < points[1, 0] < 16 and 4 < points[1, 1] < 16
     assert points[2].tolist() == [0, 0] and distances[2] == 0
 

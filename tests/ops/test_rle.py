@@ -83,9 +83,9 @@ def test_broken_runs_are_refused(rle, message):
         decode_rle(rle)
 
 
-def test_the_size_of_the_picture_decides():
+def test_the_size_of_the_image_decides():
     assert decode_rle(GOOD, (10, 12)).shape == (10, 12)
-    with pytest.raises(ValueError, match=r"RLE has size \(10, 12\), the picture \(12, 10\)"):
+    with pytest.raises(ValueError, match=r"RLE has size \(10, 12\), the image \(12, 10\)"):
         decode_rle(GOOD, (12, 10))
 
 
@@ -111,7 +111,7 @@ def test_iou_of_all_pairs_without_decoding() -> None:
 
 @pytest.mark.parametrize("seed", range(300))
 def test_run_lengths_of_a_rectangle(seed: int) -> None:
-    """A rectangle in an empty picture, at its edges too: the runs, their text and the mask are pycocotools'."""
+    """A rectangle in an empty image, at its edges too: the runs, their text and the mask are pycocotools'."""
     rng = np.random.default_rng(seed)
     H, W = (int(side) for side in rng.integers(1, 30, 2))
     h, w = int(rng.integers(1, H + 1)), int(rng.integers(1, W + 1))

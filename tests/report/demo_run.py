@@ -44,7 +44,7 @@ def _hydra(folder: Path) -> None:
     config = {"name": "stage1 (made-up numbers)", "task": "rounds", "annotator": {"target_iou": 0.9}, "data": "<b>&"}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     environment = {
-        "command": "python -m samtrain +experiment=stage1 data=folder data.root='<pictures> & more'",
+        "command": "python -m samtrain +experiment=stage1 data=folder data.root='<images> & more'",
         "commit": "0123456789abcdef0123456789abcdef01234567",
         "uncommitted": True,
         "cpus": 2,
@@ -56,7 +56,7 @@ def _hydra(folder: Path) -> None:
 
 
 def _training(folder: Path, steps: int, seen: int, loss: float, start: float, end: float) -> int:
-    """A metrics.csv with loss and validation, and a panel; the pictures seen at its end."""
+    """A metrics.csv with loss and validation, and a panel; the images seen at its end."""
     (folder / "panels").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seen)
     rows = []
@@ -73,8 +73,8 @@ def _training(folder: Path, steps: int, seen: int, loss: float, start: float, en
         writer = csv.DictWriter(file, sorted({key for row in rows for key in row}))
         writer.writeheader()
         writer.writerows(rows)
-    picture = np.kron(rng.integers(60, 255, (4, 24, 3)), np.ones((40, 40, 1))).astype(np.uint8)
-    Image.fromarray(picture).save(folder / "panels" / f"step_{steps:06d}.png")
+    image = np.kron(rng.integers(60, 255, (4, 24, 3)), np.ones((40, 40, 1))).astype(np.uint8)
+    Image.fromarray(image).save(folder / "panels" / f"step_{steps:06d}.png")
     return seen + 4 * steps
 
 
@@ -98,8 +98,8 @@ def _line(number: int, seen: int) -> LedgerLine:
         masks_total=sum(150 + 45 * n for n in range(1, number + 1)),
         images_total=40 * number,
         discarded=3 * drawn,
-        pictures_skipped=0,
-        pictures_left=(34 - 4 * number) * drawn,
+        images_skipped=0,
+        images_left=(34 - 4 * number) * drawn,
         masks_per_image=masks / 40 if drawn else None,
         assisted_per_image=(masks - automatic) / 40 if drawn else None,
         seconds_per_mask=17.5 - 1.1 * number if drawn else None,
@@ -131,7 +131,7 @@ def _line(number: int, seen: int) -> LedgerLine:
 
 
 def _coverage(number: int) -> dict[str, float | None]:
-    """Better with each model, and worse where stage 2 brings other pictures."""
+    """Better with each model, and worse where stage 2 brings other images."""
     share = 0.06 * (number if number <= ASSISTED_ROUNDS else number - 3)
     return {"all": 0.45 + share, "small": 0.3 + share, "medium": 0.47 + share, "large": min(0.6 + share, 1.0)}
 

@@ -1,4 +1,4 @@
-"""IoU against clicks: of a run's own pictures, and of zero-shot sets."""
+"""IoU against clicks: of a run's own images, and of zero-shot sets."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_a_page_of_runs_at_all_stages(runs: list[RunFiles]) -> None:
     for words in (
         "4 runs side by side", "C and D have not ended", "A stage1 (made-up numbers)", "D fit", "0123456789, changed",
         "2 CPU cores", "python -m samtrain <x>", "IoU against clicks, test", "Validation, 1 click", "Training loss",
-        "val/miou_1, model in use", "modelled seconds a mask", "pictures seen", "Nothing is stored of the settings of D.",
+        "val/miou_1, model in use", "modelled seconds a mask", "images seen", "Nothing is stored of the settings of D.",
     ):  # fmt: skip
         assert words in text, words
     charts = re.findall(r'<figure class="chart">.*?</figure>', page, re.S)
@@ -117,11 +117,11 @@ def test_beyond_the_colours_lines_are_dashed(number: int, dashed: int) -> None:
     assert (">A x<" in chart) == (number == 5) and ("A</span>" in chart) == (number > 5)
 
 
-def test_runs_that_did_not_count_pictures_are_named(runs: list[RunFiles], tmp_path: Path) -> None:
+def test_runs_that_did_not_count_images_are_named(runs: list[RunFiles], tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,train/loss,val/miou_1\n1,2.0,\n2,1.5,0.3\n3,1.5,0.4\n")
     plain = read_run(tmp_path)
     page = comparison_page([runs[3], plain])
-    assert "Without B: no pictures were counted." in page
+    assert "Without B: no images were counted." in page
     page = comparison_page([plain, plain])
     assert ">steps</text>" in page and "Without" not in page
 

@@ -96,7 +96,7 @@ def test_a_finished_run_of_the_engine(demo: Path) -> None:
 
 def test_what_comes_from_outside_is_escaped(demo: Path) -> None:
     page = write_report(demo).read_text()
-    assert "<pictures>" not in page and "&lt;pictures&gt; &amp; more" in page
+    assert "<images>" not in page and "&lt;images&gt; &amp; more" in page
     assert "<b>&" not in page
 
 
@@ -121,7 +121,7 @@ def test_a_single_training_without_rounds(demo: Path, tmp_path: Path) -> None:
     assert "step 300" in text and "validation 1 click" in text
 
 
-def test_a_metrics_file_without_pictures_seen(tmp_path: Path) -> None:
+def test_a_metrics_file_without_images_seen(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,train/loss,val/miou_1\n1,2.0,\n2,1.5,0.3\n")
     assert "steps" in check(write_report(tmp_path).read_text())
 

@@ -26,7 +26,7 @@ SIZE = (48, 64)
 
 
 def run(folder: Path, *overrides: str) -> dict[str, Any] | None:
-    """A task on small pictures in `folder`/set; what it writes lies in `folder`/run."""
+    """A task on small images in `folder`/set; what it writes lies in `folder`/run."""
     GlobalHydra.instance().clear()
     given = ["scale.image_size=64", "run_dir=run", f"data_dir={folder}/shards", *overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -36,8 +36,8 @@ def run(folder: Path, *overrides: str) -> dict[str, Any] | None:
 
 
 @pytest.fixture
-def own_pictures(tmp_path: Path) -> str:
-    """Eight pictures with two objects each and SA-1B's JSON beside them, and one with a JSON that is none."""
+def own_images(tmp_path: Path) -> str:
+    """Eight images with two objects each and SA-1B's JSON beside them, and one with a JSON that is none."""
     (tmp_path / "set").mkdir()
     for number in range(9):
         rng = np.random.default_rng(number)
@@ -62,42 +62,42 @@ def checkpoint(tmp_path: Path) -> str:
 
 
 def test_prepare_says_what_it_refused_and_does_it_once(
-    tmp_path: Path, own_pictures: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, own_images: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="samtrain")
-    run(tmp_path, "task=prepare", "data=folder", own_pictures)
+    run(tmp_path, "task=prepare", "data=folder", own_images)
     (folder,) = (tmp_path / "shards").glob("set_*")
     report = json.loads((folder / "prepare.json").read_text())
-    assert {split: content["pictures"] for split, content in report["splits"].items()} == {"pool": 6, "val": 1, "test": 1}
+    assert {split: content["images"] for split, content in report["splits"].items()} == {"pool": 6, "val": 1, "test": 1}
     assert "refused p0.png: the JSON is no JSON" in caplog.text and "preflight: nothing wrong" in caplog.text
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")}
-    run(tmp_path, "task=prepare", "data=folder", own_pictures)
+    run(tmp_path, "task=prepare", "data=folder", own_images)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")}
 
 
-def test_preview_is_a_row_a_picture(tmp_path: Path, own_pictures: str) -> None:
-    run(tmp_path, "task=preview", "data=folder", own_pictures, "preview.images=3")
+def test_preview_is_a_row_a_image(tmp_path: Path, own_images: str) -> None:
+    run(tmp_path, "task=preview", "data=folder", own_images, "preview.images=3")
     sheet = np.asarray(Image.open(tmp_path / "run" / "preview.png"))
-    run(tmp_path, "task=preview", "data=folder", own_pictures, "preview.images=1")
+    run(tmp_path, "task=preview", "data=folder", own_images, "preview.images=1")
     row = np.asarray(Image.open(tmp_path / "run" / "preview.png"))
     assert sheet.shape[0] > 2.9 * row.shape[0] and sheet.shape[1] == row.shape[1]
-    tile = row.shape[1] // 3  # the picture, its two objects
+    tile = row.shape[1] // 3  # the image, its two objects
     assert not np.array_equal(row[:, :tile], row[:, tile : 2 * tile])
 
 
-def test_evaluate_measures_the_pictures_held_back(tmp_path: Path, own_pictures: str, checkpoint: str) -> None:
-    metrics = run(tmp_path, "task=evaluate", "data=folder", own_pictures, checkpoint)
+def test_evaluate_measures_the_images_held_back(tmp_path: Path, own_images: str, checkpoint: str) -> None:
+    metrics = run(tmp_path, "task=evaluate", "data=folder", own_images, checkpoint)
     assert metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert {"test/miou_1", "test/oracle_miou_1", "test/miou_3", "test/miou_5", "test/box_miou"} <= set(metrics)
     with pytest.raises(ValueError, match="checkpoint is null: task=evaluate needs one"):
-        run(tmp_path, "task=evaluate", "data=folder", own_pictures)
+        run(tmp_path, "task=evaluate", "data=folder", own_images)
 
 
 @pytest.mark.parametrize(
     ("prompt", "count"), [("points=[[20,30,1]]", 3), ("box=[4,6,20,40]", 3), ("points=[[9,9,1],[1,1,0]]", 1)]
 )
-def test_predict_writes_masks_of_the_picture_as_it_is_shown(tmp_path: Path, checkpoint: str, prompt: str, count: int) -> None:
-    """A 16-bit TIFF that EXIF turns: none of it may be taken for a white picture, or one that lies on its side."""
+def test_predict_writes_masks_of_the_image_as_it_is_shown(tmp_path: Path, checkpoint: str, prompt: str, count: int) -> None:
+    """A 16-bit TIFF that EXIF turns: none of it may be taken for a white image, or one that lies on its side."""
     exif = Image.Exif()
     exif[0x0112] = 6
     values = np.linspace(1000, 3000, SIZE[0] * SIZE[1]).astype(np.uint16).reshape(SIZE)
@@ -118,7 +118,7 @@ def test_predict_writes_masks_of_the_picture_as_it_is_shown(tmp_path: Path, chec
     [
         (["predict.points=[[1,1,1]]"], "predict.image is null"),
         (["predict.image=gone.png", "predict.points=[[1,1,1]]"], "predict.image is 'gone.png', which is no file"),
-        (["predict.image={}/sam.safetensors", "predict.points=[[1,1,1]]"], "sam.safetensors: its picture cannot be read"),
+        (["predict.image={}/sam.safetensors", "predict.points=[[1,1,1]]"], "sam.safetensors: its image cannot be read"),
         (["predict.image={}/sam.safetensors"], "nothing is asked"),
         (["predict.image={}/sam.safetensors", "predict.points=[[1,1,2]]"], r"each is \[x, y, 1\] on the object"),
     ],
@@ -128,27 +128,27 @@ def test_predict_says_what_is_missing(tmp_path: Path, checkpoint: str, overrides
         run(tmp_path, "task=predict", checkpoint, *[each.format(tmp_path) for each in overrides])
 
 
-def test_embedded_pictures_are_found_by_whoever_opens_them(
-    tmp_path: Path, own_pictures: str, checkpoint: str, caplog: pytest.LogCaptureFixture
+def test_embedded_images_are_found_by_whoever_opens_them(
+    tmp_path: Path, own_images: str, checkpoint: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A second call goes on where the first was; its broken picture is counted."""
+    """A second call goes on where the first was; its broken image is counted."""
     caplog.set_level(logging.INFO, logger="samtrain")
-    pictures = tmp_path / "set"
+    images = tmp_path / "set"
     command = ["task=embed", checkpoint, f"embed.output={tmp_path}/kept"]
-    run(tmp_path, *command, f"embed.images='{pictures}/p[0-3].png'")
-    assert "4 pictures new, 0 there already, 0 left out" in caplog.text
+    run(tmp_path, *command, f"embed.images='{images}/p[0-3].png'")
+    assert "4 images new, 0 there already, 0 left out" in caplog.text
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("kept/*/*.safetensors")}
-    (pictures / "below").mkdir()
-    (pictures / "below" / "broken.png").write_bytes((pictures / "p0.png").read_bytes()[:-900])
-    with pytest.raises(ValueError, match=r"broken.png: its picture cannot be read .* set data.on_error=skip"):
-        run(tmp_path, *command, f"embed.images={pictures}")
-    run(tmp_path, *command, f"embed.images={pictures}", "data.on_error=skip")
+    (images / "below").mkdir()
+    (images / "below" / "broken.png").write_bytes((images / "p0.png").read_bytes()[:-900])
+    with pytest.raises(ValueError, match=r"broken.png: its image cannot be read .* set data.on_error=skip"):
+        run(tmp_path, *command, f"embed.images={images}")
+    run(tmp_path, *command, f"embed.images={images}", "data.on_error=skip")
     assert len(written) == 4 and all(path.stat().st_mtime_ns == time for path, time in written.items())
-    assert "5 pictures new, 4 there already, 1 left out" in caplog.text
+    assert "5 images new, 4 there already, 1 left out" in caplog.text
 
     predictor = SamPredictor(load_sam(tmp_path / "sam.safetensors"))
     store = EmbeddingStore(tmp_path / "kept")
-    for path in pictures.glob("*.png"):
+    for path in images.glob("*.png"):
         assert store.set_image(predictor, np.asarray(Image.open(path)))
 
 
@@ -157,7 +157,7 @@ def test_embedded_pictures_are_found_by_whoever_opens_them(
     [
         (["checkpoint=null"], "checkpoint is null: task=embed needs checkpoint=FILE embed.images=FOLDER"),
         (["embed.images=null"], "embed.images is null"),
-        (["embed.images=gone/*.png"], r"embed.images is 'gone/\*.png', where no picture is \(.bmp, "),
+        (["embed.images=gone/*.png"], r"embed.images is 'gone/\*.png', where no image is \(.bmp, "),
         (["data.frame=native"], "task=embed needs data.frame=resize"),
         (["data.on_error=ignore"], "allowed are 'raise' and 'skip'; set data.on_error"),
     ],

@@ -24,7 +24,7 @@ from samtrain.modeling.build import build_sam
 from samtrain.modeling.checkpoints import save_safetensors
 from samtrain.run.build import sam_config_of
 from samtrain.run.directory import held
-from samtrain.run.image_sets import PictureSet
+from samtrain.run.image_sets import ImageSet
 from samtrain.run.training import Training
 from samtrain.run.worker import read_training, train_apart
 from samtrain.tasks import resolve
@@ -116,7 +116,7 @@ def config_of(*overrides: str) -> dict[str, Any]:
 
 
 def test_rounds_begin_with_no_model_that_they_cannot_make(tmp_path: Path) -> None:
-    """Said before pictures are painted and a first model is trained."""
+    """Said before images are painted and a first model is trained."""
     wide = config_of("rounds.4.model=vit_b")
     with pytest.raises(ValueError, match=r"^rounds.4.model: vit_tiny cannot grow into vit_b.*encoder_dim"):
         rounds.run(wide, tmp_path)
@@ -170,17 +170,17 @@ def test_rounds_are_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         rounds.run(config_of(), tmp_path)
 
 
-def test_pictures_of_the_rounds_are_looked_at_and_not_the_public_ones(
+def test_images_of_the_rounds_are_looked_at_and_not_the_public_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[PictureSet] = []
-    monkeypatch.setattr(engine, "look_at", lambda config, pictures, **_: seen.append(pictures))
+    seen: list[ImageSet] = []
+    monkeypatch.setattr(engine, "look_at", lambda config, images, **_: seen.append(images))
     pool = [Source(write_pool(tmp_path / "pool", 14, num=1))]
-    pictures = PictureSet(public=[Source(["public.tar"])], pool=pool, val=["v.tar"], test=[])
-    engine.Work(config_of("data.frame=resize"), tmp_path, pictures).look_at_pools()
+    images = ImageSet(public=[Source(["public.tar"])], pool=pool, val=["v.tar"], test=[])
+    engine.Work(config_of("data.frame=resize"), tmp_path, images).look_at_pools()
     assert [each.train for each in seen] == [pool]
-    few = replace(pictures, pool=[Source(write_pool(tmp_path / "few", 3, num=1))])
-    with pytest.raises(ValueError, match="the pool holds 3 pictures, too few for 6 rounds"):
+    few = replace(images, pool=[Source(write_pool(tmp_path / "few", 3, num=1))])
+    with pytest.raises(ValueError, match="the pool holds 3 images, too few for 6 rounds"):
         engine.Work(config_of("data.frame=resize"), tmp_path, few).look_at_pools()
 
 
@@ -192,7 +192,7 @@ def test_rounds_need_rounds(tmp_path: Path) -> None:
 def test_a_model_that_its_training_did_not_measure_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No validation may have given a number, as when a model falls apart."""
     monkeypatch.setattr(engine, "validate", lambda config, checkpoint, val, native: {"val/miou_1": 0.25})
-    work = engine.Work(config_of("data.frame=resize"), tmp_path, PictureSet(public=[], pool=[], val=["v.tar"], test=[]))
+    work = engine.Work(config_of("data.frame=resize"), tmp_path, ImageSet(public=[], pool=[], val=["v.tar"], test=[]))
     work.measured = {tmp_path / "a.ckpt": {"val/miou_1": 0.5}, tmp_path / "b.ckpt": {}}
     assert [work._measure(tmp_path / name)["val/miou_1"] for name in ("a.ckpt", "b.ckpt", "c.ckpt")] == [0.5, 0.25, 0.25]
 
@@ -215,7 +215,7 @@ def test_rounds_without_any_are_refused() -> None:
 
 
 def test_settings_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
-    pictures = PictureSet(public=[], pool=[], val=["v.tar"], test=[])
+    images = ImageSet(public=[], pool=[], val=["v.tar"], test=[])
     for override, words in {
         "annotator.min_iou=0.95": "annotator.min_iou is 0.95",
         "prefill.pred_iou_thresh=2": "prefill.pred_iou_thresh is 2: take 0 to 1",
@@ -224,7 +224,7 @@ def test_settings_are_refused_before_anything_is_trained(tmp_path: Path) -> None
     }.items():
         config = config_of("data.frame=resize", "data.splits.crowded=0", override, *SEMI_AUTOMATIC)
         with pytest.raises((ValueError, InstantiationException), match=words):
-            engine.Work(config, tmp_path, pictures)
+            engine.Work(config, tmp_path, images)
 
 
 def test_coverage_is_summed_up_from_the_ledger() -> None:

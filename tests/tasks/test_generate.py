@@ -24,13 +24,13 @@ from samtrain import tasks
 from samtrain.data.shards import ShardWriter
 from samtrain.data.validate import validate
 from samtrain.ops.rle import encode_mask
-from tests.data_engine.automatic.pictures import as_jpeg, shapes, write_model, write_pictures
+from tests.data_engine.automatic.images import as_jpeg, shapes, write_images, write_model
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-PICTURES = 30
+IMAGES = 30
 SETTINGS = [
     "+experiment=stage3", "generator=sam", "generator.points_per_side=5", "generator.pred_iou_thresh=0.0",
-    "generator.stability_score_thresh=0.1", "generator.box_nms_thresh=0.97", "generator.pictures_per_shard=8",
+    "generator.stability_score_thresh=0.1", "generator.box_nms_thresh=0.97", "generator.images_per_shard=8",
     "trainer.accelerator=cpu",
 ]  # fmt: skip
 
@@ -70,10 +70,10 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """Pictures, some of them odd, two broken."""
-    folder = write_pictures(tmp_path_factory.mktemp("source") / "in", PICTURES - 5)
+    """Images, some of them odd, two broken."""
+    folder = write_images(tmp_path_factory.mktemp("source") / "in", IMAGES - 5)
     (folder / "broken.jpg").write_bytes(as_jpeg(shapes(100))[:200])
-    (folder / "no picture.png").write_bytes(b"nothing")
+    (folder / "no image.png").write_bytes(b"nothing")
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a viewer
     (folder / "turned.jpg").write_bytes(as_jpeg(shapes(101), exif=exif.tobytes()))
@@ -93,14 +93,14 @@ def test_what_it_leaves_behind(undisturbed: Path, source: Path) -> None:
     output = undisturbed / "out"
     verdict = validate(str(output))
     assert verdict.is_sound, verdict.faults
-    assert verdict.pictures == PICTURES - 2 and verdict.masks > PICTURES
+    assert verdict.images == IMAGES - 2 and verdict.masks > IMAGES
     manifest = json.loads((output / "manifest.json").read_text())
-    assert (manifest["pictures"], manifest["masks"]) == (verdict.pictures, verdict.masks)
-    assert sorted(Path(name).name for name, _ in manifest["refused"]) == ["broken.jpg", "no picture.png"]
+    assert (manifest["images"], manifest["masks"]) == (verdict.images, verdict.masks)
+    assert sorted(Path(name).name for name, _ in manifest["refused"]) == ["broken.jpg", "no image.png"]
     metrics = json.loads((undisturbed / "run" / "metrics.json").read_text())
     assert metrics["generated/masks"] == verdict.masks and metrics["generated/left_out"] == 2
     page = (undisturbed / "run" / "report.html").read_text()
-    assert "Automatic masks" in page and "no picture.png" in page and "Concavity" in page
+    assert "Automatic masks" in page and "no image.png" in page and "Concavity" in page
     assert not (output / ".work").exists()
 
 
@@ -122,8 +122,8 @@ def test_three_readers(undisturbed: Path) -> None:
                 content = json.load(tar.extractfile(name))
                 image = content["image"]
                 assert isinstance(image["image_id"], int) and image["file_name"] in tar.getnames()
-                with Image.open(tar.extractfile(image["file_name"])) as picture:
-                    assert picture.size == (image["width"], image["height"])
+                with Image.open(tar.extractfile(image["file_name"])) as photo:
+                    assert photo.size == (image["width"], image["height"])
                 for each in content["annotations"]:
                     x, y, w, h = each["bbox"]
                     assert 0 <= x <= x + w < image["width"] and 0 <= y <= y + h < image["height"]
@@ -131,7 +131,7 @@ def test_three_readers(undisturbed: Path) -> None:
                     assert 0 <= px <= image["width"] and 0 <= py <= image["height"]
                     assert 0 <= each["stability_score"] <= 1 and isinstance(each["predicted_iou"], float)
                     assert len(each["crop_box"]) == 4 and isinstance(each["id"], int)
-    assert len(names) == len(set(names)) == PICTURES - 2
+    assert len(names) == len(set(names)) == IMAGES - 2
 
 
 @pytest.mark.slow
@@ -154,7 +154,7 @@ def test_killed_again_and_again_it_ends_the_same(
         arguments = [sys.executable, "-m", "samtrain", *given]
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         finished = len(list(output.rglob("*.json")))
-        # from its first new file on, within what one picture takes
+        # from its first new file on, within what one image takes
         deadline = time.monotonic() + 120
         while process.poll() is None and len(list(output.rglob("*.json"))) <= finished and time.monotonic() < deadline:
             time.sleep(0.002)
@@ -181,7 +181,7 @@ def test_two_parts_share_the_work(model: Path, source: Path, undisturbed: Path, 
     assert not (output / "manifest.json").exists()
     by_command(model, source, output, tmp_path / "b", "generator.num_parts=2", "generator.part=1")
     metrics = json.loads((tmp_path / "b" / "metrics.json").read_text())
-    assert metrics["generated/pictures"] == PICTURES - 2
+    assert metrics["generated/images"] == IMAGES - 2
     assert shards(output) == shards(undisturbed / "out")
 
 
@@ -200,7 +200,7 @@ def test_again_it_does_nothing_and_others_are_refused(model: Path, source: Path,
 
 def test_the_release_form(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("cv2", reason="needs OpenCV: pip install 'samtrain[release]'")
-    photos = pytest.importorskip("skimage.data", reason="needs pictures: pip install scikit-image")
+    photos = pytest.importorskip("skimage.data", reason="needs images: pip install scikit-image")
     folder = tmp_path / "in"
     folder.mkdir()
     Image.fromarray(photos.astronaut()).save(folder / "astronaut.png")
@@ -212,8 +212,8 @@ def test_the_release_form(model: Path, tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["blurred"]["faces"] >= 1
     with tarfile.open(tmp_path / "out" / "sa_000000.tar") as tar:
-        with Image.open(tar.extractfile("sa_1.jpg")) as picture:
-            assert picture.size == (256, 256) and not picture.getexif()
+        with Image.open(tar.extractfile("sa_1.jpg")) as image:
+            assert image.size == (256, 256) and not image.getexif()
         content = json.load(tar.extractfile("sa_1.json"))
     assert all(each["segmentation"]["size"] == [256, 256] for each in content["annotations"])
     assert (folder / "astronaut.png").read_bytes() == original
@@ -263,17 +263,17 @@ def rectangle(top: int, left: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def with_truth(tmp_path_factory) -> Path:
-    """A tar of six pictures with two objects each."""
+    """A tar of six photos with two objects each."""
     folder = tmp_path_factory.mktemp("truth") / "in"
     with ShardWriter(folder, "scene") as writer:
         for number in range(6):
-            picture = shapes(number)
+            photo = shapes(number)
             masks = [rectangle(5, 10 + number), rectangle(35, 40)]
             for mask, colour in zip(masks, ((250, 20, 20), (20, 20, 250)), strict=True):
-                picture[mask] = colour
+                photo[mask] = colour
             annotations = [{"id": i, "segmentation": encode_mask(mask)} for i, mask in enumerate(masks)]
             image = {"image_id": number, "width": 80, "height": 60}
-            writer.write(f"scene_{number}", as_jpeg(picture), "jpg", {"image": image, "annotations": annotations})
+            writer.write(f"scene_{number}", as_jpeg(photo), "jpg", {"image": image, "annotations": annotations})
     return folder
 
 
@@ -293,15 +293,15 @@ def test_recall_and_precision_are_in_numbers_and_report(compared: Path) -> None:
 
 def test_the_audit_counts_what_a_hand_counts(compared: Path, with_truth: Path, tmp_path: Path) -> None:
     """Simulated corrections; then the same shares from the lines that it leaves, and from corrected JSONs."""
-    given = ["task=audit", f"audit.dataset={compared / 'out'}", "audit.min_iou=0.05", "audit.pictures=4"]
+    given = ["task=audit", f"audit.dataset={compared / 'out'}", "audit.min_iou=0.05", "audit.images=4"]
     metrics = run(tmp_path / "run", [*given, f"audit.truth={with_truth}", f"run_dir={tmp_path / 'run'}"])
     pairs = [json.loads(line) for line in (tmp_path / "run" / "audit.jsonl").read_text().splitlines()]
-    assert len(pairs) == metrics["audit/pairs"] > 4 and len({pair["picture"] for pair in pairs}) <= 4
+    assert len(pairs) == metrics["audit/pairs"] > 4 and len({pair["image"] for pair in pairs}) <= 4
     for level in (0.9, 0.75):
         assert metrics[f"audit/share_above_{100 * level:.0f}"] == sum(pair["iou"] > level for pair in pairs) / len(pairs)
     assert "97 %" in (tmp_path / "run" / "report.html").read_text()
 
-    # people's corrections: of each picture the first mask as it was, and the others grown to the whole picture
+    # people's corrections: of each image the first mask as it was, and the others grown to the whole image
     (tmp_path / "corrected").mkdir()
     expected = []
     with tarfile.open(compared / "out" / "sa_000000.tar") as tar:

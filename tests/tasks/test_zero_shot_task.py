@@ -1,4 +1,4 @@
-"""The zero-shot experiments by their task: several sets, gone on with by picture, rows that anybody can read."""
+"""The zero-shot experiments by their task: several sets, gone on with by image, rows that anybody can read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from samtrain.modeling.build import load_sam
 from samtrain.modeling.checkpoints import save_official
 from samtrain.tasks.zero_shot import protocols
 from samtrain.training.loggers import make_loggers
-from tests.data_engine.automatic.pictures import as_jpeg, shapes, write_model
+from tests.data_engine.automatic.images import as_jpeg, shapes, write_model
 from tests.wandb_records import offline_runs
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -81,7 +81,7 @@ def test_edges_of_a_set_in_the_form_of_bsds(tmp_path: Path, given: list[str]) ->
         run(tmp_path / "again", "+experiment=zero_shot_edges", *more)
 
 
-def test_it_goes_on_by_picture(tmp_path: Path, given: list[str], monkeypatch) -> None:
+def test_it_goes_on_by_image(tmp_path: Path, given: list[str], monkeypatch) -> None:
     whole = run(tmp_path / "whole", "+experiment=zero_shot_points", *given)
     seen = []
     real = protocols.point_rows
@@ -97,7 +97,7 @@ def test_it_goes_on_by_picture(tmp_path: Path, given: list[str], monkeypatch) ->
         run(tmp_path / "cut", "+experiment=zero_shot_points", *given)
     rows = tmp_path / "cut" / "rows.jsonl"
     assert len(rows.read_text().splitlines()) == 4
-    rows.write_text(rows.read_text() + '{"picture": "two/scene_01')  # killed while it wrote
+    rows.write_text(rows.read_text() + '{"image": "two/scene_01')  # killed while it wrote
     monkeypatch.setattr(protocols, "point_rows", lambda *a, **s: seen.append(a[1].key) or real(*a, **s))
     again = run(tmp_path / "cut", "+experiment=zero_shot_points", *given)
     assert len(seen) == len(set(seen)) == 6
@@ -118,7 +118,7 @@ def test_two_processes_find_the_same(tmp_path: Path, given: list[str]) -> None:
     assert sorted(path.name for path in (tmp_path / "two").glob("rows*")) == ["rows_0.jsonl", "rows_1.jsonl"]
     assert two == pytest.approx(one, abs=1e-4)
     rows = [json.loads(line) for path in (tmp_path / "two").glob("rows_*") for line in path.read_text().splitlines()]
-    assert len(rows) == len({(row["set"], row["picture"]) for row in rows}) == 6
+    assert len(rows) == len({(row["set"], row["image"]) for row in rows}) == 6
     # gone on with by one process: nothing is left to do
     again = run(tmp_path / "two", "+experiment=zero_shot_points", *given)
     assert numbers(again) == two and not (tmp_path / "two" / "rows.jsonl").read_text()
@@ -167,7 +167,7 @@ def test_wandb_has_the_numbers_and_a_row_an_object(tmp_path: Path, given: list[s
     table = json.loads((found.files / found.history[-1]["objects/path"]).read_text())
     assert len(table["data"]) == 6 and {"set", "iou_1", "area"} <= set(table["columns"])
     assert ("key" in table["columns"]) is (images == "true")
-    # nothing of the pictures' names in anything that would be sent
+    # nothing of the images' names in anything that would be sent
     sent = [path for path in found.path.parent.rglob("*") if path.is_file()]
     named = [path.name for path in sent if b"scene_00" in path.read_bytes()]
     assert bool(named) is (images == "true"), named
@@ -175,7 +175,7 @@ def test_wandb_has_the_numbers_and_a_row_an_object(tmp_path: Path, given: list[s
     assert ("settings" in logger._wandb_init) is (images == "false")  # type: ignore[attr-defined]
 
 
-def test_pictures_in_their_own_pixels(tmp_path: Path, given: list[str]) -> None:
+def test_images_in_their_own_pixels(tmp_path: Path, given: list[str]) -> None:
     metrics = run(tmp_path / "run", "+experiment=zero_shot_points", *given, "zero_shot.native=true", "~zero_shot.sets.two")
     assert metrics["one/objects"] == 6 and 0 <= metrics["one/miou_1"] <= 1
 
@@ -229,7 +229,7 @@ def test_fairness_by_a_table_of_groups(tmp_path: Path, given: list[str]) -> None
     [
         (["checkpoint=null"], "checkpoint is null"),
         (["zero_shot.protocol=fog"], "points, proposals"),
-        (["zero_shot.protocol=edges"], "no picture in"),
+        (["zero_shot.protocol=edges"], "no image in"),
         (["zero_shot.boxes=no.json"], "no file"),
         (["zero_shot.protocol=fairness"], "group_by is null"),
         (["zero_shot.protocol=learning_curve"], "zero_shot.run is None"),

@@ -231,7 +231,7 @@ def test_waiting_for_data_is_told_from_work_and_from_validation(monkeypatch: pyt
     throughput = Throughput()
     module = SimpleNamespace(waiting_since=0.0)
     trainer: Any = SimpleNamespace(world_size=2, global_step=1, log_every_n_steps=10)
-    batch = blobs(0)  # 2 pictures, 5 objects
+    batch = blobs(0)  # 2 images, 5 objects
     for _ in range(2):
         module.waiting_since = now[0]
         now[0] += 0.5
@@ -312,15 +312,15 @@ def test_a_panel_shows_masks_and_clicks_where_they_are() -> None:
     mask[0, 10:30, 20:60] = True
     tile = draw_panel(image, mask, prompts_of((80, 40, 0), (30, 20, 1), (0, 0, -1)), side=200)
     assert tile.shape == (200 + CAPTION, 200, 3) and tile.dtype == np.uint8
-    picture = tile[CAPTION : CAPTION + 100]
-    assert (tile[CAPTION + 100 :] == 255).all(), "a wide picture leaves paper below"
-    assert (picture[50, 110] != 128).any() and (picture[90, 20] == 128).all()
-    green, red = picture[38, 60].astype(int), picture[78, 160].astype(int)
+    photo = tile[CAPTION : CAPTION + 100]
+    assert (tile[CAPTION + 100 :] == 255).all(), "a wide photo leaves paper below"
+    assert (photo[50, 110] != 128).any() and (photo[90, 20] == 128).all()
+    green, red = photo[38, 60].astype(int), photo[78, 160].astype(int)
     assert green[1] > green[0] + 50 and red[0] > red[1] + 50
-    assert (picture[0, 0] == 128).all(), "padding tokens are not drawn"
+    assert (photo[0, 0] == 128).all(), "padding tokens are not drawn"
 
 
-def test_panels_stay_within_odd_pictures() -> None:
+def test_panels_stay_within_odd_images() -> None:
     """One pixel, no mask, no prompt, a box past the edge."""
     assert draw_panel(np.zeros((1, 1, 3), np.uint8), np.ones((1, 1, 1), bool), side=32).shape == (32 + CAPTION, 32, 3)
     box = prompts_of((-5, -5, 2), (500, 3, 3))

@@ -13,7 +13,7 @@ from samtrain.training.datamodule import SamDataModule
 
 @pytest.fixture
 def module(tmp_path, write_set):
-    """Makes a module over seven training and five validation pictures."""
+    """Makes a module over seven training and five validation images."""
     write_set(tmp_path / "train", n=7, prefix="train", max_count=3)
     write_set(tmp_path / "val", n=5, prefix="val")
 
@@ -86,18 +86,18 @@ def test_remote_and_local(module, tmp_path):
     assert {key for batch in found for key in batch.keys} == {f"train_{i}" for i in range(7)}
 
 
-def test_a_streamed_run_that_goes_on_says_that_its_pictures_are_others(module, tmp_path, caplog):
+def test_a_streamed_run_that_goes_on_says_that_its_images_are_others(module, tmp_path, caplog):
     pipes = [f"pipe:cat {path}" for path in sorted((tmp_path / "train").glob("*.tar"))]
     options = {"train": pipes, "allow_pipe": True}
     whole = [batch.keys for batch in batches(module(**options).train_dataloader(), 6)]
-    assert "other pictures" not in caplog.text
+    assert "other images" not in caplog.text
     rest = [[batch.keys for batch in batches(module(start_step=4, **options).train_dataloader(), 2)] for _ in range(2)]
     assert rest[0] == rest[1] != whole[4:]
-    assert "this run goes on with other pictures" in caplog.text
+    assert "this run goes on with other images" in caplog.text
 
 
 class Recorder(pl.LightningModule):
-    """Writes down which pictures it is shown."""
+    """Writes down which images it is shown."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -119,7 +119,7 @@ def test_two_ranks_equal_one_with_both_batches(two_ranks: Callable, tmp_path: Pa
 def train_with_checkpoints(
     rank: int, run_dir: Path, strategy: str, dies_in_step: int | None = None, dying: int | None = None
 ) -> None:
-    """Begins or goes on, with other numbers of validation pictures on each rank; one rank may be killed on the way."""
+    """Begins or goes on, with other numbers of validation images on each rank; one rank may be killed on the way."""
 
     class Death(pl.Callback):
         def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -197,7 +197,7 @@ def test_one_process_goes_on_with_the_checkpoint_of_two_ranks(undisturbed: dict[
 
 @pytest.mark.slow
 def test_torchrun(tmp_path: Path) -> None:
-    """Both ranks of the whole command come to their end; pictures are painted, and the first of them chosen, by one."""
+    """Both ranks of the whole command come to their end; images are painted, and the first of them chosen, by one."""
     arguments = [
         "+experiment=pretrain",
         "run_dir=run",

@@ -1,6 +1,6 @@
 """The forms that people keep masks in: SA-1B JSONs, COCO or LVIS instances, label maps, one binary mask an object.
 
-Each form is a class that lists what there is and reads one picture's masks. Nothing is checked here beyond what reading
+Each form is a class that lists what there is and reads one image's masks. Nothing is checked here beyond what reading
 needs; what cannot be read is `Refused`, with a short reason to count and a detail to show.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from samtrain.data.prepare.mask_files import PICTURES, MaskFinder, Refused, files_below, read_labels, split_labels
+from samtrain.data.prepare.mask_files import IMAGES, MaskFinder, Refused, files_below, read_labels, split_labels
 from samtrain.ops.rle import encode_mask
 
 log = logging.getLogger(__name__)
@@ -22,16 +22,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture of a source: its name relative to the source, its file, and the files that say what is in it."""
+    """One image of a source: its name relative to the source, its file, and the files that say what is in it."""
 
     name: str
-    picture: Path
+    image: Path
     evidence: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class RawAnnotations:
-    """What a form says of one picture: its size if known, and objects with a `segmentation` each."""
+    """What a form says of one image: its size if known, and objects with a `segmentation` each."""
 
     image: dict[str, Any]
     objects: list[dict[str, Any]]
@@ -41,14 +41,14 @@ class MaskSource(Protocol):
     """A form of keeping masks."""
 
     def entries(self) -> list[Entry]:
-        """Every picture, in the order of names."""
+        """Every image, in the order of names."""
 
     def read(self, entry: Entry) -> RawAnnotations:
-        """The masks of one picture; raises Refused."""
+        """The masks of one image; raises Refused."""
 
 
 class Sa1bFolder:
-    """Pictures at any depth with a JSON of the same stem beside each; what lacks the other is listed, to be refused."""
+    """Images at any depth with a JSON of the same stem beside each; what lacks the other is listed, to be refused."""
 
     def __init__(self, source: Path) -> None:
         self.source = Path(os.path.abspath(source))
@@ -56,16 +56,16 @@ class Sa1bFolder:
     def entries(self) -> list[Entry]:
         jsons = {path.with_suffix(""): path for path in files_below(self.source, {".json"})}
         listed = []
-        for path in files_below(self.source, PICTURES):
+        for path in files_below(self.source, IMAGES):
             beside = jsons.get(path.with_suffix(""))
             listed.append(Entry(path.relative_to(self.source).as_posix(), path, (beside,) if beside else ()))
-        alone = jsons.keys() - {entry.picture.with_suffix("") for entry in listed}
+        alone = jsons.keys() - {entry.image.with_suffix("") for entry in listed}
         listed += [Entry(jsons[stem].relative_to(self.source).as_posix(), stem, (jsons[stem],)) for stem in alone]
         return sorted(listed, key=lambda entry: entry.name)
 
     def read(self, entry: Entry) -> RawAnnotations:
         if not entry.evidence:
-            raise Refused("no JSON beside the picture", f"expected {entry.picture.with_suffix('.json').name}")
+            raise Refused("no JSON beside the image", f"expected {entry.image.with_suffix('.json').name}")
         try:
             content = json.loads(entry.evidence[0].read_bytes())
         except ValueError as error:
@@ -78,14 +78,14 @@ class Sa1bFolder:
                 "the JSON is not in SA-1B's form", 'want {"image": {}, "annotations": [{"segmentation": RLE}]}'
             )
         # x.jpg and x.png beside x.json: the one that the JSON names
-        named = entry.picture.with_name(Path(str(image.get("file_name") or entry.picture)).name)
-        if named != entry.picture and named.is_file():
-            raise Refused("the JSON beside the picture names another one", named.name)
+        named = entry.image.with_name(Path(str(image.get("file_name") or entry.image)).name)
+        if named != entry.image and named.is_file():
+            raise Refused("the JSON beside the image names another one", named.name)
         return RawAnnotations(image, objects)
 
 
 class CocoInstances:
-    """COCO's or LVIS' instance JSON and the folder of its pictures; polygons and RLE alike."""
+    """COCO's or LVIS' instance JSON and the folder of its images; polygons and RLE alike."""
 
     def __init__(self, source: Path, annotations: Path) -> None:
         self.source, self.annotations = source, annotations
@@ -112,7 +112,7 @@ class CocoInstances:
         if not all(isinstance(each, list) and all(isinstance(e, dict) for e in each) for each in lists):
             raise ValueError(
                 f"data.annotations: {self.annotations} is no COCO JSON: that has lists 'images' and 'annotations'; "
-                "for SA-1B's JSONs beside the pictures leave data.annotations unset"
+                "for SA-1B's JSONs beside the images leave data.annotations unset"
             )
         return content
 
@@ -137,13 +137,13 @@ class CocoInstances:
 
 
 class LabelMaps:
-    """Pictures, and a map of the same size for each whose every value above 0 is one object: PNG, TIFF or npy."""
+    """Images, and a map of the same size for each whose every value above 0 is one object: PNG, TIFF or npy."""
 
     def __init__(self, source: Path, masks: str) -> None:
         self.finder = MaskFinder(source, masks, several=False)
 
     def entries(self) -> list[Entry]:
-        return [Entry(*found) for found in self.finder.pictures()]
+        return [Entry(*found) for found in self.finder.images()]
 
     def read(self, entry: Entry) -> RawAnnotations:
         if len(entry.evidence) != 1:
@@ -155,13 +155,13 @@ class LabelMaps:
 
 
 class BinaryMasks:
-    """Pictures, and a file for each object, bright where the object is."""
+    """Images, and a file for each object, bright where the object is."""
 
     def __init__(self, source: Path, masks: str) -> None:
         self.finder = MaskFinder(source, masks, several=True)
 
     def entries(self) -> list[Entry]:
-        return [Entry(*found) for found in self.finder.pictures()]
+        return [Entry(*found) for found in self.finder.images()]
 
     def read(self, entry: Entry) -> RawAnnotations:
         if not entry.evidence:

@@ -1,4 +1,4 @@
-"""Which pictures are held back for validation and test: by picture or by group, so that no scene straddles."""
+"""Which images are held back for validation and test: by image or by group, so that no scene straddles."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-Grouping = Callable[[str], str | None]  # the relative name of a picture -> its group, None where none is known
+Grouping = Callable[[str], str | None]  # the relative name of an image -> its group, None where none is known
 
 
 def grouping(group_by: str | None, source: Path) -> Grouping:
     """The function that `data.group_by` names.
 
-    - None: each picture is its own group.
-    - `images.csv:patient`: a column of a CSV whose column `file_name`, or else its first, names the picture; the path
-      is absolute, or from the working folder, the folder of pictures or the one above.
+    - None: each image is its own group.
+    - `images.csv:patient`: a column of a CSV whose column `file_name`, or else its first, names the image; the path
+      is absolute, or from the working folder, the folder of images or the one above.
     - Anything else: a regular expression searched in the relative file name; its first parenthesis, or all of it, is
       the group.
     """
@@ -48,7 +48,7 @@ def group_csv(group_by: str | None, source: Path) -> tuple[Path, str] | None:
 
 
 def _read_column(path: Path, column: str, group_by: str) -> dict[str, str]:
-    """Picture name -> group."""
+    """ImageToAnnotate name -> group."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         fields = reader.fieldnames or []
@@ -63,10 +63,10 @@ def _read_column(path: Path, column: str, group_by: str) -> dict[str, str]:
 def hold_back(
     groups: Iterable[str], *, fractions: Mapping[str, float], seed: int, rest: str = "pool"
 ) -> dict[str, str]:
-    """Group -> split, for the group of each picture.
+    """Group -> split, for the group of each image.
 
     Groups are put in the order of a hash of (seed, group); each split of `fractions` takes from it until it has its
-    share of the pictures, the `rest` keeps what is left. With as many groups as splits every split gets at least one;
+    share of the images, the `rest` keeps what is left. With as many groups as splits every split gets at least one;
     with fewer, the rest comes first, then the last of `fractions`.
     """
     sizes = Counter(groups)

@@ -1,7 +1,7 @@
-"""`task=prepare`: one's own pictures and masks become a prepared set, `{pool,val,test}/*.tar` and `prepare.json`.
+"""`task=prepare`: one's own images and masks become a prepared set, `{pool,val,test}/*.tar` and `prepare.json`.
 
-Two passes, both resumable. The first checks every record and keeps the verdicts in files of `CHUNK` pictures; only then
-is it known which pictures can be held back. The second writes the shards. A killed run goes on after its last whole
+Two passes, both resumable. The first checks every record and keeps the verdicts in files of `CHUNK` images; only then
+is it known which images can be held back. The second writes the shards. A killed run goes on after its last whole
 file.
 """
 
@@ -25,9 +25,9 @@ from rich.progress import track
 
 from samtrain.data.prepare.formats import Entry, MaskSource
 from samtrain.data.prepare.holdout import Grouping, group_csv, grouping, hold_back
-from samtrain.data.prepare.mask_files import PICTURES, Refused
+from samtrain.data.prepare.mask_files import IMAGES, Refused
 from samtrain.data.prepare.prepare_config import PrepareConfig, mask_source
-from samtrain.data.prepare.record_checks import check_record, picture_bytes
+from samtrain.data.prepare.record_checks import check_record, image_bytes
 from samtrain.data.shards import ShardWriter, safe_key
 from samtrain.files import build_once, digest, write_text
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "prepare.json"
 PREPARE_VERSION = 3  # raise it when the same input gives other shards: sets on disk are keyed by it
-CHUNK = 32  # pictures checked between two savings of the progress
+CHUNK = 32  # images checked between two savings of the progress
 EXAMPLES = 20  # refusals of one reason that prepare.json names; the log has all
 
 
@@ -54,7 +54,7 @@ def prepare(root: str | Path, config: PrepareConfig) -> Path:
     source = mask_source(config)
     entries = source.entries()
     if not entries:
-        raise ValueError(f"data.root is {config.source!r}: it holds no pictures ({', '.join(sorted(PICTURES))})")
+        raise ValueError(f"data.root is {config.source!r}: it holds no images ({', '.join(sorted(IMAGES))})")
     target = Path(root) / f"{safe_key(folder.name)}_{_digest(config, entries)[:10]}"
     made = build_once(target, partial(_make, config=config, source=source, entries=entries), MANIFEST)
     _check_shards(made)
@@ -75,7 +75,7 @@ def _check_shards(folder: Path) -> None:
 def _digest(config: PrepareConfig, entries: list[Entry]) -> str:
     """Of everything that decides the result; file contents are stood for by size and time."""
     state = hashlib.sha256(json.dumps([PREPARE_VERSION, asdict(config.absolute())], sort_keys=True).encode())
-    files = {path for entry in entries for path in (entry.picture, *entry.evidence)}
+    files = {path for entry in entries for path in (entry.image, *entry.evidence)}
     for path in sorted(files):
         stat = path.stat() if path.is_file() else None
         state.update(f"{path}|{stat and stat.st_size}|{stat and stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
@@ -100,14 +100,14 @@ def _make(folder: Path, config: PrepareConfig, source: MaskSource, entries: list
     report = _report(config, chunks, splits)
     for split in ("pool", "val", "test"):
         records = (line for line in _lines(chunks) if splits.get(line["name"]) == split)
-        shards = _write_split(folder / split, config, records, names, report["splits"][split]["pictures"])
+        shards = _write_split(folder / split, config, records, names, report["splits"][split]["images"])
         report["splits"][split]["shards"] = {path.name: digest(path) for path in shards}
     shutil.rmtree(folder / "checked")
     return report
 
 
 def _check_all(folder: Path, config: PrepareConfig, source: MaskSource, entries: list[Entry]) -> list[Path]:
-    """The first pass: a file of verdicts for each chunk of pictures."""
+    """The first pass: a file of verdicts for each chunk of images."""
     folder.mkdir(exist_ok=True)
     group_of = grouping(config.group_by, Path(config.source))
     keys = _keys(entries)
@@ -126,7 +126,7 @@ def _check_all(folder: Path, config: PrepareConfig, source: MaskSource, entries:
 
 
 def _keys(entries: list[Entry]) -> list[str]:
-    """A key for each picture: its path below the folder that all share, made safe; a taken one gets a digest behind."""
+    """A key for each image: its path below the folder that all share, made safe; a taken one gets a digest behind."""
     parents = {str(Path(entry.name).parent) for entry in entries}
     shared = f"{parents.pop()}/" if len(parents) == 1 else ""
     keys: dict[str, None] = {}
@@ -139,12 +139,12 @@ def _keys(entries: list[Entry]) -> list[str]:
 
 
 def _verdict(entry: Entry, place: int, key: str, source: MaskSource, group_of: Grouping) -> dict[str, Any]:
-    """One picture as a line of JSON: its annotation and what of it was refused, or why all of it was."""
+    """One image as a line of JSON: its annotation and what of it was refused, or why all of it was."""
     try:
         group = group_of(entry.name)
         if not group:
-            raise Refused("no group", "data.group_by says nothing of this picture")
-        checked = check_record(entry.picture, source.read(entry))
+            raise Refused("no group", "data.group_by says nothing of this image")
+        checked = check_record(entry.image, source.read(entry))
     except Refused as error:
         log.warning("refused %s: %s", entry.name, error)
         return {"name": entry.name, "refused": [error.reason, error.detail]}
@@ -184,7 +184,7 @@ def _write_split(
     with ShardWriter(folder, folder.name, max_count=config.max_count, start_index=len(done)) as writer:
         for line in _progress(rest, f"writing {folder.name}", count - len(done) * config.max_count):
             image = line["annotation"]["image"]
-            data, extension = picture_bytes(names[line["name"]].picture, (image["width"], image["height"]))
+            data, extension = image_bytes(names[line["name"]].image, (image["width"], image["height"]))
             writer.write(line["key"], data, extension, line["annotation"])
     return done + writer.paths
 
@@ -192,23 +192,23 @@ def _write_split(
 def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -> dict[str, Any]:
     """Counts and refusals; the same for the same input."""
     counts: dict[str, dict[str, Any]] = {
-        s: {"pictures": 0, "masks": 0, "groups": set()} for s in ("pool", "val", "test")
+        s: {"images": 0, "masks": 0, "groups": set()} for s in ("pool", "val", "test")
     }
-    refused: dict[str, dict[str, Any]] = {"pictures": {}, "masks": {}}
+    refused: dict[str, dict[str, Any]] = {"images": {}, "masks": {}}
     for line in _lines(chunks):
         if "refused" in line:
-            _count(refused["pictures"], line["name"], *line["refused"])
+            _count(refused["images"], line["name"], *line["refused"])
             continue
         split = counts[splits[line["name"]]]
-        split["pictures"] += 1
+        split["images"] += 1
         split["masks"] += len(line["annotation"]["annotations"])
         split["groups"].add(line["group"])
         for refusal in line["refused_masks"]:
             _count(refused["masks"], line["name"], *refusal)
     for name, content in counts.items():
         content["groups"] = len(content["groups"])
-        log.info("%s: %d pictures, %d masks, %d groups", name, *content.values())
-        if not content["pictures"]:
+        log.info("%s: %d images, %d masks, %d groups", name, *content.values())
+        if not content["images"]:
             log.warning("%s is empty: there are fewer groups than splits, or its share is 0", name)
     for kind, reasons in refused.items():
         for reason, content in reasons.items():

@@ -1,4 +1,4 @@
-"""Mask files on a disk: which belong to a picture, and what is in them."""
+"""Mask files on a disk: which belong to an image, and what is in them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from scipy import ndimage
 from samtrain.data.decode import UNREADABLE
 from samtrain.data.tar_index import IMAGE_EXTENSIONS
 
-PICTURES = frozenset(f".{extension}" for extension in (*IMAGE_EXTENSIONS, "gif", "jp2", "ppm", "pgm"))
-MASKS = PICTURES | {".npy"}
+IMAGES = frozenset(f".{extension}" for extension in (*IMAGE_EXTENSIONS, "gif", "jp2", "ppm", "pgm"))
+MASKS = IMAGES | {".npy"}
 
 
 class Refused(ValueError):
@@ -29,11 +29,11 @@ class Refused(ValueError):
 
 
 class MaskFinder:
-    """Pairs pictures with their mask files: one for each picture or, with `several`, one for each object.
+    """Pairs images with their mask files: one for each image or, with `several`, one for each object.
 
-    `masks` is a folder, from `source`: `masks/<picture>.*` or, with `several`, `masks/<picture>/*` and
-    `masks/<picture>_<k>.*`, where <picture> is the picture's path without its extension and, if need be, without its
-    first folder. Or it is a glob with `{folder}` and `{stem}` of the picture in it: `{folder}/{stem}_masks.*`,
+    `masks` is a folder, from `source`: `masks/<image>.*` or, with `several`, `masks/<image>/*` and
+    `masks/<image>_<k>.*`, where <image> is the image's path without its extension and, if need be, without its
+    first folder. Or it is a glob with `{folder}` and `{stem}` of the image in it: `{folder}/{stem}_masks.*`,
     `{folder}/../masks/*.png`.
     """
 
@@ -45,19 +45,19 @@ class MaskFinder:
                 f"data.masks is {masks!r}, no folder below {source}; give a folder or a glob with {{stem}} in it"
             )
 
-    def pictures(self) -> list[tuple[str, Path, tuple[Path, ...]]]:
-        """(name relative to the source, file, mask files) of each picture that is not a mask itself, by name."""
+    def images(self) -> list[tuple[str, Path, tuple[Path, ...]]]:
+        """(name relative to the source, file, mask files) of each image that is not a mask itself, by name."""
         folder = None if self._is_glob else _normal(self.source / self.masks)
-        known = {} if folder is None else self._by_picture(folder)
-        files = files_below(self.source, PICTURES)
+        known = {} if folder is None else self._by_image(folder)
+        files = files_below(self.source, IMAGES)
         found = {path: self._globbed(path) if folder is None else self._known(path, known) for path in files}
         masks = {mask for several in found.values() for mask in several}
         if folder not in (None, _normal(self.source)):
             masks |= {path for path in files if folder in path.parents}
         return [(path.relative_to(self.source).as_posix(), path, found[path]) for path in files if path not in masks]
 
-    def _by_picture(self, folder: Path) -> dict[str, list[Path]]:
-        """Mask files below the folder by the path of the picture that they may belong to."""
+    def _by_image(self, folder: Path) -> dict[str, list[Path]]:
+        """Mask files below the folder by the path of the image that they may belong to."""
         known = defaultdict(list)
         for path in files_below(folder, MASKS):
             stem = path.relative_to(folder).with_suffix("").as_posix()
@@ -69,16 +69,16 @@ class MaskFinder:
                 known[numbered[1]].append(path)
         return known
 
-    def _known(self, picture: Path, known: dict[str, list[Path]]) -> tuple[Path, ...]:
-        stem = picture.relative_to(self.source).with_suffix("").as_posix()
+    def _known(self, image: Path, known: dict[str, list[Path]]) -> tuple[Path, ...]:
+        stem = image.relative_to(self.source).with_suffix("").as_posix()
         files = known.get(stem) or known.get(stem.partition("/")[2] or stem) or []
-        return tuple(path for path in files if path != picture)
+        return tuple(path for path in files if path != image)
 
-    def _globbed(self, picture: Path) -> tuple[Path, ...]:
-        folder = picture.parent.relative_to(self.source).as_posix()
-        found = self.source.glob(self.masks.format(stem=escape(picture.stem), folder=escape(folder)))
+    def _globbed(self, image: Path) -> tuple[Path, ...]:
+        folder = image.parent.relative_to(self.source).as_posix()
+        found = self.source.glob(self.masks.format(stem=escape(image.stem), folder=escape(folder)))
         files = {_normal(path) for path in found if path.suffix.lower() in MASKS}
-        return tuple(sorted(files - {picture}, key=_natural))
+        return tuple(sorted(files - {image}, key=_natural))
 
 
 def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
@@ -110,15 +110,15 @@ def _normal(path: Path) -> Path:
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """(H, W) integers of a label map or binary mask; raises Refused for what is no picture of one channel of whole
+    """(H, W) integers of a label map or binary mask; raises Refused for what is no image of one channel of whole
     numbers.
     """
     try:
         if path.suffix.lower() == ".npy":
             values = np.load(path, allow_pickle=False)
         else:
-            with Image.open(path) as picture:
-                values = np.asarray(picture)
+            with Image.open(path) as image:
+                values = np.asarray(image)
     except UNREADABLE as error:
         raise Refused("the mask file cannot be read", f"{path.name}: {error}") from error
     values = np.squeeze(values)

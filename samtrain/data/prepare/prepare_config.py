@@ -16,13 +16,13 @@ FORMS = ("auto", "sa1b", "coco", "label_maps", "binary_masks")
 class PrepareConfig:
     """What is prepared, and how; every field is a key of `data=folder`.
 
-    source:       folder of pictures, at any depth
-    form:         sa1b (a JSON beside each picture), coco (`annotations` names the JSON), label_maps or binary_masks
+    source:       folder of images, at any depth
+    form:         sa1b (a JSON beside each image), coco (`annotations` names the JSON), label_maps or binary_masks
                   (`masks` says where)
     masks:        folder or glob of mask files, see `MaskFinder`
     annotations:  COCO or LVIS instance JSON
     group_by:     None, `<file>.csv:<column>` or a regular expression on the file name, see `grouping`
-    val, test:    shares of the pictures that are held back
+    val, test:    shares of the images that are held back
     seed:         decides which
     strict:       the first refused record ends the run
     max_count:    records a shard
@@ -44,7 +44,7 @@ class PrepareConfig:
             raise ValueError(f"data.form is {self.form!r}, allowed are {', '.join(FORMS)}")
         if not Path(self.source).is_dir():
             raise ValueError(
-                f"data.root is {self.source!r}, which is no folder; name the folder that holds the pictures"
+                f"data.root is {self.source!r}, which is no folder; name the folder that holds the images"
             )
         if min(self.val, self.test) < 0 or self.val + self.test >= 1:
             raise ValueError(
@@ -65,7 +65,7 @@ def mask_source(config: PrepareConfig) -> MaskSource:
         form = "coco" if config.annotations else "sa1b"
         if not config.annotations and not files_below(folder, {".json"}):
             raise ValueError(
-                f"data.form is auto and {folder} holds no JSON beside its pictures; for masks in files set "
+                f"data.form is auto and {folder} holds no JSON beside its images; for masks in files set "
                 "data.form=label_maps or binary_masks and data.masks, for COCO set data.annotations=<json>"
             )
     if form == "sa1b":

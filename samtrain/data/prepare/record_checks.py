@@ -1,4 +1,4 @@
-"""What a record has to pass before it goes into a shard: a picture that decodes, masks that fit and are not empty."""
+"""What a record has to pass before it goes into a shard: an image that decodes, masks that fit and are not empty."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from samtrain.ops.rle import RLE, rle_area, rle_to_box_xywh, to_compressed
 
 # PIL's name of a format that every reader of SA-1B's form knows -> extension; MPO: a phone's JPEG with a second behind
 KEPT_AS_THEY_ARE = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}
-CANNOT_BE_READ = "the picture cannot be read"
+CANNOT_BE_READ = "the image cannot be read"
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A sound record without its picture's bytes, and the objects that were left out of it."""
+    """A sound record without its image's bytes, and the objects that were left out of it."""
 
     image: dict[str, Any]
     annotations: list[dict[str, Any]]
     refused: list[Refused]
 
 
-def check_record(picture: Path, raw: RawAnnotations) -> Checked:
-    """The record with every mask in RLE of the picture's size, `bbox` and `area` computed anew; raises Refused.
+def check_record(image: Path, raw: RawAnnotations) -> Checked:
+    """The record with every mask in RLE of the image's size, `bbox` and `area` computed anew; raises Refused.
 
-    The JSON's width and height decide how an EXIF-rotated picture lies; without them it has the sides that its EXIF says.
+    The JSON's width and height decide how an EXIF-rotated image lies; without them it has the sides that its EXIF says.
     """
-    if not picture.is_file():
-        raise Refused("the picture is missing", str(picture))
-    width, height = _json_size(raw.image) or shown_size(picture)
-    data, _ = picture_bytes(picture, (width, height))
-    _decoded(data, (width, height), picture.name)
+    if not image.is_file():
+        raise Refused("the image is missing", str(image))
+    width, height = _json_size(raw.image) or shown_size(image)
+    data, _ = image_bytes(image, (width, height))
+    _decoded(data, (width, height), image.name)
     annotations, refused = _checked_objects(raw.objects, (height, width))
     if not annotations:
         reasons = ", ".join(sorted({each.reason for each in refused})) or "none came"
@@ -58,23 +58,23 @@ def _json_size(image: dict[str, Any]) -> tuple[int, int] | None:
     return width, height
 
 
-def shown_size(picture: Path) -> tuple[int, int]:
-    """(width, height) as a viewer shows the picture, EXIF obeyed."""
+def shown_size(path: Path) -> tuple[int, int]:
+    """(width, height) as a viewer shows the path, EXIF obeyed."""
     try:
-        with Image.open(picture) as image:
+        with Image.open(path) as image:
             image.load()  # PIL itself turns a TIFF here, and drops the tag
             return ImageOps.exif_transpose(image).size
     except UNREADABLE as error:
-        raise Refused(CANNOT_BE_READ, f"{picture.name}: {error}") from error
+        raise Refused(CANNOT_BE_READ, f"{path.name}: {error}") from error
 
 
-def picture_bytes(picture: Path, size: tuple[int, int]) -> tuple[bytes, str]:
+def image_bytes(image: Path, size: tuple[int, int]) -> tuple[bytes, str]:
     """The bytes of a file to store, as `storable_bytes` of what is in it."""
     try:
-        data = picture.read_bytes()
+        data = image.read_bytes()
     except OSError as error:
-        raise Refused(CANNOT_BE_READ, f"{picture.name}: {error}") from error
-    return storable_bytes(data, size, picture.name)
+        raise Refused(CANNOT_BE_READ, f"{image.name}: {error}") from error
+    return storable_bytes(data, size, image.name)
 
 
 def storable_bytes(data: bytes, size: tuple[int, int], name: str) -> tuple[bytes, str]:
@@ -92,7 +92,7 @@ def storable_bytes(data: bytes, size: tuple[int, int], name: str) -> tuple[bytes
     if kept and size == stored_size:
         return data, kept
     if not kept and pages > 1:
-        raise Refused("the picture is a stack", f"{name} has {pages} pages; save the one that counts")
+        raise Refused("the image is a stack", f"{name} has {pages} pages; save the one that counts")
     stream = io.BytesIO()
     Image.fromarray(_storable(_decoded(data, size, name), name)).save(stream, "png")
     return stream.getvalue(), "png"
@@ -103,7 +103,7 @@ def _decoded(data: bytes, size: tuple[int, int], name: str) -> np.ndarray:
     try:
         return decode_samples(data, *size, name)
     except ValueError as error:
-        reason = CANNOT_BE_READ if "cannot be read" in str(error) else "the picture is not of its JSON's size"
+        reason = CANNOT_BE_READ if "cannot be read" in str(error) else "the image is not of its JSON's size"
         raise Refused(reason, str(error)) from error
 
 

@@ -27,7 +27,7 @@ class Patch:
 
 @dataclass
 class Canvas:
-    """The picture so far, float32, and the full-size masks of the objects in it.
+    """The image so far, float32, and the full-size masks of the objects in it.
 
     `areas` are those before anything hid them, `x` and `y` (H, W) pixel coordinates, `unit` is how many pixels one of a
     scene of 128 x 128 is.

@@ -1,6 +1,6 @@
 """Synthetic scenes: wholes, parts and subparts that hide one another, painted back to front.
 
-A scene is what SA-1B's pictures are to a click: a place belongs to several things at once. A window is a window and a
+A scene is what SA-1B's images are to a click: a place belongs to several things at once. A window is a window and a
 part of its house, and both have a mask.
 """
 
@@ -41,7 +41,7 @@ CROWDED = Layout((5, 7), (15.0, 25.0), tries=20, anywhere=0.0)  # more, smaller,
 
 @dataclass
 class Scene:
-    """A picture and everything in it.
+    """An image and everything in it.
 
     image:    (H, W, 3) uint8 RGB
     masks:    one (H, W) bool an object, its visible pixels; a whole's mask includes its parts

@@ -101,7 +101,7 @@ def _interpolation(side: int, length: float) -> np.ndarray:
 
 
 def light(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(H, W) factor on the picture: light from one side, vignetting, in half of the scenes a shadow across it."""
+    """(H, W) factor on the image: light from one side, vignetting, in half of the scenes a shadow across it."""
     height, width = x.shape
     u, v = x / width - 0.5, y / height - 0.5
     angle = rng.uniform(0, 2 * np.pi)
@@ -115,7 +115,7 @@ def light(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def camera(rng: np.random.Generator, image: np.ndarray, unit: float) -> np.ndarray:
-    """(H, W, 3) uint8: the picture after the lens (blur) and the sensor (noise)."""
+    """(H, W, 3) uint8: the image after the lens (blur) and the sensor (noise)."""
     sigma = rng.uniform(0.0, 0.7) * unit
     if sigma > 0.25:
         image = ndimage.gaussian_filter(image, (sigma, sigma, 0), truncate=3.0)

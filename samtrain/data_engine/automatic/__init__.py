@@ -1,1 +1,1 @@
-"""Stage 3 of the data engine: from a folder of pictures to SA-1B tars of fully automatic masks, and their audit."""
+"""Stage 3 of the data engine: from a folder of images to SA-1B tars of fully automatic masks, and their audit."""

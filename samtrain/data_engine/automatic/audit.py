@@ -30,7 +30,7 @@ T = TypeVar("T")
 class Pair:
     """The IoU of an automatic mask with its corrected version."""
 
-    picture: str
+    image: str
     id: int
     iou: float
 
@@ -44,16 +44,16 @@ def sample(records: Sequence[T], count: int, seed: int) -> list[T]:
 
 
 def pairs_with_corrections(records: Sequence[Record], folder: Path) -> tuple[list[Pair], dict[str, int]]:
-    """Pairs by id with `<folder>/<key>.json`, and how many masks and pictures had no correction.
+    """Pairs by id with `<folder>/<key>.json`, and how many masks and images had no correction.
 
     A JSON is SA-1B's or a bare list of annotations; polygons and RLE alike. Raises ValueError that names file and mask
     where one does not fit.
     """
-    pairs, missing = [], {"pictures without a file": 0, "masks without a correction": 0}
+    pairs, missing = [], {"images without a file": 0, "masks without a correction": 0}
     for record in records:
         path = folder / f"{Path(record.key).name}.json"
         if not path.is_file():
-            missing["pictures without a file"] += 1
+            missing["images without a file"] += 1
             continue
         corrected = _corrections(path, record)
         for each in record.annotation["annotations"]:
@@ -62,7 +62,7 @@ def pairs_with_corrections(records: Sequence[Record], folder: Path) -> tuple[lis
                 continue
             pairs.append(_pair(record, each, corrected[each["id"]]))
     if not pairs:
-        raise ValueError(f"audit.corrected: {folder} has no mask with the id of any of {len(records)} pictures: {missing}")
+        raise ValueError(f"audit.corrected: {folder} has no mask with the id of any of {len(records)} images: {missing}")
     return pairs, missing
 
 
@@ -89,15 +89,15 @@ def pairs_with_truth(
 ) -> tuple[list[Pair], dict[str, int]]:
     """Pairs with what a simulated annotator makes of each mask: painted until its IoU with its object is `target_iou`.
 
-    truth: objects by the name of the picture. A mask's object is that of the highest IoU; a mask below `min_iou` of all
-    shows none and is counted, not corrected. Raises ValueError for a picture without ground truth.
+    truth: objects by the name of the image. A mask's object is that of the highest IoU; a mask below `min_iou` of all
+    shows none and is counted, not corrected. Raises ValueError for an image without ground truth.
     """
     pairs, missing = [], {"masks that show no object": 0}
     for record in records:
         name = Path(str(record.annotation["image"].get("source_name", record.key))).stem
         objects = truth.get(name, truth.get(Path(record.key).name))
         if objects is None:
-            raise ValueError(f"{record.name}: audit.truth has no picture {name!r}")
+            raise ValueError(f"{record.name}: audit.truth has no image {name!r}")
         annotations = record.annotation["annotations"]
         ious = rle_iou([each["segmentation"] for each in annotations], objects)
         for number, each in enumerate(annotations):
@@ -142,30 +142,30 @@ def _pair(record: Record, automatic: dict[str, Any], corrected: RLE) -> Pair:
 def summary(pairs: Sequence[Pair], seed: int) -> dict[str, Any]:
     """Shares above each level with 95 % intervals, the mean, the distribution in BINS of IoU from 0 to 1.
 
-    Masks of a picture are alike, so intervals are those of a bootstrap over pictures (percentiles of RESAMPLES).
+    Masks of an image are alike, so intervals are those of a bootstrap over images (percentiles of RESAMPLES).
     """
-    by_picture: dict[str, list[float]] = {}
+    by_image: dict[str, list[float]] = {}
     for pair in pairs:
-        by_picture.setdefault(pair.picture, []).append(pair.iou)
+        by_image.setdefault(pair.image, []).append(pair.iou)
     ious = np.array([pair.iou for pair in pairs])
     counts, _ = np.histogram(ious, bins=BINS, range=(0, 1))
     result: dict[str, Any] = {
-        "pictures": len(by_picture),
+        "images": len(by_image),
         "pairs": len(pairs),
         "mean_iou": float(ious.mean()),
         "distribution": counts.tolist(),
     }
     for level in LEVELS:
-        low, high = _interval(list(by_picture.values()), level, seed)
+        low, high = _interval(list(by_image.values()), level, seed)
         result[f"share_above_{100 * level:.0f}"] = float((ious > level).mean())
         result[f"share_above_{100 * level:.0f}_low"], result[f"share_above_{100 * level:.0f}_high"] = low, high
     return result
 
 
-def _interval(pictures: Sequence[Sequence[float]], level: float, seed: int) -> tuple[float, float]:
-    above = np.array([sum(iou > level for iou in ious) for ious in pictures])
-    masks = np.array([len(ious) for ious in pictures])
-    chosen = np.random.default_rng(seed).integers(len(pictures), size=(RESAMPLES, len(pictures)))
+def _interval(images: Sequence[Sequence[float]], level: float, seed: int) -> tuple[float, float]:
+    above = np.array([sum(iou > level for iou in ious) for ious in images])
+    masks = np.array([len(ious) for ious in images])
+    chosen = np.random.default_rng(seed).integers(len(images), size=(RESAMPLES, len(images)))
     shares = above[chosen].sum(axis=1) / masks[chosen].sum(axis=1)
     low, high = np.percentile(shares, [2.5, 97.5])
     return float(low), float(high)
@@ -174,4 +174,4 @@ def _interval(pictures: Sequence[Sequence[float]], level: float, seed: int) -> t
 def rows(pairs: Sequence[Pair]) -> Iterator[dict[str, Any]]:
     """A line a pair, for who wants to count by hand."""
     for pair in pairs:
-        yield {"picture": pair.picture, "id": pair.id, "iou": round(pair.iou, 6)}
+        yield {"image": pair.image, "id": pair.id, "iou": round(pair.iou, 6)}

@@ -1,8 +1,8 @@
-"""What is finished, on disk: a picture is a piece of a tar until its shard is complete, and nothing half-written counts.
+"""What is finished, on disk: an image is a piece of a tar until its shard is complete, and nothing half-written counts.
 
     <output>/sa_000000.tar              a shard, which gets its name when it is whole
-    <output>/.work/pictures/0000007.tar a finished picture: its two members, without a tar's end
-    <output>/.work/pictures/0000007.json what came of it; written last, so it says that the picture is finished
+    <output>/.work/images/0000007.tar a finished image: its two members, without a tar's end
+    <output>/.work/images/0000007.json what came of it; written last, so it says that the image is finished
     <output>/.work/shards/000000.json   the sum of a shard's; written before its tar
     <output>/manifest.json              the sum of all, written when the last shard is whole; then .work goes
 
@@ -25,17 +25,17 @@ from webdataset.writer import TarWriter
 from samtrain.data_engine.automatic.statistics import add_statistics
 from samtrain.files import atomic_path, explain_full_disk, locked, write_text
 
-Outcome = dict[str, Any]  # of a picture: `statistics`, `blurred`, and `refused` with the reason where there are no masks
+Outcome = dict[str, Any]  # of an image: `statistics`, `blurred`, and `refused` with the reason where there are no masks
 MANIFEST = "manifest.json"
 LOCK = ".fragments.lock"  # not the run directory's .lock: the output may be the run directory itself
-CURE = "make room on the disk and give the same command again: what is finished stays"
+CURE = "free some disk space, then run the same command again: finished work is kept"
 
 
 class Fragments:
-    """The output folder of `num_pictures`, `per_shard` in each tar; several processes and machines may work in it."""
+    """The output folder of `num_images`, `per_shard` in each tar; several processes and machines may work in it."""
 
-    def __init__(self, output: Path, num_pictures: int, per_shard: int, prefix: str = "sa") -> None:
-        self.output, self.num_pictures, self.per_shard, self.prefix = output, num_pictures, per_shard, prefix
+    def __init__(self, output: Path, num_images: int, per_shard: int, prefix: str = "sa") -> None:
+        self.output, self.num_images, self.per_shard, self.prefix = output, num_images, per_shard, prefix
         self.work = output / ".work"
 
     def begin(self, facts: dict[str, Any]) -> None:
@@ -49,13 +49,13 @@ class Fragments:
                 return
             if sorted(self.output.glob("*.tar")):
                 raise ValueError(f"{self.output} holds tars that were not begun here: take an empty generator.output")
-            for folder in (self.work / "pictures", self.work / "shards"):
+            for folder in (self.work / "images", self.work / "shards"):
                 folder.mkdir(parents=True, exist_ok=True)
             write_text(begun, json.dumps(facts, indent=1) + "\n")
 
     @property
     def num_shards(self) -> int:
-        return -(-self.num_pictures // self.per_shard)
+        return -(-self.num_images // self.per_shard)
 
     def shard_of(self, number: int) -> int:
         return number // self.per_shard
@@ -64,20 +64,20 @@ class Fragments:
         return self.output / f"{self.prefix}_{shard:06d}.tar"
 
     def is_finished(self, number: int) -> bool:
-        """Whether picture `number`, counted in the order of the input from 0, has its masks, or was refused."""
+        """Whether image `number`, counted in the order of the input from 0, has its masks, or was refused."""
         if self._outcome_path(number).is_file() or self.is_whole(self.shard_of(number)):
             return True
         return (self.output / MANIFEST).is_file()
 
     def is_whole(self, shard: int) -> bool:
-        """Whether the shard has its name; one whose pictures were all refused has no file."""
+        """Whether the shard has its name; one whose images were all refused has no file."""
         summary = self._summary_path(shard)
         if not summary.is_file():
             return False
-        return self.shard_path(shard).is_file() or not json.loads(summary.read_text())["pictures"]
+        return self.shard_path(shard).is_file() or not json.loads(summary.read_text())["images"]
 
     def save(self, number: int, members: dict[str, bytes] | None, outcome: Outcome) -> None:
-        """Finish a picture: its members by name (None for a refused one), and what came of it."""
+        """Finish an image: its members by name (None for a refused one), and what came of it."""
         if members is not None:
             path = self._piece_path(number)
             with explain_full_disk(path, CURE), atomic_path(path) as temporary:
@@ -87,7 +87,7 @@ class Fragments:
             temporary.write_text(json.dumps(outcome))
 
     def close_shard(self, shard: int) -> None:
-        """Make the shard's tar if all its pictures are finished and nobody else has made it."""
+        """Make the shard's tar if all its images are finished and nobody else has made it."""
         if self._is_ready(shard):
             with self._alone():
                 self._close(shard)
@@ -96,7 +96,7 @@ class Fragments:
         return all(self._outcome_path(number).is_file() for number in self._numbers(shard))
 
     def _numbers(self, shard: int) -> range:
-        return range(shard * self.per_shard, min((shard + 1) * self.per_shard, self.num_pictures))
+        return range(shard * self.per_shard, min((shard + 1) * self.per_shard, self.num_images))
 
     def _close(self, shard: int) -> None:
         """`close_shard` by the one who holds the folder: another may have been faster."""
@@ -119,7 +119,7 @@ class Fragments:
         with self._alone():
             if not manifest.is_file():
                 for shard in range(self.num_shards):
-                    self._close(shard)  # one whose maker died between the last picture and the tar
+                    self._close(shard)  # one whose maker died between the last image and the tar
                 if not all(self.is_whole(shard) for shard in range(self.num_shards)):
                     return None
                 summaries = [json.loads(self._summary_path(shard).read_text()) for shard in range(self.num_shards)]
@@ -137,8 +137,8 @@ class Fragments:
                 return json.loads(manifest.read_text())
             shards = sorted((self.work / "shards").glob("*.json"))
             whole = {int(path.stem) for path in shards}
-            pictures = sorted((self.work / "pictures").glob("*.json"))
-            others = [path for path in pictures if self.shard_of(int(path.stem)) not in whole]
+            images = sorted((self.work / "images").glob("*.json"))
+            others = [path for path in images if self.shard_of(int(path.stem)) not in whole]
             return _sum([json.loads(path.read_text()) for path in (*shards, *others)])
 
     def _join(self, shard: int, pieces: Sequence[Path]) -> None:
@@ -158,10 +158,10 @@ class Fragments:
             yield
 
     def _piece_path(self, number: int) -> Path:
-        return self.work / "pictures" / f"{number:07d}.tar"
+        return self.work / "images" / f"{number:07d}.tar"
 
     def _outcome_path(self, number: int) -> Path:
-        return self.work / "pictures" / f"{number:07d}.json"
+        return self.work / "images" / f"{number:07d}.json"
 
     def _summary_path(self, shard: int) -> Path:
         return self.work / "shards" / f"{shard:06d}.json"
@@ -185,7 +185,7 @@ def _piece(members: dict[str, bytes]) -> bytes:
 
 
 def _sum(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Counts, statistics and refusals of pictures or of shards."""
+    """Counts, statistics and refusals of images or of shards."""
     statistics: dict[str, Any] = {}
     refused: list[list[str]] = []
     blurred: dict[str, int] = {}
@@ -195,7 +195,7 @@ def _sum(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         for kind, count in (each.get("blurred") or {}).items():
             blurred[kind] = blurred.get(kind, 0) + count
     return {
-        "pictures": statistics.get("pictures", 0),
+        "images": statistics.get("images", 0),
         "masks": statistics.get("masks", 0),
         "refused": refused,
         "blurred": blurred,

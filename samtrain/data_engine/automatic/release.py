@@ -1,4 +1,4 @@
-"""The form in which pictures of people and streets are given away: smaller, with faces and licence plates blurred.
+"""The form in which images of people and streets are given away: smaller, with faces and licence plates blurred.
 
 A detector finds what it finds: this lessens what is shown of people, it is no guarantee of privacy.
 """
@@ -15,12 +15,12 @@ from PIL import Image, ImageFilter
 
 NO_GUARANTEE = (
     "Faces and licence plates were blurred where a detector found them. It overlooks some, so this is no guarantee of privacy: "
-    "look at the pictures before you give them away."
+    "look at the images before you give them away."
 )
 
 
 class Detector(Protocol):
-    """What finds something to blur in an (H, W, 3) uint8 RGB picture: (N, 4) xyxy in its pixels."""
+    """What finds something to blur in an (H, W, 3) uint8 RGB image: (N, 4) xyxy in its pixels."""
 
     def __call__(self, image: np.ndarray) -> np.ndarray: ...
 
@@ -62,9 +62,9 @@ class CascadeDetector:
 
 @dataclass(frozen=True)
 class ReleaseForm:
-    """What a picture becomes before it is written.
+    """What an image becomes before it is written.
 
-    short_side:  pixels; larger pictures are shrunk to it, smaller ones stay (SA-1B: 1500)
+    short_side:  pixels; larger images are shrunk to it, smaller ones stay (SA-1B: 1500)
     quality:     of the JPEG, which carries no EXIF
     detectors:   what to blur, by name
     margin:      share of a box's sides by which it is blurred beyond itself, on every side
@@ -76,14 +76,14 @@ class ReleaseForm:
     margin: float = 0.2
 
     def size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The (H, W) that a picture of (H, W) gets."""
+        """The (H, W) that an image of (H, W) gets."""
         if self.short_side is None or min(size) <= self.short_side:
             return size
         H, W = (max(1, round(side * self.short_side / min(size))) for side in size)
         return H, W
 
     def jpeg(self, image: np.ndarray) -> tuple[bytes, dict[str, int]]:
-        """The picture as it is written, and how many boxes of each kind were blurred in it."""
+        """The image as it is written, and how many boxes of each kind were blurred in it."""
         H, W = self.size(image.shape[:2])
         small = Image.fromarray(image)
         if small.size != (W, H):
@@ -99,13 +99,13 @@ class ReleaseForm:
         return stream.getvalue(), counts
 
 
-def _blur(picture: Image.Image, box: Sequence[float], margin: float) -> None:
+def _blur(image: Image.Image, box: Sequence[float], margin: float) -> None:
     """Makes the inside of a box, and a margin, unrecognisable: a Gaussian of a sixth of its longer side."""
     x0, y0, x1, y1 = box
     dx, dy = margin * (x1 - x0), margin * (y1 - y0)
     around = (
-        max(0, int(x0 - dx)), max(0, int(y0 - dy)), min(picture.width, int(x1 + dx) + 1), min(picture.height, int(y1 + dy) + 1)
+        max(0, int(x0 - dx)), max(0, int(y0 - dy)), min(image.width, int(x1 + dx) + 1), min(image.height, int(y1 + dy) + 1)
     )  # fmt: skip
     if around[0] < around[2] and around[1] < around[3]:
-        part = picture.crop(around)
-        picture.paste(part.filter(ImageFilter.GaussianBlur(max(x1 - x0, y1 - y0) / 6)), around)
+        part = image.crop(around)
+        image.paste(part.filter(ImageFilter.GaussianBlur(max(x1 - x0, y1 - y0) / 6)), around)

@@ -1,4 +1,4 @@
-"""What the paper's dataset figures count: masks a picture, sizes, positions, concavity; sums that add up over shards."""
+"""What the paper's dataset figures count: masks an image, sizes, positions, concavity; sums that add up over shards."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from scipy.spatial import ConvexHull
 from samtrain.ops.rle import rle_runs
 
 BINS = 20  # of sizes, concavity, and each axis of positions
-MASKS_A_PICTURE = (0, 10, 50, 100, 200)  # a bin ends with each, the last one has no end (paper, figure 6)
+MASKS_PER_IMAGE = (0, 10, 50, 100, 200)  # a bin ends with each, the last one has no end (paper, figure 6)
 Statistics = dict[str, Any]
 
 
-def picture_statistics(annotations: Sequence[dict[str, Any]], size: tuple[int, int]) -> Statistics:
-    """Counts of one (H, W) picture's masks, in lists of a bin each; `add_statistics` sums them."""
+def image_statistics(annotations: Sequence[dict[str, Any]], size: tuple[int, int]) -> Statistics:
+    """Counts of one (H, W) image's masks, in lists of a bin each; `add_statistics` sums them."""
     H, W = size
     runs = [rle_runs(each["segmentation"]["counts"].encode()) for each in annotations]
     areas = np.array([int(r[1::2].sum()) for r in runs], dtype=np.float64)
     hulls = np.array([hull_area(r, H) for r in runs])
     centres = np.array([_centre(each["bbox"]) for each in annotations]).reshape(-1, 2)
     position, *_ = np.histogram2d(centres[:, 1] / H, centres[:, 0] / W, bins=BINS, range=[(0, 1), (0, 1)])
-    per_picture = np.zeros(len(MASKS_A_PICTURE) + 1, dtype=np.int64)
-    per_picture[np.searchsorted(MASKS_A_PICTURE, len(annotations))] = 1
+    per_image = np.zeros(len(MASKS_PER_IMAGE) + 1, dtype=np.int64)
+    per_image[np.searchsorted(MASKS_PER_IMAGE, len(annotations))] = 1
     return {
-        "pictures": 1,
+        "images": 1,
         "masks": len(annotations),
-        "masks_a_picture": per_picture.tolist(),
-        # side of the square of a mask's area, as a share of that of the picture's
+        "masks_per_image": per_image.tolist(),
+        # side of the square of a mask's area, as a share of that of the image's
         "relative_size": _histogram(np.sqrt(areas / (H * W))),
         "concavity": _histogram(1 - areas / np.maximum(hulls, 1)),
         "position": position.astype(np.int64).tolist(),

@@ -1,4 +1,4 @@
-"""The ground truth of input pictures that have one: a JSON beside a picture, or in the same tar."""
+"""The ground truth of input images that have one: a JSON beside an image, or in the same tar."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from functools import lru_cache
 
 from samtrain.data.shards import parse_annotation
 from samtrain.data.tar_index import list_members, split_name
-from samtrain.data_engine.automatic.inputs import InputPicture
+from samtrain.data_engine.automatic.inputs import InputImage
 from samtrain.ops.rle import RLE, to_compressed
 
 
-def truth_of(picture: InputPicture) -> list[RLE]:
-    """The objects of a picture; raises ValueError where there is no JSON, or it does not fit."""
-    if picture.path.suffix.lower() == ".tar":
-        key = split_name(picture.name.removeprefix(f"{picture.path}, "))[0]
-        place = _jsons(str(picture.path)).get(key)
+def truth_of(image: InputImage) -> list[RLE]:
+    """The objects of an image; raises ValueError where there is no JSON, or it does not fit."""
+    if image.path.suffix.lower() == ".tar":
+        key = split_name(image.name.removeprefix(f"{image.path}, "))[0]
+        place = _jsons(str(image.path)).get(key)
         if place is None:
-            raise ValueError(f"{picture.name}: the tar holds no JSON of it, set generator.truth=false")
-        with open(picture.path, "rb") as file:
+            raise ValueError(f"{image.name}: the tar holds no JSON of it, set generator.truth=false")
+        with open(image.path, "rb") as file:
             file.seek(place[0])
             data = file.read(place[1])
     else:
-        beside = picture.path.with_suffix(".json")
+        beside = image.path.with_suffix(".json")
         if not beside.is_file():
-            raise ValueError(f"{picture.name}: there is no {beside.name} beside it, set generator.truth=false")
+            raise ValueError(f"{image.name}: there is no {beside.name} beside it, set generator.truth=false")
         data = beside.read_bytes()
-    content = parse_annotation(data, picture.name)
+    content = parse_annotation(data, image.name)
     size = content["image"]["height"], content["image"]["width"]
     return [to_compressed(each["segmentation"], size) for each in content["annotations"]]
 

@@ -12,12 +12,12 @@ from PIL import Image
 
 from samtrain.data.decode import decode_image
 from samtrain.data.shards import Record
-from samtrain.data_engine.automatic.inputs import InputPicture
+from samtrain.data_engine.automatic.inputs import InputImage
 from samtrain.data_engine.automatic.release import NO_GUARANTEE
 from samtrain.data_engine.automatic.truth import truth_of
 from samtrain.files import write_text
 from samtrain.metrics.automatic import evaluate_automatic
-from samtrain.metrics.full_truth import PictureMasks
+from samtrain.metrics.full_truth import ImageMasks
 from samtrain.ops.rle import decode_rle
 from samtrain.panels import draw_panel, tile_panels
 from samtrain.run.directory import Metrics
@@ -29,23 +29,23 @@ COLUMNS = 4
 
 def generated_metrics(total: dict[str, Any], *, seconds: float, new: int) -> Metrics:
     """Flat numbers of the whole output, and the pace of this run."""
-    pictures, masks = total["pictures"], total["masks"]
+    images, masks = total["images"], total["masks"]
     return {
-        "generated/pictures": pictures,
+        "generated/images": images,
         "generated/masks": masks,
-        "generated/masks_per_image": masks / pictures if pictures else None,
+        "generated/masks_per_image": masks / images if images else None,
         "generated/left_out": len(total["refused"]),
         "generated/images_per_second": new / seconds if new else None,
         **{f"generated/blurred_{kind}": count for kind, count in total["blurred"].items()},
     }
 
 
-def compare_with_truth(tars: Sequence[Path], pictures: Sequence[InputPicture], first_image_id: int) -> dict[str, Any]:
-    """`evaluate_automatic` of what was written; raises ValueError where a picture has no ground truth."""
+def compare_with_truth(tars: Sequence[Path], images: Sequence[InputImage], first_image_id: int) -> dict[str, Any]:
+    """`evaluate_automatic` of what was written; raises ValueError where an image has no ground truth."""
     compared = []
     for record in records([str(tar) for tar in tars]):
         number = record.annotation["image"]["image_id"] - first_image_id
-        compared.append(PictureMasks(truth_of(pictures[number]), record.annotation["annotations"]))
+        compared.append(ImageMasks(truth_of(images[number]), record.annotation["annotations"]))
     return evaluate_automatic(compared)
 
 
@@ -57,7 +57,7 @@ def write_generated(run_dir: Path, total: dict[str, Any], truth: dict[str, Any] 
 
 
 def draw_panels(run_dir: Path, tars: Sequence[Path], count: int) -> None:
-    """`panels/generated.png`: the first pictures with their masks, the small ones on top of the large ones."""
+    """`panels/generated.png`: the first images with their masks, the small ones on top of the large ones."""
     tiles: list[np.ndarray] = []
     for record in records([str(tar) for tar in tars[:1]]):
         if len(tiles) == count:
@@ -72,7 +72,7 @@ def draw_panels(run_dir: Path, tars: Sequence[Path], count: int) -> None:
 
 def _tile(record: Record) -> np.ndarray:
     image, annotations = record.annotation["image"], record.annotation["annotations"]
-    picture = decode_image(record.image_bytes, image["width"], image["height"], record.name)
+    pixels = decode_image(record.image_bytes, image["width"], image["height"], record.name)
     by_area = sorted(annotations, key=lambda each: -each["area"])
-    masks = np.array([decode_rle(each["segmentation"]) for each in by_area]).reshape(-1, *picture.shape[:2])
-    return draw_panel(picture, masks, caption=f"{record.key}: {len(masks)} masks", side=384)
+    masks = np.array([decode_rle(each["segmentation"]) for each in by_area]).reshape(-1, *pixels.shape[:2])
+    return draw_panel(pixels, masks, caption=f"{record.key}: {len(masks)} masks", side=384)

@@ -1,4 +1,4 @@
-"""`task=generate`: fully automatic masks of a folder of pictures, written as SA-1B's tars (paper, stage 3)."""
+"""`task=generate`: fully automatic masks of a folder of images, written as SA-1B's tars (paper, stage 3)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.progress import Progress, TextColumn
 
 from samtrain.data.tar_index import check_on_error
 from samtrain.data_engine.automatic.fragments import Fragments
-from samtrain.data_engine.automatic.inputs import InputPicture, digest_of, list_pictures
+from samtrain.data_engine.automatic.inputs import InputImage, digest_of, list_images
 from samtrain.data_engine.automatic.produce import Pace, Part, produce
 from samtrain.files import digest
 from samtrain.inference.generator import SamAutomaticMaskGenerator
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 # what of `generator` is not the mask generator's own
 PRODUCTION = (
-    "input", "output", "num_workers", "num_parts", "part", "pictures_per_shard", "first_image_id", "on_error", "panels",
+    "input", "output", "num_workers", "num_parts", "part", "images_per_shard", "first_image_id", "on_error", "panels",
     "truth", "release",
 )  # fmt: skip
 # what may differ between those who work in one folder, now or later: it changes no byte of a shard
@@ -39,27 +39,27 @@ LINE_EVERY = 30  # seconds, where the output is no terminal
 
 
 def run(config: Config, run_dir: Path) -> Metrics:
-    """Finish this part of the pictures; whoever finishes the last one writes the manifest. Killed, it goes on."""
+    """Finish this part of the images; whoever finishes the last one writes the manifest. Killed, it goes on."""
     begin, settings = time.perf_counter(), config["generator"]
     _check(config)
     output = Path(settings["output"] or run_dir / "shards")
     settings["output"] = str(output)
-    pictures = list_pictures(settings["input"])
-    facts = _facts(config, pictures)
-    fragments = Fragments(output, len(pictures), settings["pictures_per_shard"])
+    images = list_images(settings["input"])
+    facts = _facts(config, images)
+    fragments = Fragments(output, len(images), settings["images_per_shard"])
     fragments.begin(facts)
 
-    counts = _work(config, pictures, fragments)
+    counts = _work(config, images, fragments)
     total = fragments.close_all(facts)
     if total is None:
         total = {**facts, **fragments.so_far()}
-        log.info("this part is finished, others are at work: %d of %d pictures", total["pictures"], len(pictures))
+        log.info("this part is finished, others are at work: %d of %d images", total["images"], len(images))
     for name, reason in total["refused"][:20]:
         log.warning("left out: %s (%s)", name, reason)
 
     metrics = generated_metrics(total, seconds=counts.seconds, new=counts.done)
     tars = sorted(output.glob("*.tar"))
-    truth = compare_with_truth(tars, pictures, settings["first_image_id"]) if settings["truth"] and tars else None
+    truth = compare_with_truth(tars, images, settings["first_image_id"]) if settings["truth"] and tars else None
     if truth is not None:
         metrics.update({f"generated/{key}": value for key, value in truth.items() if not isinstance(value, list)})
     draw_panels(run_dir, tars, settings["panels"])
@@ -67,7 +67,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     metrics.update(costs(run_dir, begin))
     write_metrics(run_dir, metrics)
     log.info(
-        "%s: %d pictures, %d masks, %d left out", output, total["pictures"], total["masks"], len(total["refused"])
+        "%s: %d images, %d masks, %d left out", output, total["images"], total["masks"], len(total["refused"])
     )
     log.info("report: %s", write_report(run_dir))
     return metrics
@@ -82,23 +82,23 @@ def make_generator(config: Config, device: torch.device) -> SamAutomaticMaskGene
 # ---- who does what
 
 
-def _work(config: Config, pictures: list[InputPicture], fragments: Fragments) -> Pace:
+def _work(config: Config, images: list[InputImage], fragments: Fragments) -> Pace:
     """This part's workers, to their end; ValueError where one of them failed."""
     settings = config["generator"]
     count = settings["num_workers"]
     parts = [Part(settings["part"] * count + i, settings["num_parts"] * count) for i in range(count)]
-    todo = sum(not fragments.is_finished(n) for part in parts for n in part.numbers(len(pictures)))
+    todo = sum(not fragments.is_finished(n) for part in parts for n in part.numbers(len(images)))
     pace = Pace(todo)
     if not todo:
         return pace
-    log.info("%d of %d pictures to do, %d processes, into %s", todo, len(pictures), count, fragments.output)
+    log.info("%d of %d images to do, %d processes, into %s", todo, len(images), count, fragments.output)
     if count == 1:
         with _Display(pace) as display:
-            _run_worker(config, pictures, parts[0], lambda *counts: display.add(1, *counts))
+            _run_worker(config, images, parts[0], lambda *counts: display.add(1, *counts))
         return pace
     counters = [CONTEXT.Value("q", 0) for _ in range(3)]
     workers = [
-        CONTEXT.Process(target=_worker, args=(config, pictures, part, counters), name=f"part {part.index}") for part in parts
+        CONTEXT.Process(target=_worker, args=(config, images, part, counters), name=f"part {part.index}") for part in parts
     ]
     with _Display(pace) as display:
         run_together(
@@ -109,7 +109,7 @@ def _work(config: Config, pictures: list[InputPicture], fragments: Fragments) ->
     return pace
 
 
-def _worker(config: Config, pictures: list[InputPicture], part: Part, counters: Any) -> None:
+def _worker(config: Config, images: list[InputImage], part: Part, counters: Any) -> None:
     """What a process of several does."""
 
     def report(masks: int, refused: bool) -> None:
@@ -118,15 +118,15 @@ def _worker(config: Config, pictures: list[InputPicture], part: Part, counters: 
                 counter.value += value
 
     with as_worker(config["generator"]["num_workers"]):
-        _run_worker(config, pictures, part, report)
+        _run_worker(config, images, part, report)
 
 
-def _run_worker(config: Config, pictures: list[InputPicture], part: Part, report: Any) -> None:
+def _run_worker(config: Config, images: list[InputImage], part: Part, report: Any) -> None:
     settings = config["generator"]
     produce(
-        pictures,
+        images,
         make_generator(config, device_of(config, part.index)),
-        Fragments(Path(settings["output"]), len(pictures), settings["pictures_per_shard"]),
+        Fragments(Path(settings["output"]), len(images), settings["images_per_shard"]),
         part,
         first_image_id=settings["first_image_id"],
         release=instantiate(settings["release"]) if settings["release"] else None,
@@ -173,29 +173,29 @@ def _check(config: Config) -> None:
     settings = config["generator"]
     for key, value in (("checkpoint", config["checkpoint"]), ("generator.input", settings["input"])):
         if value is None:
-            raise ValueError(f"{key} is null: give checkpoint=FILE generator.input=PICTURES generator.output=FOLDER")
+            raise ValueError(f"{key} is null: give checkpoint=FILE generator.input=IMAGES generator.output=FOLDER")
     if config["data"]["frame"] == "native":
         raise ValueError("data.frame is native: the generator cuts crops of its own, set generator.crop_n_layers")
     if settings["output_mode"] != "coco_rle":
         raise ValueError(f"generator.output_mode is {settings['output_mode']!r}: shards hold coco_rle")
     check_on_error(settings["on_error"])
-    for key in ("num_workers", "num_parts", "pictures_per_shard"):
+    for key in ("num_workers", "num_parts", "images_per_shard"):
         if not isinstance(settings[key], int) or settings[key] < 1:
             raise ValueError(f"generator.{key} is {settings[key]!r}: take a whole number of 1 and more")
     if not 0 <= settings["part"] < settings["num_parts"]:
         raise ValueError(f"generator.part is {settings['part']}: take 0 to {settings['num_parts'] - 1} (generator.num_parts)")
     if settings["truth"] and settings["release"]:
-        raise ValueError("generator.truth is of the pictures' own size, and generator.release makes another: leave out one")
+        raise ValueError("generator.truth is of the images' own size, and generator.release makes another: leave out one")
     if settings["output"] is None and settings["num_workers"] * settings["num_parts"] > 1:
         raise ValueError("generator.output is null: several processes need one folder, generator.output=FOLDER")
 
 
-def _facts(config: Config, pictures: list[InputPicture]) -> dict[str, Any]:
+def _facts(config: Config, images: list[InputImage]) -> dict[str, Any]:
     """What decides every byte of the shards."""
     settings = {key: value for key, value in config["generator"].items() if key not in FREE}
     return {
         "checkpoint": digest(config["checkpoint"]),
         "generator": settings,
-        "input_pictures": len(pictures),
-        "input": digest_of(pictures),
+        "input_images": len(images),
+        "input": digest_of(images),
     }

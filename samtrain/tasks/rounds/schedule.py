@@ -62,7 +62,7 @@ def with_stage_1(config: Config, run_dir: Path) -> Config:
             f"stage1_run={earlier} goes before semi-automatic rounds and holds none: take +experiment=stage2, and the run of "
             "+experiment=stage1"
         )
-    _check_same_pictures(config, earlier)
+    _check_same_images(config, earlier)
     take_over(run_dir, earlier)
     return {**config, "checkpoint": str(earlier / promoted(ledger).checkpoint)}
 
@@ -77,7 +77,7 @@ def stage_1_of(config: Config) -> Path:
     return earlier
 
 
-def _check_same_pictures(config: Config, earlier: Path) -> None:
+def _check_same_images(config: Config, earlier: Path) -> None:
     """Models are compared on one validation, and what stage 1 has trained on must not be tested on."""
     stored = yaml.safe_load((earlier / ".hydra" / "config.yaml").read_text())
     differences = [
@@ -87,7 +87,7 @@ def _check_same_pictures(config: Config, earlier: Path) -> None:
     ]
     if differences:
         raise ValueError(
-            f"{earlier} was run on other pictures or measured otherwise (stage1_run): {'; '.join(differences)}. Give the same "
+            f"{earlier} was run on other images or measured otherwise (stage1_run): {'; '.join(differences)}. Give the same "
             "settings, or run stage 1 with these"
         )
 

@@ -28,22 +28,22 @@ def run(config: Config, run_dir: Path) -> Metrics:
     check_processes(config)
     config = with_stage_1(config, run_dir)
     check_growth_of_rounds(config)
-    pictures = open_set(config["data"], config["data_dir"])
-    if not pictures.val:
-        raise ValueError("the rounds choose models by validation and no picture is held back for it: set data.val")
-    work = Work(config, run_dir, pictures)
+    images = open_set(config["data"], config["data_dir"])
+    if not images.val:
+        raise ValueError("the rounds choose models by validation and no image is held back for it: set data.val")
+    work = Work(config, run_dir, images)
     work.look_at_pools()
     initial = work.first_model()
     best = work.engine(initial).run()
 
-    # what the rounds were worth, on pictures that nothing was chosen by
+    # what the rounds were worth, on images that nothing was chosen by
     ledger = read_ledger(run_dir)
     metrics: Metrics = {**promoted(ledger).metrics_after, **coverage_metrics(ledger)}
-    metrics.update(test_metrics(config, load_sam(best), pictures, native=work.native))
-    start = test_metrics(config, load_sam(initial), pictures, native=work.native)
+    metrics.update(test_metrics(config, load_sam(best), images, native=work.native))
+    start = test_metrics(config, load_sam(initial), images, native=work.native)
     metrics.update({name.replace("test/", "test/start_"): value for name, value in start.items()})
     metrics.update(work.test_detector(ledger))
-    metrics.update(difficulty_metrics(config, pictures))
+    metrics.update(difficulty_metrics(config, images))
     metrics.update(costs(run_dir, begin))
     write_metrics(run_dir, metrics)
     log.info("report: %s", write_report(run_dir))
@@ -52,7 +52,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
 
 
 def coverage_metrics(ledger: list[LedgerLine]) -> Metrics:
-    """What the probe's pictures were covered with before the last stage, and are now; how precise its automatic masks are."""
+    """What the probe's images were covered with before the last stage, and are now; how precise its automatic masks are."""
     opening = next((line for line in reversed(ledger) if line.probe_before), None)
     if opening is None:
         return {}

@@ -24,7 +24,7 @@ from samtrain.files import do_once, write_text
 from samtrain.modeling.build import load_sam
 from samtrain.report import write_report
 from samtrain.run.build import Config, device_of, learning_rate_of, make_predictor, sam_config_of
-from samtrain.run.image_sets import PictureSet, is_native, open_set, pool_of_stage_2
+from samtrain.run.image_sets import ImageSet, is_native, open_set, pool_of_stage_2
 from samtrain.run.preflight import look_at
 from samtrain.run.training import Training, num_devices, train, validate
 from samtrain.run.worker import train_apart
@@ -40,9 +40,9 @@ log = logging.getLogger(__name__)
 class Work:
     """Trains, measures and loads for the engine, and opens what it annotates."""
 
-    def __init__(self, config: Config, run_dir: Path, pictures: PictureSet) -> None:
-        self.config, self.run_dir, self.pictures = config, run_dir, pictures
-        self.native = is_native(config["data"], pictures, sam_config_of(config))
+    def __init__(self, config: Config, run_dir: Path, images: ImageSet) -> None:
+        self.config, self.run_dir, self.images = config, run_dir, images
+        self.native = is_native(config["data"], images, sam_config_of(config))
         self.stages = self._stages()
         self.images_seen = 0  # by the first model's training
         self.measured: dict[Path, dict[str, float]] = {}  # val/* that a training has found for its best checkpoint
@@ -93,7 +93,7 @@ class Work:
     def test_detector(self, ledger: list[LedgerLine]) -> dict[str, float]:
         """`test/box_ap`, ... of the last detector, if there is one."""
         name = ledger[-1].detector
-        return box_test_metrics(self.config, load_detector(self.run_dir / name), self.pictures) if name else {}
+        return box_test_metrics(self.config, load_detector(self.run_dir / name), self.images) if name else {}
 
     def train(self, training: Training) -> FitResult:
         """In this process on one device, else in processes of their own."""
@@ -117,19 +117,19 @@ class Work:
         return {**public, "splits": {split: public["splits"][split] for split in ("public", "val")}}
 
     def look_at_pools(self) -> None:
-        """What is wrong with the pictures of the rounds, or with their number, before the time for a first model is spent."""
+        """What is wrong with the images of the rounds, or with their number, before the time for a first model is spent."""
         for stage in self.stages:
             if not stage.pool:
                 continue
-            pictures = replace(self.pictures, public=[], pool=[Source(stage.pool)])
-            look_at(self.config, pictures, image_size=sam_config_of(self.config).image_size, native=self.native)
-            images = [each.images for each in stage.rounds]
-            share_out(len(Pool(stage.pool, self.config["data"]["on_error"])), images, stage.probe.images if stage.probe else 0)
+            images = replace(self.images, public=[], pool=[Source(stage.pool)])
+            look_at(self.config, images, image_size=sam_config_of(self.config).image_size, native=self.native)
+            counts = [each.images for each in stage.rounds]
+            share_out(len(Pool(stage.pool, self.config["data"]["on_error"])), counts, stage.probe.images if stage.probe else 0)
 
     def _stages(self) -> list[Stage]:
         config = self.config
         annotator = {**config["annotator"], "seed": config["seed"]}
-        patient = instantiate({**annotator, "leaves_picture": False})
+        patient = instantiate({**annotator, "leaves_image": False})
         probe_images = {name: config["engine"]["probe_images"] for name in STAGES}
         probe_images[SEMI_AUTOMATIC] = config["engine"]["probe_images_stage_2"]
         rounds: dict[str, list[RoundConfig]] = {}
@@ -164,8 +164,8 @@ class Work:
 
     def _pool(self, stage: str) -> list[str]:
         if stage == SEMI_AUTOMATIC:
-            return pool_of_stage_2(self.config["data"], self.config["data_dir"], self.pictures)
-        return self.pictures.pool_tars()
+            return pool_of_stage_2(self.config["data"], self.config["data_dir"], self.images)
+        return self.images.pool_tars()
 
     def _load_predictor(self, checkpoint: Path) -> Any:
         return make_predictor(load_sam(checkpoint).to(device_of(self.config)), native=self.native)
@@ -177,7 +177,7 @@ class Work:
             model=request.model,
             init=request.init,
             train=[Source(request.shards, last_counts=True)],
-            val=self.pictures.val,
+            val=self.images.val,
             steps=request.steps,
             learning_rate=request.learning_rate,
             native=self.native,
@@ -206,10 +206,10 @@ class Work:
         return load_detector(path).to(device_of(self.config))
 
     def _measure(self, checkpoint: Path) -> dict[str, float]:
-        """As its training has found on the same pictures; after a kill in between it is measured again."""
+        """As its training has found on the same images; after a kill in between it is measured again."""
         if known := self.measured.get(checkpoint):
             return known
-        return validate(self.config, checkpoint, self.pictures.val, native=self.native)
+        return validate(self.config, checkpoint, self.images.val, native=self.native)
 
     def _on_line(self, line: LedgerLine) -> None:
         join_metrics(self.run_dir)

@@ -1,4 +1,4 @@
-"""The zero-shot experiments as the task sees them: what is done with a picture, and what is made of all its rows."""
+"""The zero-shot experiments as the task sees them: what is done with an image, and what is made of all its rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from samtrain.data.shards import Record
 from samtrain.evaluators.clicks import image_of
 from samtrain.evaluators.fairness import GroupOf, fairness_rows, read_groups, summarise_groups
-from samtrain.evaluators.objects import object_rows, picture_row, recall_by_frequency, scored
+from samtrain.evaluators.objects import image_row, object_rows, recall_by_frequency, scored
 from samtrain.evaluators.zero_shot_edges import edge_row
 from samtrain.evaluators.zero_shot_instances import instance_row, read_detections
 from samtrain.evaluators.zero_shot_points import point_rows, summarise
@@ -22,19 +22,19 @@ from samtrain.inference.generator import SamAutomaticMaskGenerator
 from samtrain.inference.predictor import SamPredictor
 from samtrain.metrics.automatic import measure
 from samtrain.metrics.edge_matching import EdgeCounts, edge_metrics
-from samtrain.metrics.full_truth import PictureMasks, full_truth_metrics
+from samtrain.metrics.full_truth import ImageMasks, full_truth_metrics
 from samtrain.metrics.masks import mask_metrics
 from samtrain.modeling.build import load_sam
 from samtrain.run.build import Config, make_predictor
 from samtrain.tasks.generate.task import make_generator
 
 Row = dict[str, Any]
-Look = Callable[[Any], list[Row]]  # rows of a picture
+Look = Callable[[Any], list[Row]]  # rows of an image
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """open: loads a checkpoint and returns what looks at a picture; summary: numbers of all rows of a set; objects: of a
+    """open: loads a checkpoint and returns what looks at an image; summary: numbers of all rows of a set; objects: of a
     row those of its objects, for Parquet."""
 
     open: Callable[[Config, Any, torch.device], Look]
@@ -82,7 +82,7 @@ def _automatic(config: Config, checkpoint: Any, device: torch.device) -> Look:
         if any(each.get("iscrowd") for each in record.annotation["annotations"]):
             raise ValueError(f"{record.name} has crowd regions: protocol=automatic wants every object by itself")
         made = generator.generate(image_of(record))
-        row = picture_row(record, [each["segmentation"] for each in made], [each["predicted_iou"] for each in made])
+        row = image_row(record, [each["segmentation"] for each in made], [each["predicted_iou"] for each in made])
         return [{**row, "stability": [float(each["stability_score"]) for each in made]}]
 
     return look
@@ -91,21 +91,21 @@ def _automatic(config: Config, checkpoint: Any, device: torch.device) -> Look:
 def _automatic_summary(rows: list[Row], config: Config) -> dict[str, float]:
     """AR and precision of the generator's masks, and what challenges with full ground truth ask for."""
     names = ("segmentation", "predicted_iou", "stability_score")
-    pictures = [
-        PictureMasks(
+    images = [
+        ImageMasks(
             row["objects"],
             [dict(zip(names, each, strict=True)) for each in zip(row["found"], row["scores"], row["stability"], strict=True)],
         )
         for row in rows
     ]
-    found = {name: value for name, value in measure(pictures).items() if value is not None}
+    found = {name: value for name, value in measure(images).items() if value is not None}
     small, large = config["size_limits"]
-    return found | full_truth_metrics(pictures, size_limits=(small, large))
+    return found | full_truth_metrics(images, size_limits=(small, large))
 
 
 def _edges(config: Config, checkpoint: Any, device: torch.device) -> Look:
     generator = _generator(config, checkpoint, device)
-    return lambda picture: [edge_row(generator, picture)]
+    return lambda image: [edge_row(generator, image)]
 
 
 POINTS = Protocol(_points, lambda rows, config: summarise(rows, config["seed"]), lambda row: [row])

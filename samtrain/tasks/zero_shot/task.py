@@ -1,4 +1,4 @@
-"""`task=zero_shot`: one of the paper's zero-shot experiments, on any number of sets; killed, it goes on by picture."""
+"""`task=zero_shot`: one of the paper's zero-shot experiments, on any number of sets; killed, it goes on by image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from samtrain.data.shards import Record, expand_urls
 from samtrain.evaluators.learning_curve import Milestone, milestones
-from samtrain.evaluators.zero_shot_edges import EdgePicture, edge_pictures
+from samtrain.evaluators.zero_shot_edges import EdgeImage, edge_images
 from samtrain.evaluators.zero_shot_points import mean_over_sets
 from samtrain.files import digest, explain_full_disk, write_text
 from samtrain.report.page import write_report
@@ -29,7 +29,7 @@ from samtrain.training.loggers import finish, make_loggers
 log = logging.getLogger(__name__)
 
 INPUTS = "inputs.json"  # the files that the rows are of
-ROWS = "rows*.jsonl"  # a file a process, a line a picture: the set's name, the picture's key and number, its rows
+ROWS = "rows*.jsonl"  # a file a process, a line an image: the set's name, the image's key and number, its rows
 SAY_EVERY = 30.0  # seconds
 Row = dict[str, Any]
 
@@ -60,9 +60,9 @@ def run(config: Config, run_dir: Path) -> Metrics:
     metrics: Metrics = {}
     of_sets: list[dict[str, float]] = []
     for part in parts:
-        found = [row for _, of_picture in rows.get(part.name, []) for row in of_picture]
+        found = [row for _, of_image in rows.get(part.name, []) for row in of_image]
         if not found:
-            raise ValueError(f"zero_shot.sets.{part.name}: no picture of it holds an object")
+            raise ValueError(f"zero_shot.sets.{part.name}: no image of it holds an object")
         of_sets.append(protocol.summary(found, config))
         metrics.update({f"{part.name}/{key}": value for key, value in of_sets[-1].items()})
         log.info("%s: %s", part.name, _line(of_sets[-1]))
@@ -93,10 +93,10 @@ def _sets(config: Config) -> tuple[dict[str, list[str]], dict[str, dict[str, Any
             raise ValueError("zero_shot.sets is empty: name BSDS500's data folder, +zero_shot.sets.bsds500=BSDS500/data")
         return {name: [folder] for name, folder in named.items()}, {}
     if not named:
-        pictures = open_set(config["data"], config["data_dir"])
-        if not pictures.test:
-            raise ValueError("no pictures are held back for the test (data.test): name sets, zero_shot.sets.NAME=SHARDS")
-        return {"test": pictures.test}, {}
+        images = open_set(config["data"], config["data_dir"])
+        if not images.test:
+            raise ValueError("no images are held back for the test (data.test): name sets, zero_shot.sets.NAME=SHARDS")
+        return {"test": images.test}, {}
     found, missing = {}, {}
     for name, said in named.items():
         if not isinstance(said, dict):
@@ -126,20 +126,20 @@ def _parts(config: Config, sets: dict[str, list[str]], steps: list[Milestone]) -
     return [Part(f"{name}/{step.name}", urls, step.checkpoint) for name, urls in sets.items() for step in steps]
 
 
-def _items(config: Config, part: Part) -> Iterator[tuple[int, Record | EdgePicture]]:
-    """The pictures of a set with their numbers; ValueError where two have one key."""
+def _items(config: Config, part: Part) -> Iterator[tuple[int, Record | EdgeImage]]:
+    """The images of a set with their numbers; ValueError where two have one key."""
     if config["zero_shot"]["protocol"] == "edges":
         items: Iterator[Any] = (
-            picture
+            image
             for folder in part.urls
-            for picture in edge_pictures(Path(folder), config["zero_shot"]["split"], key=f"zero_shot.sets.{part.name}")
+            for image in edge_images(Path(folder), config["zero_shot"]["split"], key=f"zero_shot.sets.{part.name}")
         )
     else:
         items = records(part.urls, config["data"]["on_error"])
     seen: set[str] = set()
     for number, item in enumerate(items):
         if item.key in seen:
-            raise ValueError(f"zero_shot.sets.{part.name} has two pictures {item.key!r}: make its shards sets of their own")
+            raise ValueError(f"zero_shot.sets.{part.name} has two images {item.key!r}: make its shards sets of their own")
         seen.add(item.key)
         yield number, item
 
@@ -183,8 +183,8 @@ def _check_groups(config: Config, parts: list[Part]) -> None:
 
 
 def _look_at_all(config: Config, run_dir: Path, parts: list[Part]) -> None:
-    """Every picture that has no rows yet, by `zero_shot.num_workers` processes, one a GPU where there are any."""
-    count, done = config["zero_shot"]["num_workers"], {(each["set"], each["picture"]) for each in _read(run_dir)}
+    """Every image that has no rows yet, by `zero_shot.num_workers` processes, one a GPU where there are any."""
+    count, done = config["zero_shot"]["num_workers"], {(each["set"], each["image"]) for each in _read(run_dir)}
     if count == 1:
         _look(config, run_dir / "rows.jsonl", parts, done, 0, 1)
         return
@@ -204,7 +204,7 @@ def _worker(config: Config, path: Path, parts: list[Part], done: set[tuple[str, 
 
 
 def _look(config: Config, path: Path, parts: list[Part], done: set[tuple[str, str]], index: int, count: int) -> None:
-    """Those pictures whose number leaves `index` when divided by `count`; a line each is added to the file."""
+    """Those images whose number leaves `index` when divided by `count`; a line each is added to the file."""
     parent, said = multiprocessing.parent_process(), time.monotonic()
     protocol = PROTOCOLS[config["zero_shot"]["protocol"]]
     looks: dict[str, Look] = {}  # of the checkpoint at work
@@ -217,13 +217,13 @@ def _look(config: Config, path: Path, parts: list[Part], done: set[tuple[str, st
                     looks = {part.checkpoint: protocol.open(config, part.checkpoint, device_of(config, index))}
                 rows = looks[part.checkpoint](item)
                 if parent is not None and not parent.is_alive():
-                    return  # another one may be at this picture by now
+                    return  # another one may be at this image by now
                 with explain_full_disk(path):
-                    file.write(json.dumps({"set": part.name, "number": number, "picture": item.key, "rows": rows}) + "\n")
+                    file.write(json.dumps({"set": part.name, "number": number, "image": item.key, "rows": rows}) + "\n")
                     file.flush()
                 if time.monotonic() - said > SAY_EVERY:
                     said = time.monotonic()
-                    log.info("%s: picture %d", part.name, number + 1)
+                    log.info("%s: image %d", part.name, number + 1)
 
 
 def _read(run_dir: Path) -> Iterator[dict[str, Any]]:
@@ -240,20 +240,20 @@ def _read(run_dir: Path) -> Iterator[dict[str, Any]]:
 
 
 def _finished(run_dir: Path) -> dict[str, list[tuple[int, list[Row]]]]:
-    """All rows by set, in the order of the pictures, whoever looked at them; of two that did, one counts."""
+    """All rows by set, in the order of the images, whoever looked at them; of two that did, one counts."""
     found: dict[str, dict[int, list[Row]]] = {}
     for content in _read(run_dir):
         found.setdefault(content["set"], {})[content["number"]] = content["rows"]
-    return {name: sorted(pictures.items()) for name, pictures in found.items()}
+    return {name: sorted(images.items()) for name, images in found.items()}
 
 
 def _objects(protocol: Protocol, rows: dict[str, list[tuple[int, list[Row]]]]) -> list[Row]:
     """A row an object, with its set."""
     return [
         {"set": name, **_typed(each)}
-        for name, pictures in rows.items()
-        for _, of_picture in pictures
-        for row in of_picture
+        for name, images in rows.items()
+        for _, of_image in images
+        for row in of_image
         for each in protocol.objects(row)
     ]
 
@@ -299,7 +299,7 @@ def _check(config: Config) -> None:
         raise ValueError("zero_shot.group_by is null: name the field of the annotations, or the column of zero_shot.groups")
     clicked = ("points", "fairness", "learning_curve")
     if settings["native"] and settings["protocol"] not in clicked:
-        raise ValueError(f"zero_shot.native is for {', '.join(clicked)}; {settings['protocol']} resizes pictures to the input")
+        raise ValueError(f"zero_shot.native is for {', '.join(clicked)}; {settings['protocol']} resizes images to the input")
     for key in ("boxes", "groups"):
         if settings[key] is not None and not Path(settings[key]).is_file():
             raise ValueError(f"zero_shot.{key} is {settings[key]!r}, which is no file")

@@ -20,14 +20,14 @@ WINDOW = 50  # batches that speeds are averaged over
 
 
 class Throughput(pl.Callback):
-    """Pictures and masks a second, and the share of the time in which the loop waited for data.
+    """Images and masks a second, and the share of the time in which the loop waited for data.
 
     Over the last batches of this rank, times the number of ranks; validation and checkpoints do not count. Logged as
     `speed/*`, which `metrics.csv` leaves out. The module is a `LitSam`: it notes when it turns to the loader.
     """
 
     def __init__(self) -> None:
-        self._batches: deque[tuple[float, float, int, int]] = deque(maxlen=WINDOW)  # wait, work, pictures, objects
+        self._batches: deque[tuple[float, float, int, int]] = deque(maxlen=WINDOW)  # wait, work, images, objects
         self._began = 0.0
         self._wait = 0.0
 

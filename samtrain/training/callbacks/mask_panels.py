@@ -1,4 +1,4 @@
-"""Panels of a validation: picture, object, and what the model made of each click."""
+"""Panels of a validation: image, object, and what the model made of each click."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class _Masks:
         newest = [(turn.prompts.coords[rows, 0].tolist(), turn.prompts.labels[rows, 0].tolist()) for turn in turns]
         return [
             ClickedObject(
-                picture=self.key(i),
+                key=self.key(i),
                 number=row,
                 image=self.batch.images[self.images[i]].permute(1, 2, 0).cpu().numpy(),
                 truth=self.truths[i],
@@ -118,7 +118,7 @@ class _Masks:
 
 
 def _spread(weights_N: Tensor, num: int) -> list[int]:
-    """Up to `num` real objects, evenly spread over the batch and so over its pictures."""
+    """Up to `num` real objects, evenly spread over the batch and so over its images."""
     real = torch.nonzero(weights_N > 0).flatten().tolist()
     if len(real) <= num:
         return real

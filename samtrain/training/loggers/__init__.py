@@ -1,4 +1,4 @@
-"""Where the scalars, pictures and files of a run go: always `metrics.csv`, and W&B or TensorBoard where they are asked for."""
+"""Where the scalars, images and files of a run go: always `metrics.csv`, and W&B or TensorBoard where they are asked for."""
 
 from samtrain.training.loggers.appending_csv import AppendingCSVLogger
 from samtrain.training.loggers.lineage import RoundFiles, log_round

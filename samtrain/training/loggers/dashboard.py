@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-IMAGES = ("images_seen", "pictures seen [number]")  # of a training
+IMAGES = ("images_seen", "images seen [number]")  # of a training
 ROUND = ("ledger/round", "round [number]")  # of the data engine
 CLOCK = ("RelativeTime(Process)", "time since the start [s, min or h: at the ticks]")  # all that W&B's system metrics have
 
@@ -16,7 +16,7 @@ MAX_RUNS = 100  # on a panel; W&B's own 10 are soon the rounds of one data engin
 # what experiments/sweeps/pretrain.yaml searches: key, title of its axis, whether it is logarithmic
 SETTINGS = (
     ("optim.learning_rate_factor", "learning rate [times the recipe's]", True),
-    ("loader.max_masks", "objects a picture [number]", True),
+    ("loader.max_masks", "objects an image [number]", True),
     ("prompts.num_points", "clicks after the first prompt [number]", False),
 )
 
@@ -91,7 +91,7 @@ def _data_engine(wr: Any) -> list[Any]:
         _curve(wr, "Validation IoU after the round", ["ledger/metrics_after/val/miou_1"], IOU, ROUND),
         _curve(wr, "Coverage", ["ledger/coverage/all", "ledger/probe_coverage/all"], share, ROUND),
         _curve(wr, "Coverage of the probe by size", sizes, share, ROUND),
-        _curve(wr, "Pictures of the round, and in total", ["ledger/images", "ledger/images_total"], "pictures [number]", ROUND),
+        _curve(wr, "Images of the round, and in total", ["ledger/images", "ledger/images_total"], "images [number]", ROUND),
     ]
 
 
@@ -117,7 +117,7 @@ def _sweep(wr: Any) -> list[Any]:
 def _throughput(wr: Any) -> list[Any]:
     gpus = range(NUM_GPUS)
     return [
-        _curve(wr, "Pictures a second", ["speed/images_per_s"], "pictures, all devices [1/s]"),
+        _curve(wr, "Images a second", ["speed/images_per_s"], "images, all devices [1/s]"),
         _curve(wr, "Masks a second", ["speed/masks_per_s"], "masks, all devices [1/s]"),
         _curve(wr, "Waiting for data", ["speed/data_wait"], "share of the time [0 to 1]"),
         _curve(wr, "GPU at work", [f"system/gpu.{i}.gpu" for i in gpus], "time in use [%]", CLOCK),

@@ -83,7 +83,7 @@ class _Artifacts:
 
     def __init__(self, logger: SamWandbLogger, key: str) -> None:
         self.files, self.key = logger.log_artifacts == "files", key
-        self.pictures = self.files and logger.log_images
+        self.images = self.files and logger.log_images
 
     def model(self, path: Path, digest: str, number: int | None, files: RoundFiles | None = None) -> Any:
         metadata: dict[str, Any] = {"round": number, "sha256": digest}
@@ -95,7 +95,7 @@ class _Artifacts:
     def shards(self, tars: Sequence[tuple[Path, str]], annotated_with: str | None, number: int) -> Any:
         """All tars up to a round: what its training sees."""
         metadata = {"round": number, "sha256": [sha for _, sha in tars], "annotated_with": annotated_with}
-        return self._artifact("masks", tars, metadata, upload=self.pictures)
+        return self._artifact("masks", tars, metadata, upload=self.images)
 
     def detector(self, files: RoundFiles) -> Any:
         assert files.detector is not None and files.detector_digest is not None

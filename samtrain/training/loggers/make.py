@@ -65,7 +65,7 @@ def _wandb(run_dir: Path, whole: Path, given: dict[str, Any], settings: Mapping[
         if not given.get("log_images", True):
             import wandb
 
-            given["settings"] = wandb.Settings(console="off")  # what is said of pictures, "left out: NAME", stays here
+            given["settings"] = wandb.Settings(console="off")  # what is said of images, "left out: NAME", stays here
         return SamWandbLogger(save_dir=run_dir, log_model=False, id=key, **given)
     except ModuleNotFoundError as error:
         raise ValueError("logger.wandb is set and wandb is not installed: pip install 'samtrain[wandb]'") from error

@@ -1,4 +1,4 @@
-"""A run on W&B: curves over the pictures seen, masks to switch on and off, clicks in a table."""
+"""A run on W&B: curves over the images seen, masks to switch on and off, clicks in a table."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from samtrain.panels import ClickedObject
 
 log = logging.getLogger(__name__)
 
-AXIS, ROUND = "images_seen", "ledger/round"  # what curves are drawn against: pictures seen, rounds of the data engine
+AXIS, ROUND = "images_seen", "ledger/round"  # what curves are drawn against: images seen, rounds of the data engine
 ARTIFACTS = ("references", "files", "none")
-CLICK_COLUMNS: tuple[str | int, ...] = ("images_seen", "picture", "object", "click", "x", "y", "label", "iou")
+CLICK_COLUMNS: tuple[str | int, ...] = ("images_seen", "image", "object", "click", "x", "y", "label", "iou")
 
 
 class SamWandbLogger(WandbLogger):
     """Lightning's, with axes, summaries and privacy.
 
-    log_images:     false keeps pictures, masks and the names of pictures on this machine
+    log_images:     false keeps images, masks and the names of images on this machine
     log_artifacts:  "references" tells W&B of checkpoints and shards and keeps them where they are, "files" uploads them
-                    (shards hold pictures: not with log_images false), "none" does neither
+                    (shards hold images: not with log_images false), "none" does neither
     """
 
     def __init__(self, *, log_images: bool = True, log_artifacts: str = "references", **settings: Any) -> None:
@@ -74,7 +74,7 @@ class SamWandbLogger(WandbLogger):
 
     @rank_zero_only
     def log_objects(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The table `objects`, a row each; with log_images false without the names of pictures."""
+        """The table `objects`, a row each; with log_images false without the names of images."""
         import wandb
 
         hidden = () if self.log_images else ("key", "id")
@@ -91,15 +91,15 @@ class SamWandbLogger(WandbLogger):
 
         if not self.log_images:
             return
-        pictures = [wandb.Image(o.image, masks=_overlays(o), caption=f"{o.picture}, object {o.number}") for o in objects]
+        images = [wandb.Image(o.image, masks=_overlays(o), caption=f"{o.key}, object {o.number}") for o in objects]
         rows = [
-            [images_seen, o.picture, o.number, k + 1, x, y, "object" if label == 1 else "background", iou]
+            [images_seen, o.key, o.number, k + 1, x, y, "object" if label == 1 else "background", iou]
             for o in objects
             for k, ((x, y, label), iou) in enumerate(zip(o.clicks, o.ious, strict=True))
         ]
         values = {
             "panels/sheet": wandb.Image(sheet),
-            "panels/objects": pictures,
+            "panels/objects": images,
             "panels/clicks": wandb.Table(columns=[*CLICK_COLUMNS], data=rows),
         }
         self.experiment.log({**values, AXIS: images_seen, "trainer/global_step": step})

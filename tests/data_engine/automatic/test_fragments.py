@@ -17,7 +17,7 @@ from samtrain.data_engine.automatic.fragments import Fragments
 
 
 def outcome(number: int) -> dict:
-    return {"statistics": {"pictures": 1, "masks": number}}
+    return {"statistics": {"images": 1, "masks": number}}
 
 
 def members(number: int) -> dict:
@@ -25,8 +25,8 @@ def members(number: int) -> dict:
     return {"__key__": f"sa_{number}", "jpg": bytes([number]) * (number + 1), "json": json.dumps(content).encode()}
 
 
-def begun(output: Path, num_pictures: int, per_shard: int) -> Fragments:
-    fragments = Fragments(output, num_pictures, per_shard)
+def begun(output: Path, num_images: int, per_shard: int) -> Fragments:
+    fragments = Fragments(output, num_images, per_shard)
     fragments.begin({"by": "test"})
     return fragments
 
@@ -34,7 +34,7 @@ def begun(output: Path, num_pictures: int, per_shard: int) -> Fragments:
 def finish(fragments: Fragments, numbers: list[int], refused: tuple[int, ...] = ()) -> None:
     for number in numbers:
         if number in refused:
-            fragments.save(number, None, {"refused": [[f"picture {number}", "broken"]]})
+            fragments.save(number, None, {"refused": [[f"image {number}", "broken"]]})
         else:
             fragments.save(number, members(number), outcome(number))
         fragments.close_shard(fragments.shard_of(number))
@@ -48,7 +48,7 @@ def test_any_order_gives_the_same_bytes(tmp_path: Path) -> None:
     reference = begun(tmp_path / "reference", 11, 4)
     finish(reference, list(range(11)))
     total = reference.close_all({"by": "test"})
-    assert total["pictures"] == 11 and total["masks"] == sum(range(11)) and total["by"] == "test"
+    assert total["images"] == 11 and total["masks"] == sum(range(11)) and total["by"] == "test"
     assert sorted(content(tmp_path / "reference")) == ["manifest.json", "sa_000000.tar", "sa_000001.tar", "sa_000002.tar"]
     for seed in range(5):
         order = list(range(11))
@@ -72,11 +72,11 @@ def test_what_is_written_is_a_tar_for_everybody(tmp_path: Path) -> None:
     assert not index.problems and read_record(index, 2).image_bytes == bytes([2]) * 3
 
 
-def test_refused_pictures_are_listed_and_leave_no_hole(tmp_path: Path) -> None:
+def test_refused_images_are_listed_and_leave_no_hole(tmp_path: Path) -> None:
     fragments = begun(tmp_path, 6, 2)
     finish(fragments, list(range(6)), refused=(1, 2, 3))
     total = fragments.close_all({"by": "test"})
-    assert total["refused"] == [[f"picture {i}", "broken"] for i in (1, 2, 3)] and total["pictures"] == 3
+    assert total["refused"] == [[f"image {i}", "broken"] for i in (1, 2, 3)] and total["images"] == 3
     assert sorted(content(tmp_path)) == ["manifest.json", "sa_000000.tar", "sa_000002.tar"]  # of the second none was left
 
 
@@ -85,9 +85,9 @@ def test_what_is_not_finished_is_known(tmp_path: Path) -> None:
     finish(fragments, [0, 1, 4])
     assert [fragments.is_finished(n) for n in range(5)] == [True, True, False, False, True]
     assert fragments.close_all({"by": "test"}) is None and not (tmp_path / "manifest.json").exists()
-    assert fragments.so_far()["pictures"] == 3
+    assert fragments.so_far()["images"] == 3
     finish(fragments, [2, 3])
-    assert fragments.close_all({"by": "test"})["pictures"] == 5
+    assert fragments.close_all({"by": "test"})["images"] == 5
 
 
 class Killed(BaseException):
@@ -97,7 +97,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("chosen", [1, 2, 3])
 @pytest.mark.parametrize(
     ("folder", "suffix"),
-    [("pictures", ".tar"), ("pictures", ".json"), ("shards", ".json"), ("cut", ".tar"), ("cut", ".json")],
+    [("images", ".tar"), ("images", ".json"), ("shards", ".json"), ("cut", ".tar"), ("cut", ".json")],
     ids=["piece", "outcome", "summary", "shard", "manifest"],
 )
 def test_an_interruption_between_any_two_writes(tmp_path: Path, monkeypatch, folder: str, suffix: str, chosen: int) -> None:
@@ -139,8 +139,8 @@ def test_who_comes_late_finds_all_of_it(tmp_path: Path) -> None:
     mine.close_shard(1)
     with mine._alone():
         mine._close(1)
-    assert mine.so_far()["pictures"] == 4
-    assert mine.close_all({"by": "test"})["pictures"] == 4
+    assert mine.so_far()["images"] == 4
+    assert mine.close_all({"by": "test"})["images"] == 4
     assert all(mine.is_finished(n) for n in range(4))
 
 

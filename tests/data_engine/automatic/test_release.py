@@ -1,4 +1,4 @@
-"""The form in which pictures are given away."""
+"""The form in which images are given away."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from samtrain.data_engine.automatic.release import CascadeDetector, ReleaseForm
-from tests.data_engine.automatic.pictures import shapes
+from tests.data_engine.automatic.images import shapes
 
 FACES = ["haarcascade_frontalface_default.xml"]
 
@@ -33,11 +33,11 @@ def test_shrunk_and_never_enlarged() -> None:
 
 
 def test_what_a_detector_finds_is_blurred_and_counted_and_the_rest_is_not() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (100, 120, 3), dtype=np.uint8)
+    photo = np.random.default_rng(0).integers(0, 256, (100, 120, 3), dtype=np.uint8)
     box = np.array([[40.0, 30.0, 70.0, 60.0]])
     form = ReleaseForm(short_side=None, quality=100, detectors={"faces": lambda image: box, "plates": nothing}, margin=0.2)
-    data, counts = form.jpeg(picture)
-    plain, _ = ReleaseForm(short_side=None, quality=100, detectors={}).jpeg(picture)
+    data, counts = form.jpeg(photo)
+    plain, _ = ReleaseForm(short_side=None, quality=100, detectors={}).jpeg(photo)
     blurred, same = decoded(data).astype(float), decoded(plain).astype(float)
     assert counts == {"faces": 1, "plates": 0}
     assert blurred[36:54, 46:64].std() < 0.15 * same[36:54, 46:64].std()
@@ -56,12 +56,12 @@ def test_boxes_at_the_edge() -> None:
 
 def test_opencvs_cascade_finds_a_face() -> None:
     pytest.importorskip("cv2", reason="needs OpenCV: pip install 'samtrain[release]'")
-    photos = pytest.importorskip("skimage.data", reason="needs pictures: pip install scikit-image")
+    photos = pytest.importorskip("skimage.data", reason="needs images: pip install scikit-image")
     astronaut = photos.astronaut()
     boxes = CascadeDetector(FACES)(astronaut)
     face = (220, 110)  # x, y of her nose
     assert any(x0 < face[0] < x1 and y0 < face[1] < y1 for x0, y0, x1, y1 in boxes)
-    # and, mirrored, the same place of the mirrored picture
+    # and, mirrored, the same place of the mirrored image
     mirrored = CascadeDetector(FACES, mirrored=True)(np.ascontiguousarray(astronaut[:, ::-1]))
     assert any(x0 < 512 - face[0] < x1 and y0 < face[1] < y1 for x0, y0, x1, y1 in mirrored)
 

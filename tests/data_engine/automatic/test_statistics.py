@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from samtrain.data_engine.automatic.statistics import BINS, add_statistics, hull_area, picture_statistics
+from samtrain.data_engine.automatic.statistics import BINS, add_statistics, hull_area, image_statistics
 from samtrain.ops.rle import encode_mask, rle_runs
 
 
@@ -46,16 +46,16 @@ def test_hulls_as_of_all_pixels(seed: int) -> None:
     assert hull(mask) == pytest.approx(ConvexHull(corners).volume)
 
 
-def test_bins_of_a_picture() -> None:
+def test_bins_of_a_image() -> None:
     mask = np.zeros((40, 80), bool)
-    mask[0:20, 0:40] = True  # a quarter of the picture: relative size 0.5; a rectangle: concavity 0
-    found = picture_statistics([record(mask), record(mask)], (40, 80))
-    assert found["masks"] == 2 and found["pictures"] == 1
+    mask[0:20, 0:40] = True  # a quarter of the image: relative size 0.5; a rectangle: concavity 0
+    found = image_statistics([record(mask), record(mask)], (40, 80))
+    assert found["masks"] == 2 and found["images"] == 1
     assert found["relative_size"][BINS // 2] == 2 and sum(found["relative_size"]) == 2
     assert found["concavity"][0] == 2
     assert found["position"][BINS // 4][BINS // 4] == 2
-    assert found["masks_a_picture"] == [0, 1, 0, 0, 0, 0]
-    empty = picture_statistics([], (40, 80))
-    assert empty["masks_a_picture"] == [1, 0, 0, 0, 0, 0] and empty["masks"] == 0
+    assert found["masks_per_image"] == [0, 1, 0, 0, 0, 0]
+    empty = image_statistics([], (40, 80))
+    assert empty["masks_per_image"] == [1, 0, 0, 0, 0, 0] and empty["masks"] == 0
     both = add_statistics(found, add_statistics({}, empty))
-    assert both["pictures"] == 2 and both["masks_a_picture"] == [1, 1, 0, 0, 0, 0]
+    assert both["images"] == 2 and both["masks_per_image"] == [1, 1, 0, 0, 0, 0]

@@ -1,4 +1,4 @@
-"""Which model made which masks: the rounds of the data engine as a picture, from left to right."""
+"""Which model made which masks: the rounds of the data engine as an image, from left to right."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from samtrain.report.tables import STAGE_NAMES
 
 LEFT, RIGHT = 116, 4  # names of the rows; room behind the last column
 FIT = 1106  # pixels that a page for a desktop has room for; columns are made to fill it
-COLUMN = (82, 108)  # the narrowest and the widest: below it the picture scrolls
+COLUMN = (82, 108)  # the narrowest and the widest: below it the image scrolls
 RADIUS = 12  # of a model
 TOP, MAIN, DROP = 8, 56, 56  # the bands begin; where promoted models stand; how much lower the others do
 BAR, BAR_WIDTH, ROW = 44, 26, 17  # height of the longest bar; width; a row of numbers
@@ -23,7 +23,7 @@ RINGS = " A ring was not better than the model in use: nothing comes from it."
 Line = dict[str, Any]
 
 
-def rounds_picture(lines: Sequence[Line]) -> str:
+def rounds_chart(lines: Sequence[Line]) -> str:
     """A figure of the ledger's lines, the first model among them; "" where no round has ended."""
     if len(lines) < 2:
         return ""

@@ -1,4 +1,4 @@
-"""Small pictures with shapes, and a model that makes masks of them without having learnt anything."""
+"""Small images with shapes, and a model that makes masks of them without having learnt anything."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from samtrain.modeling.checkpoints import save_safetensors
 
 
 def shapes(seed: int, size: tuple[int, int] = (60, 80)) -> np.ndarray:
-    """A picture of a few rectangles."""
+    """An image of a few rectangles."""
     rng = np.random.default_rng(seed)
-    picture = np.full((*size, 3), rng.integers(0, 256, 3), np.uint8)
+    image = np.full((*size, 3), rng.integers(0, 256, 3), np.uint8)
     for _ in range(4):
         y, x = rng.integers(0, size[0] - 20), rng.integers(0, size[1] - 20)
         h, w = rng.integers(8, 20, 2)
-        picture[y : y + h, x : x + w] = rng.integers(0, 256, 3)
-    return picture
+        image[y : y + h, x : x + w] = rng.integers(0, 256, 3)
+    return image
 
 
-def as_jpeg(picture: np.ndarray, **options) -> bytes:
+def as_jpeg(image: np.ndarray, **options) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "jpeg", **options)
+    Image.fromarray(image).save(stream, "jpeg", **options)
     return stream.getvalue()
 
 
-def write_pictures(folder: Path, count: int) -> Path:
+def write_images(folder: Path, count: int) -> Path:
     folder.mkdir(parents=True)
     for i in range(count):
-        (folder / f"picture_{i}.jpg").write_bytes(as_jpeg(shapes(i)))
+        (folder / f"image_{i}.jpg").write_bytes(as_jpeg(shapes(i)))
     return folder
 
 
