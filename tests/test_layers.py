@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1] / "samtrain"
 
 # the layer of each file or folder of samtrain/; siblings do not meet but in SIBLINGS_ALLOWED
 LAYERS = {
-    "types": 0, "files": 0, "ops": 0, "terminal": 0, "report": 0,
+    "types": 0, "files": 0, "plain": 0, "ops": 0, "terminal": 0, "report": 0,
     "modeling": 1, "text": 1, "prompts": 1, "losses": 1, "data": 1,
     "interact": 2, "inference": 2, "metrics": 2, "panels": 2,
     "training": 3, "evaluators": 3, "export": 3,
