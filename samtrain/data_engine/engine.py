@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from samtrain.data.datasets import Source
 from samtrain.data_engine.annotation import Annotating, Helpers, write_shards
 from samtrain.data_engine.annotators import Annotator
 from samtrain.data_engine.collected import collected_keys, collected_masks
@@ -288,17 +289,18 @@ class DataEngine:
     def _fit(self, number: int, ledger: list[LedgerLine], shards: list[dict[str, Any]]) -> dict[str, Any]:
         """Retrain from the promoted model on the masks of all rounds so far, and only those."""
         config = self._places[number].config
+        paths = [str(path) for path in [*self._shards(ledger), *(self._path(shard["path"]) for shard in shards)]]
         request = FitRequest(
             directory=self._folder(number) / "fit",
-            round=number,
             model=config.model,
             init=self._path(promoted(ledger).checkpoint),
-            shards=[str(path) for path in [*self._shards(ledger), *(self._path(shard["path"]) for shard in shards)]],
+            train=[Source(paths, last_counts=True)],  # an image may be in several shards, with more masks each time
             steps=config.steps,
-            images_seen=ledger[-1].images_seen,
             learning_rate=config.learning_rate,
+            images_seen=ledger[-1].images_seen,
+            model_key=config.model_key,
         )
-        count = len(request.shards)
+        count = len(paths)
         log.info("round %d: training %s on %d shards for %d steps", number, config.model, count, config.steps)
         result = self.tools.fit(request)
         return {

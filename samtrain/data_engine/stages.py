@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from samtrain.data.datasets import Source
 from samtrain.data_engine.annotators import Annotator
 from samtrain.data_engine.prefill import BoxDetector, PrefillConfig
 
@@ -16,6 +17,7 @@ class RoundConfig:
     """One round: the model that it trains, images to annotate, steps to train, the rate (None: the recipe's).
 
     detector_steps: of the detector that fills in first, in stages that fill in
+    model_key:      the config key that errors about the model name
     """
 
     model: str
@@ -23,6 +25,7 @@ class RoundConfig:
     steps: int
     learning_rate: float | None = None
     detector_steps: int = 0
+    model_key: str = "rounds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,19 +50,40 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class FitRequest:
-    """Train `model` from `init` on `shards` (all masks so far) in `directory`; what lies there is gone on with.
+    """One training of a SAM: `task=fit` asks for one, the data engine for one per round. It resumes what `directory` holds.
 
-    An image may stand in several shards, with more masks each time: its last record counts.
+    model:               the size to train; None: the size of `init`
+    init:                the checkpoint to start from; None: a new model
+    train, val:          shards to train on and to validate on; the engine leaves `val` to its caller
+    steps:               optimiser steps; None: the recipe's
+    learning_rate:       the rate of all parts but the encoder; None: the recipe's
+    native:              images are seen in their own pixels, by crops, instead of resized to the input
+    large_scale_jitter:  range of the random scale; None: no jitter
+    images_seen:         images that earlier rounds have trained on
+    model_key:           the config key that errors about the model name
     """
 
     directory: Path
-    round: int
-    model: str
+    model: str | None
     init: Path | None
-    shards: list[str]
-    steps: int
-    images_seen: int
+    train: list[Source]
+    val: list[str] = field(default_factory=list)
+    steps: int | None
     learning_rate: float | None = None
+    native: bool = False
+    large_scale_jitter: list[float] | None = None
+    images_seen: int = 0
+    model_key: str = "model.name"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best validation."""
+        return self.directory / "checkpoints" / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that a killed training resumes from."""
+        return self.directory / "checkpoints" / "last.ckpt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +99,10 @@ class FitResult:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorRequest:
-    """Train a detector from `init` (None: a new one) on the boxes of `shards`, as in FitRequest."""
+    """One training of a detector, from `init` (None: a new one), on the boxes of all masks in `shards`.
+
+    Of an image that is in several shards, the last record counts.
+    """
 
     directory: Path
     init: Path | None

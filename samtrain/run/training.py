@@ -6,7 +6,6 @@ import logging
 import shutil
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasti
 from pytorch_lightning.strategies import Strategy
 
 from samtrain.data.datasets import Source
-from samtrain.data_engine.stages import FitResult
+from samtrain.data_engine.stages import FitRequest, FitResult
 from samtrain.files import atomic_path
 from samtrain.modeling.build import load_sam
 from samtrain.modeling.sam import Sam
@@ -54,71 +53,38 @@ warnings.filterwarnings("ignore", message=r".*sync_dist=True")  # what is logged
 warnings.filterwarnings("ignore", message=r".*LeafSpec")  # Lightning 2.6 on torch 2.15
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """What is trained, where, on what and for how long; None stands for the recipe's own number.
-
-    model:               the size to train, None: that of `init`
-    init:                the checkpoint to begin from, None: a new model
-    learning_rate:       of the parts that are not the encoder
-    native:              images are seen in their own pixels, by crops
-    images_seen:         before this training, by earlier rounds
-    key:                 the config key that errors about the model name
-    """
-
-    directory: Path
-    model: str | None
-    init: Path | None
-    train: list[Source]
-    val: list[str]
-    steps: int | None
-    learning_rate: float
-    native: bool
-    large_scale_jitter: list[float] | None
-    images_seen: int = 0
-    key: str = "model.name"
-
-    @property
-    def best(self) -> Path:
-        return self.directory / "checkpoints" / "best.ckpt"
-
-    @property
-    def last(self) -> Path:
-        return self.directory / "checkpoints" / "last.ckpt"
-
-
-def train(config: Config, training: Training, loggers: list[Logger]) -> FitResult:
+def train(config: Config, request: FitRequest, loggers: list[Logger]) -> FitResult:
     """Train, or go on from `checkpoints/last.ckpt`; afterwards `best.ckpt` and `last.ckpt` lie in the directory."""
     begin = time.perf_counter()
-    sam = make_sam(config, model=training.model, init=training.init, key=training.key)
+    sam = make_sam(config, model=request.model, init=request.init, key=request.model_key)
     model, size = sam.config.model, sam.config.image_size
-    steps = training.steps or recipe_of(config, model)["max_steps"]
-    resume = training.last if training.last.is_file() else None
-    lit = _lit_sam(config, training, sam)
+    steps = request.steps or recipe_of(config, model)["max_steps"]
+    resume = request.last if request.last.is_file() else None
+    lit = _lit_sam(config, request, sam)
     data = _data(
         config,
-        train=training.train,
-        val=training.val,
+        train=request.train,
+        val=request.val,
         image_size=size,
-        native=training.native,
-        jitter=training.large_scale_jitter,
+        native=request.native,
+        jitter=request.large_scale_jitter,
         start_step=batches_seen(resume),
     )
-    callbacks = make_callbacks(config, training)
-    trainer = make_trainer(config, training.directory, callbacks, loggers, steps, model, validates=bool(training.val))
-    log.info("training %s for %d steps in %s%s", model, steps, training.directory, ", going on" if resume else "")
+    callbacks = make_callbacks(config, request)
+    trainer = make_trainer(config, request.directory, callbacks, loggers, steps, model, validates=bool(request.val))
+    log.info("training %s for %d steps in %s%s", model, steps, request.directory, ", going on" if resume else "")
     trainer.fit(lit, datamodule=data, ckpt_path=resume)
     for logger in loggers:
         logger.save()
 
     # without images to choose by, the last is the best
     best = next((c for c in callbacks if isinstance(c, BestCheckpoint)), None)
-    if trainer.is_global_zero and not training.best.is_file():
-        with atomic_path(training.best) as whole:
-            shutil.copyfile(training.last, whole)
+    if trainer.is_global_zero and not request.best.is_file():
+        with atomic_path(request.best) as whole:
+            shutil.copyfile(request.last, whole)
     return FitResult(
-        checkpoint=training.best,
-        last=training.last,
+        checkpoint=request.best,
+        last=request.last,
         metrics=best.scores if best else {},
         images_seen=lit.images_seen,
         seconds=time.perf_counter() - begin,
@@ -154,18 +120,19 @@ def validate(config: Config, checkpoint: Path, val: list[str], *, native: bool) 
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def _lit_sam(config: Config, training: Training, sam: Sam) -> LitSam:
+def _lit_sam(config: Config, request: FitRequest, sam: Sam) -> LitSam:
     optim, trainer = config["optim"], config["trainer"]
+    rate = recipe_of(config, sam.config.model)["learning_rate"] if request.learning_rate is None else request.learning_rate
     return LitSam(
         sam=sam,
         prompts=make_prompts(config),
         loss=make_loss(config),
-        optim=optim_config(config, sam.config.model, training.learning_rate),
+        optim=optim_config(config, sam.config.model, rate),
         seed=config["seed"],
         trainable=["*"] if optim["trainable"] is None else optim["trainable"],
         activation_checkpointing=trainer["activation_checkpointing"],
         compile_encoder=trainer["compile"],
-        images_seen=training.images_seen,
+        images_seen=request.images_seen,
         val_resolution=trainer["val_resolution"],
     )
 
@@ -196,7 +163,7 @@ def _data(
     )
 
 
-def make_callbacks(config: Config, training: Training) -> list[Callback]:
+def make_callbacks(config: Config, request: FitRequest) -> list[Callback]:
     """In the order that they need: a kill loses no best checkpoint, speeds are there when they are shown."""
     settings, ema_decay = config["callbacks"], config["optim"]["ema_decay"]
     callbacks: list[Callback] = [Throughput()]
@@ -206,11 +173,11 @@ def make_callbacks(config: Config, training: Training) -> list[Callback]:
         callbacks.append(ParameterNorms(every_n_steps=settings["norms_every_steps"]))
     if settings["progress"]:
         callbacks.append(ProgressDisplay())
-    if training.val:
+    if request.val:
         if settings["panels"]:
-            callbacks.append(MaskPanels(directory=training.directory / "panels", num_objects=settings["panels"]))
-        callbacks.append(BestCheckpoint(path=training.best, monitor=settings["monitor"]))
-    callbacks.append(LastCheckpoint(path=training.last, every_n_steps=settings["checkpoint_every_steps"]))
+            callbacks.append(MaskPanels(directory=request.directory / "panels", num_objects=settings["panels"]))
+        callbacks.append(BestCheckpoint(path=request.best, monitor=settings["monitor"]))
+    callbacks.append(LastCheckpoint(path=request.last, every_n_steps=settings["checkpoint_every_steps"]))
     return callbacks
 
 

@@ -16,52 +16,52 @@ from typing import Any
 import yaml
 
 from samtrain.data.datasets import Source
-from samtrain.data_engine.stages import FitResult
+from samtrain.data_engine.stages import FitRequest, FitResult
 from samtrain.files import write_text
 from samtrain.run.directory import held, is_first_rank
-from samtrain.run.training import Training, train
+from samtrain.run.training import train
 from samtrain.training.loggers import make_loggers
 
-REQUEST, RESULT = "training.json", "trained.json"
+REQUEST, RESULT = "request.json", "result.json"
 
 
-def train_apart(run_dir: Path, training: Training, launcher: str | None) -> FitResult:
+def train_apart(run_dir: Path, request: FitRequest, launcher: str | None) -> FitResult:
     """Run `<launcher> python -m samtrain.run.worker <run_dir> <directory>` and read what it leaves.
 
     Without a launcher Lightning starts the other processes of this machine itself. ValueError where the training fails.
     """
-    training.directory.mkdir(parents=True, exist_ok=True)
-    (training.directory / RESULT).unlink(missing_ok=True)
-    write_text(training.directory / REQUEST, json.dumps(asdict(training), default=str, indent=1))
-    command = [sys.executable, "-m", "samtrain.run.worker", str(run_dir), str(training.directory)]
+    request.directory.mkdir(parents=True, exist_ok=True)
+    (request.directory / RESULT).unlink(missing_ok=True)
+    write_text(request.directory / REQUEST, json.dumps(asdict(request), default=str, indent=1))
+    command = [sys.executable, "-m", "samtrain.run.worker", str(run_dir), str(request.directory)]
     ended = subprocess.run([*shlex.split(launcher or ""), *command], check=False)
     if ended.returncode:
         raise ValueError(
-            f"the training in {training.directory} ended with exit status {ended.returncode}; what it said stands above. "
+            f"the training in {request.directory} ended with exit status {ended.returncode}; what it said stands above. "
             "Once that is mended the same command goes on from its last checkpoint"
         )
-    result = json.loads((training.directory / RESULT).read_text())
+    result = json.loads((request.directory / RESULT).read_text())
     return FitResult(**{**result, "checkpoint": Path(result["checkpoint"]), "last": Path(result["last"])})
 
 
-def read_training(directory: Path) -> Training:
+def read_request(directory: Path) -> FitRequest:
     """What `train_apart` wrote."""
     values: dict[str, Any] = json.loads((directory / REQUEST).read_text())
     values["directory"] = Path(values["directory"])
     values["init"] = Path(values["init"]) if values["init"] else None
     values["train"] = [Source(**source) for source in values["train"]]
-    return Training(**values)
+    return FitRequest(**values)
 
 
 def main(run_dir: str, directory: str) -> None:
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s][%(name)s][%(levelname)s] - %(message)s")
     config = yaml.safe_load((Path(run_dir) / ".hydra" / "config.yaml").read_text())
-    training = read_training(Path(directory))
+    request = read_request(Path(directory))
     # one that outlived the rounds' process still trains here
-    with held(training.directory) if is_first_rank() else nullcontext():
-        result = train(config, training, make_loggers(training.directory, config["logger"], config, part_of=Path(run_dir)))
+    with held(request.directory) if is_first_rank() else nullcontext():
+        result = train(config, request, make_loggers(request.directory, config["logger"], config, part_of=Path(run_dir)))
         if is_first_rank():
-            write_text(training.directory / RESULT, json.dumps(asdict(result), default=str))
+            write_text(request.directory / RESULT, json.dumps(asdict(result), default=str))
 
 
 if __name__ == "__main__":

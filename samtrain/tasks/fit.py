@@ -9,6 +9,7 @@ from pathlib import Path
 
 from samtrain.data.datasets import SamDataset, Source
 from samtrain.data.shards import ShardWriter
+from samtrain.data_engine.stages import FitRequest
 from samtrain.files import build_once
 from samtrain.modeling.build import load_sam
 from samtrain.report import write_report
@@ -17,7 +18,7 @@ from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, is_first_rank, write_metrics
 from samtrain.run.image_sets import ImageSet, is_native, open_set
 from samtrain.run.preflight import look_at
-from samtrain.run.training import Training, train
+from samtrain.run.training import train
 from samtrain.tasks.evaluate import difficulty_metrics, test_metrics
 from samtrain.training.loggers import finish, make_loggers
 
@@ -28,15 +29,15 @@ def run(config: Config, run_dir: Path) -> Metrics:
     """Train on `config.data`, go on if `run_dir` holds a part of it; returns what metrics.json holds."""
     begin = time.perf_counter()
     images = open_set(config["data"], config["data_dir"])
-    training = first_training(config, run_dir, images)
+    request = fit_request(config, run_dir, images)
     if is_first_rank():
-        look_at(config, images, image_size=sam_config_of(config).image_size, native=training.native)
+        look_at(config, images, image_size=sam_config_of(config).image_size, native=request.native)
     loggers = make_loggers(run_dir, config["logger"], config)
-    result = train(config, training, loggers)
+    result = train(config, request, loggers)
     if not is_first_rank():
         return {}
     metrics: Metrics = {**result.metrics}
-    metrics.update(test_metrics(config, load_sam(result.checkpoint), images, native=training.native))
+    metrics.update(test_metrics(config, load_sam(result.checkpoint), images, native=request.native))
     metrics.update(difficulty_metrics(config, images))
     metrics.update(costs(run_dir, begin))
     write_metrics(run_dir, metrics)
@@ -45,14 +46,14 @@ def run(config: Config, run_dir: Path) -> Metrics:
     return metrics
 
 
-def first_training(config: Config, directory: Path, images: ImageSet) -> Training:
+def fit_request(config: Config, directory: Path, images: ImageSet) -> FitRequest:
     """The training that `model`, `checkpoint`, `optim` and `trainer` describe."""
     sam = sam_config_of(config)
     loader, native = config["loader"], is_native(config["data"], images, sam)
     train_on = images.train
     if loader["train_images"] is not None:
         train_on = [_first_images(config, directory / "shards", images, native)]
-    return Training(
+    return FitRequest(
         directory=directory,
         model=config["model"]["name"],
         init=config["checkpoint"] and Path(config["checkpoint"]),

@@ -59,11 +59,11 @@ def test_better_models_are_promoted_and_the_others_not(undisturbed: tuple[Path, 
 
 def test_training_begins_from_the_promoted_model_on_all_masks_so_far(undisturbed: tuple[Path, World]) -> None:
     run_dir, world = undisturbed
-    assert [len(request.shards) for request in world.requests] == [1, 2, 3]
+    assert [len(request.train[0].urls) for request in world.requests] == [1, 2, 3]
     assert [request.images_seen for request in world.requests] == [0, 10, 20]
     assert world.requests[0].init == run_dir / "pretrain/best.ckpt"
     assert world.requests[1].init == world.requests[2].init == run_dir / "rounds/1/fit/best.ckpt"
-    assert all(Path(shard).is_file() for shard in world.requests[2].shards)
+    assert all(Path(shard).is_file() for shard in world.requests[2].train[0].urls)
 
 
 def test_the_ledger_says_what_the_shards_hold(undisturbed: tuple[Path, World]) -> None:

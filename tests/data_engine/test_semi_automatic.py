@@ -77,7 +77,7 @@ def test_the_rounds_are_one_story(both: tuple[Path, World]) -> None:
     assert [line.stage for line in lines] == ["assisted_manual"] * 3 + ["semi_automatic"] * 2
     assert [line.promoted for line in lines] == [True, True, True, True, False]
     assert [line.masks_total for line in lines] == np.cumsum([line.masks for line in lines]).tolist()
-    assert [len(request.shards) for request in world.requests] == [1, 2, 3, 4]
+    assert [len(request.train[0].urls) for request in world.requests] == [1, 2, 3, 4]
     assert [line.detector is None for line in lines] == [True] * 3 + [False] * 2
 
 

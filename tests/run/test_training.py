@@ -10,8 +10,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 
+from samtrain.data_engine.stages import FitRequest
 from samtrain.run import training
-from samtrain.run.training import Training, train
+from samtrain.run.training import train
 from samtrain.tasks import resolve
 from samtrain.training.fsdp import EncoderFSDPStrategy
 
@@ -26,7 +27,7 @@ def config_of(*overrides: str) -> dict[str, Any]:
 def test_the_last_is_the_best_and_is_copied_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is killed while it copies finds no half `best.ckpt` when it goes on."""
     config = config_of()
-    job = Training(
+    job = FitRequest(
         directory=tmp_path,
         model="vit_tiny",
         init=None,

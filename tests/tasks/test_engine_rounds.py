@@ -19,14 +19,14 @@ from pretend_engine import LINE
 from pretend_predictor import write_pool
 
 from samtrain.data.datasets import Source
+from samtrain.data_engine.stages import FitRequest
 from samtrain.files import write_text
 from samtrain.modeling.build import build_sam
 from samtrain.modeling.checkpoints import save_safetensors
 from samtrain.run.build import sam_config_of
 from samtrain.run.directory import held
 from samtrain.run.image_sets import ImageSet
-from samtrain.run.training import Training
-from samtrain.run.worker import read_training, train_apart
+from samtrain.run.worker import read_request, train_apart
 from samtrain.tasks import resolve
 from samtrain.tasks.rounds import schedule
 from samtrain.tasks.rounds import task as rounds
@@ -40,8 +40,8 @@ REST = "model: vit_tiny, images: 1, steps: 1, learning_rate_factor: 1"
 SEMI_AUTOMATIC = [f"+rounds.7={{stage: semi_automatic, detector_steps: 1, {REST}}}"]
 
 
-def training(directory: Path) -> Training:
-    return Training(
+def request(directory: Path) -> FitRequest:
+    return FitRequest(
         directory=directory,
         model="vit_tiny",
         init=Path("first.ckpt"),
@@ -50,9 +50,9 @@ def training(directory: Path) -> Training:
         steps=7,
         learning_rate=1e-4,
         native=True,
-        large_scale_jitter=False,
+        large_scale_jitter=[0.5, 2.0],
         images_seen=12,
-        key="rounds.3.model",
+        model_key="rounds.3.model",
     )
 
 
@@ -74,11 +74,11 @@ def test_rows_of_all_trainings_are_joined(tmp_path: Path) -> None:
 
 def test_a_training_travels_to_another_process(tmp_path: Path) -> None:
     """The launcher stands in for the worker: it writes a result and keeps the request."""
-    asked = training(tmp_path / "fit")
+    asked = request(tmp_path / "fit")
     numbers = '"metrics": {"val/miou_1": 0.5}, "images_seen": 9, "seconds": 1.0'
     result = f'{{"checkpoint": "b.ckpt", "last": "l.ckpt", {numbers}}}'
     script = tmp_path / "launcher.sh"
-    write_text(script, f"#!/bin/sh\necho '{result}' > {asked.directory}/trained.json\n")
+    write_text(script, f"#!/bin/sh\necho '{result}' > {asked.directory}/result.json\n")
     fitted = train_apart(tmp_path, asked, f"sh {script}")
     assert asdict(fitted) == {
         "checkpoint": Path("b.ckpt"),
@@ -87,12 +87,12 @@ def test_a_training_travels_to_another_process(tmp_path: Path) -> None:
         "images_seen": 9,
         "seconds": 1.0,
     }
-    assert read_training(asked.directory) == asked
+    assert read_request(asked.directory) == asked
 
 
 def test_a_training_that_fails_apart_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the training in .*fit ended with exit status 3; .* goes on from its last"):
-        train_apart(tmp_path, training(tmp_path / "fit"), "sh -c 'exit 3'")
+        train_apart(tmp_path, request(tmp_path / "fit"), "sh -c 'exit 3'")
 
 
 def test_a_training_that_outlived_its_rounds_is_not_begun_beside(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_training_that_outlived_its_rounds_is_not_begun_beside(tmp_path: Path)
     (tmp_path / ".hydra").mkdir()
     (tmp_path / "config.yaml").rename(tmp_path / ".hydra" / "config.yaml")
     directory.mkdir()
-    write_text(directory / "training.json", json.dumps(asdict(training(directory)), default=str))
+    write_text(directory / "request.json", json.dumps(asdict(request(directory)), default=str))
     command = [sys.executable, "-c", code, str(tmp_path), str(directory)]
     with held(directory):
         answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

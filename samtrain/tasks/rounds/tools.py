@@ -26,11 +26,11 @@ from samtrain.report import write_report
 from samtrain.run.build import Config, device_of, learning_rate_of, make_predictor, sam_config_of
 from samtrain.run.image_sets import ImageSet, is_native, open_set, pool_of_stage_2
 from samtrain.run.preflight import look_at
-from samtrain.run.training import Training, num_devices, train, validate
+from samtrain.run.training import num_devices, train, validate
 from samtrain.run.worker import train_apart
 from samtrain.tasks.detector import model_of, recipe_of, running_of
 from samtrain.tasks.detector import test_metrics as box_test_metrics
-from samtrain.tasks.fit import first_training
+from samtrain.tasks.fit import fit_request
 from samtrain.tasks.rounds.schedule import SEMI_AUTOMATIC, STAGES, first_round, rounds_of
 from samtrain.training.loggers import RoundFiles, SamWandbLogger, finish, log_round, make_loggers
 
@@ -56,18 +56,18 @@ class Work:
             return Path(self.config["checkpoint"])
         config = {**self.config, "data": self._public()}
         public = open_set(config["data"], config["data_dir"])
-        training = first_training(config, self.run_dir / "pretrain", public)
+        request = fit_request(config, self.run_dir / "pretrain", public)
 
         def pretrain() -> dict[str, Any]:
-            look_at(config, public, image_size=sam_config_of(config).image_size, native=training.native)
-            result = self.train(training)
+            look_at(config, public, image_size=sam_config_of(config).image_size, native=request.native)
+            result = self.train(request)
             return {"images_seen": result.images_seen, "metrics": result.metrics}
 
-        done = do_once(training.directory / "fit.json", pretrain)
+        done = do_once(request.directory / "fit.json", pretrain)
         self.images_seen = done.result["images_seen"]
         if config["data"] == self.config["data"]:
-            self.measured[training.best] = done.result["metrics"]
-        return training.best
+            self.measured[request.best] = done.result["metrics"]
+        return request.best
 
     def engine(self, initial: Path) -> DataEngine:
         settings = self.config["engine"]
@@ -95,12 +95,12 @@ class Work:
         name = ledger[-1].detector
         return box_test_metrics(self.config, load_detector(self.run_dir / name), self.images) if name else {}
 
-    def train(self, training: Training) -> FitResult:
+    def train(self, request: FitRequest) -> FitResult:
         """In this process on one device, else in processes of their own."""
         if self.apart:
-            return train_apart(self.run_dir, training, self.config["trainer"]["launcher"])
-        csv = make_loggers(training.directory, {})
-        return train(self.config, training, [*csv, *self.shared])
+            return train_apart(self.run_dir, request, self.config["trainer"]["launcher"])
+        csv = make_loggers(request.directory, {})
+        return train(self.config, request, [*csv, *self.shared])
 
     def finish_loggers(self, metrics: Mapping[str, float | None]) -> None:
         """Where trainings logged for themselves, the ledger comes after the last of them; then the final numbers."""
@@ -133,8 +133,8 @@ class Work:
         probe_images = {name: config["engine"]["probe_images"] for name in STAGES}
         probe_images[SEMI_AUTOMATIC] = config["engine"]["probe_images_stage_2"]
         rounds: dict[str, list[RoundConfig]] = {}
-        for _, each in rounds_of(config):
-            rounds.setdefault(each["stage"], []).append(self._round(each))
+        for name, each in rounds_of(config):
+            rounds.setdefault(each["stage"], []).append(self._round(name, each))
         return [
             Stage(
                 name=name,
@@ -153,13 +153,14 @@ class Work:
             raise ValueError(f"prefill.max_detections is {prefill.max_detections}: a detector gives {MAX_DETECTIONS} at most")
         return prefill
 
-    def _round(self, each: dict[str, Any]) -> RoundConfig:
+    def _round(self, name: str, each: dict[str, Any]) -> RoundConfig:
         return RoundConfig(
             model=each["model"],
             images=each["images"],
             steps=each["steps"],
             learning_rate=learning_rate_of(self.config, each["model"], each["learning_rate_factor"]),
             detector_steps=each.get("detector_steps", 0),
+            model_key=f"rounds.{name}.model",
         )
 
     def _pool(self, stage: str) -> list[str]:
@@ -171,21 +172,14 @@ class Work:
         return make_predictor(load_sam(checkpoint).to(device_of(self.config)), native=self.native)
 
     def _fit(self, request: FitRequest) -> FitResult:
-        assert request.learning_rate is not None, "_rounds gives each round its rate"
-        training = Training(
-            directory=request.directory,
-            model=request.model,
-            init=request.init,
-            train=[Source(request.shards, last_counts=True)],
+        request = replace(
+            request,
             val=self.images.val,
-            steps=request.steps,
-            learning_rate=request.learning_rate,
             native=self.native,
             large_scale_jitter=self.config["engine"]["large_scale_jitter"],
             images_seen=request.images_seen or self.images_seen,
-            key=f"rounds.{rounds_of(self.config)[request.round - first_round(self.config)][0]}.model",
         )
-        result = self.train(training)
+        result = self.train(request)
         self.measured[result.checkpoint] = result.metrics
         return result
 
