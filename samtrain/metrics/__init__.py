@@ -1,1 +1,1 @@
-"""Numbers computed from masks and boxes; nothing here knows a model."""
+"""Metrics that are computed from masks and boxes alone; nothing here knows a model."""

@@ -1,4 +1,4 @@
-"""Automatic masks against full ground truth: recall by pycocotools, precision, and how both move with the thresholds."""
+"""Compares automatic masks with full ground truth: recall by pycocotools, precision, and both at several thresholds."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from samtrain.metrics.full_truth import ImageMasks
 from samtrain.metrics.masks import ScoredMasks, mask_metrics
 from samtrain.ops.rle import rle_iou
 
-MAX_MASKS = 100  # an image, the best by predicted IoU: AR@100
-PRECISE = (0.5, 0.75)  # IoU with some object above which an automatic mask shows it
+MAX_MASKS = 100  # per image, those of highest predicted IoU: AR@100
+PRECISE = (0.5, 0.75)  # a mask is right if its IoU with some object is above this
 PRED_IOU_THRESHOLDS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.88, 0.9, 0.92, 0.94, 0.96)
 STABILITY_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.95, 0.97, 0.99)
 
 
-def measure(images: Sequence[ImageMasks]) -> dict[str, Any]:
-    """`ar_100`, `precision_50`, `precision_75`, `masks_per_image`; None as in `evaluate_automatic`."""
+def automatic_metrics(images: Sequence[ImageMasks]) -> dict[str, Any]:
+    """Returns `ar_100`, `precision_50`, `precision_75` and `masks_per_image`; None as in `evaluate_automatic`."""
     return _measure(images, [_best_ious(image) for image in images])
 
 
 def evaluate_automatic(images: Sequence[ImageMasks]) -> dict[str, Any]:
-    """`ar_100`, `precision_50`, `precision_75`, `masks_per_image`; and under `by_pred_iou` and `by_stability` the same for
-    records that reach each threshold, where the generator's own was not higher than that.
+    """Returns `automatic_metrics`, and under `by_pred_iou` and `by_stability` the same metrics at each threshold.
 
-    Records were filtered before NMS, and are filtered once more here after it: with pred_iou_thresh that is the same,
-    with the stability score nearly. Precision is None where no mask is left, AR where there is no object.
+    Thresholds below the generator's own are left out, because its records are already filtered by it. The generator
+    filters before NMS and this function after it: for pred_iou_thresh the result is the same, for the stability score
+    nearly. Precision is None if no mask is left, AR if there is no object.
     """
     best = [_best_ious(image) for image in images]
     result: dict[str, Any] = _measure(images, best)
@@ -35,8 +35,10 @@ def evaluate_automatic(images: Sequence[ImageMasks]) -> dict[str, Any]:
         ("by_pred_iou", "predicted_iou", PRED_IOU_THRESHOLDS),
         ("by_stability", "stability_score", STABILITY_THRESHOLDS),
     ):
+        # the thresholds that the generator has not already applied itself
         scores = [np.array([record[key] for record in image.records]) for image in images]
         lowest = min((float(s.min()) for s in scores if len(s)), default=0.0)
+        # the same metrics of the records that reach each of them
         rows = []
         for thresh in (t for t in thresholds if t >= lowest):
             kept = [s >= thresh for s in scores]
@@ -56,14 +58,17 @@ def _measure(images: Sequence[ImageMasks], best: Sequence[np.ndarray]) -> dict[s
 
 
 def _best_ious(image: ImageMasks) -> np.ndarray:
-    """(R,) of each record the best IoU with any object."""
+    """Returns (R,) the best IoU of each record with any object."""
     if not image.objects or not image.records:
         return np.zeros(len(image.records))
     return rle_iou([record["segmentation"] for record in image.records], image.objects).max(axis=1)
 
 
 def average_recall(images: Sequence[ImageMasks], max_masks: int = MAX_MASKS) -> float | None:
-    """COCO's mask AR over IoU 0.50 to 0.95 with the `max_masks` of highest predicted IoU an image; None without objects."""
+    """Returns COCO's mask AR over IoU 0.50 to 0.95, of the `max_masks` of highest predicted IoU per image.
+
+    Returns None if there are no objects.
+    """
     if not any(image.objects for image in images):
         return None
     scored = [

@@ -1,4 +1,4 @@
-"""How well boxes are found, whatever the objects are: COCO's box AP and AR, by pycocotools, in pixels of the images."""
+"""COCO's box AP and AR by pycocotools for one class of objects, in pixels of the images."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from samtrain.metrics.coco import COCO_SIZES, Annotation, accumulate, known_mean
 
 Detect = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # (H, W, 3) uint8 to boxes (N, 4) xyxy and scores (N,)
 
-MAX_DETECTIONS = (1, 10, 20, 100)  # COCO's, and 20: what pre-filling may look at
-LOOSE_IOU = 0.7  # a box that holds its object well enough for a prompt: AR's mean hides how many do
+MAX_DETECTIONS = (1, 10, 20, 100)  # COCO's, and 20, the most that prefilling looks at
+LOOSE_IOU = 0.7  # such a box is good enough for a prompt; AR averages over IoUs and hides how many boxes are
 
 
 @dataclass(frozen=True)
 class ImageBoxes:
-    """One image: its N objects and the D boxes that were found.
+    """One image: its N objects, and the D boxes that were found.
 
-    boxes: (N, 4) xyxy. areas: (N,) pixels of the masks, by which sizes go. found: (D, 4) xyxy. scores: (D,).
+    boxes: (N, 4) xyxy. areas: (N,) pixels of the masks, which decide the size class. found: (D, 4) xyxy. scores: (D,).
     """
 
     boxes: np.ndarray
@@ -38,10 +38,10 @@ def evaluate_boxes(
     max_mask_area: float = 0.9,
     size_limits: tuple[float, float] = COCO_SIZES,
 ) -> dict[str, float]:
-    """`box_metrics` of a detector on whole images in their own pixels.
+    """Returns `box_metrics` of a detector on whole images in their own pixels.
 
-    Objects over `max_mask_area` of the image are no objects here, as in training. Raises ValueError where an image or
-    an RLE does not fit its record, or where no record holds an object.
+    Objects that cover more than `max_mask_area` of the image are left out, as in training. Raises ValueError if an image
+    or an RLE does not fit its record, or if no record holds an object.
     """
     images = []
     for record in records:
@@ -56,16 +56,16 @@ def evaluate_boxes(
 
 
 def box_metrics(images: Sequence[ImageBoxes], *, size_limits: tuple[float, float] = COCO_SIZES) -> dict[str, float]:
-    """AP and AR of boxes over all images, 0 to 1, as pycocotools computes them for one class.
+    """Returns AP and AR of boxes over all images, 0 to 1, as pycocotools computes them for one class.
 
-    `box_ap` over IoU 0.5 to 0.95 and 100 boxes an image, `box_ap50`, `box_ap75`; `box_ar_1`, `_10`, `_20`, `_100`;
-    `box_recall70_10`, `_20`: the share of objects found at IoU 0.7. `box_ap_small`, `box_ar_100_small`, `_medium` and
-    `_large` by `size_limits`, square pixels of the mask; a size that no object has gives no number. Raises ValueError
-    where there is no object at all, or limits do not ascend.
+    `box_ap` is over IoU 0.5 to 0.95 and 100 boxes per image; there are also `box_ap50`, `box_ap75`, `box_ar_1`, `_10`,
+    `_20` and `_100`. `box_recall70_10` and `_20` are the share of objects found at IoU 0.7. `box_ap_small`,
+    `box_ar_100_small`, `_medium` and `_large` follow `size_limits`, in square pixels of the mask; a size without objects
+    has no metric. Raises ValueError if no image holds an object, or if the limits do not ascend.
     """
     sizes = size_ranges(size_limits)
     if not any(len(image.boxes) for image in images):
-        raise ValueError("no image to evaluate boxes on holds an object; check the validation and test splits (data)")
+        raise ValueError("no image holds an object to compare boxes with: check the validation and test splits (data)")
     objects = [_annotations(image.boxes, image.areas, None) for image in images]
     answers = [_annotations(image.found, None, image.scores) for image in images]
     precision_TRAM, recall_TAM, at = accumulate("bbox", objects, answers, list(sizes.values()), MAX_DETECTIONS)
@@ -83,7 +83,7 @@ def box_metrics(images: Sequence[ImageBoxes], *, size_limits: tuple[float, float
 
 
 def _annotations(boxes_xyxy: np.ndarray, areas: np.ndarray | None, scores: np.ndarray | None) -> list[Annotation]:
-    """Objects with the areas of their masks, or answers with scores and the areas of their boxes."""
+    """Returns pycocotools' annotations: objects with the areas of their masks, detections with those of their boxes."""
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
     sides = boxes[:, 2:] - boxes[:, :2]
     areas = sides.prod(axis=1) if areas is None else areas

@@ -1,4 +1,4 @@
-"""pycocotools' evaluation for one class of objects, whatever they are: boxes or masks."""
+"""Runs pycocotools' evaluation for a single class of objects, of boxes or of masks."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-COCO_SIZES = (32**2, 96**2)  # pixels of a mask: below the first it is small, from the second on large (COCO)
+COCO_SIZES = (32**2, 96**2)  # pixels of a mask: small below the first, large from the second on (COCO)
 UNLIMITED = 1e10  # square pixels, as COCO writes it
 Annotation = dict[str, Any]
 
 
 def size_ranges(limits: tuple[float, float]) -> dict[str, tuple[float, float]]:
-    """Areas by the ending of a metric's name, "" for all; raises ValueError where limits do not ascend."""
+    """Returns ranges of area by the suffix of a metric's name, "" for all; raises ValueError unless limits ascend."""
     if not 0 < limits[0] < limits[1]:
-        raise ValueError(f"size_limits are {list(limits)}: take two ascending areas in pixels, as [1024, 9216]")
+        raise ValueError(f"size_limits is {list(limits)}: give two ascending areas in pixels, such as [1024, 9216]")
     return {"": (0, UNLIMITED), "_small": (0, limits[0]), "_medium": limits, "_large": (limits[1], UNLIMITED)}
 
 
@@ -30,12 +30,13 @@ def accumulate(
     ranges: Sequence[tuple[float, float]],
     max_detections: Sequence[int],
 ) -> tuple[np.ndarray, np.ndarray, dict[float, int]]:
-    """pycocotools' (T, R, A, M) precision and (T, A, M) recall, -1 where there is nothing to find, and the place of each T.
+    """Returns pycocotools' (T, R, A, M) precision, its (T, A, M) recall, and the index of each IoU threshold in T.
 
-    kind: "bbox" or "segm". objects, found: for each image annotations with `bbox` xywh, `area`, for masks
-    `segmentation`, of what was found a `score`, of objects at choice `iscrowd`.
+    Both are -1 where there is nothing to find. `kind` is "bbox" or "segm". `objects` and `found` hold, for each image,
+    annotations with `bbox` xywh and `area`, plus `segmentation` for masks; found ones have a `score`, objects may have
+    `iscrowd`.
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         evaluation = COCOeval(_coco(objects), _coco(found), kind)
         evaluation.params.maxDets = list(max_detections)
         evaluation.params.areaRng = [list(each) for each in ranges]
@@ -48,12 +49,12 @@ def accumulate(
 
 
 def known_means(values: dict[str, np.ndarray]) -> dict[str, float]:
-    """Means by sorted name, without those of what there was not (-1)."""
+    """Returns the means by sorted name, without those that pycocotools could not compute (-1)."""
     return {name: float(np.mean(each)) for name, each in sorted(values.items()) if np.min(each) >= 0}
 
 
 def _coco(images: Sequence[Sequence[Annotation]]) -> COCO:
-    """Ids count from 1, since 0 means "no match" to COCOeval."""
+    """Returns pycocotools' index of the annotations; their ids start at 1, because 0 means "no match" to COCOeval."""
     annotations: list[Annotation] = []
     for number, image in enumerate(images):
         for each in image:
@@ -62,7 +63,7 @@ def _coco(images: Sequence[Sequence[Annotation]]) -> COCO:
             )
     coco = COCO()
     coco.dataset = {
-        "images": [{"id": number, "height": 1, "width": 1} for number in range(len(images))],  # RLEs carry their own
+        "images": [{"id": number, "height": 1, "width": 1} for number in range(len(images))],  # RLEs carry their own size
         "annotations": annotations,
         "categories": [{"id": 1, "name": "object"}],
     }

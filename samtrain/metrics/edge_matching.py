@@ -1,4 +1,4 @@
-"""Edge detection as BSDS500 measures it: one-to-one matches within a tolerance; ODS, OIS, AP and R50 (Arbelaez et al. 2011)."""
+"""Measures edges as BSDS500 does: one-to-one matches within a tolerance; ODS, OIS, AP and R50 (Arbelaez et al. 2011)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import cKDTree
 
 TOLERANCE = 0.0075  # of the image's diagonal (BSDS500's benchmark)
-THRESHOLDS = np.arange(1, 100) / 100  # of the edge's strength
+THRESHOLDS = np.arange(1, 100) / 100  # on the strength of an edge
 
 
 @dataclass(frozen=True)
 class EdgeCounts:
-    """Of one image, (T,): pixels found, how many of them match any annotator's, pixels of all annotators, matched."""
+    """Counts of one image at each of T thresholds, all (T,).
+
+    found:              pixels that were found
+    found_matched:      those of them that match the edge of any annotator
+    annotated:          pixels of all annotators together
+    annotated_matched:  those of them that match a found pixel
+    """
 
     found: np.ndarray
     found_matched: np.ndarray
@@ -28,18 +34,25 @@ class EdgeCounts:
 
 
 def read_boundaries(path: str | Path) -> list[np.ndarray]:
-    """(H, W) bool boundaries of each annotator from one of BSDS500's `.mat` files; raises ValueError that names the file."""
+    """Returns the (H, W) bool boundaries of each annotator from a `.mat` file of BSDS500.
+
+    Raises ValueError that names the file if it has another content.
+    """
     try:
         cells = loadmat(str(path))["groundTruth"]
         return [np.asarray(cells[0, i]["Boundaries"][0, 0]) > 0 for i in range(cells.shape[1])]
     except (KeyError, IndexError, ValueError, TypeError, NotImplementedError, MatReadError) as error:
-        raise ValueError(f"{path} is no ground truth of BSDS500: groundTruth{{i}}.Boundaries is not there ({error})") from error
+        raise ValueError(
+            f"{path} is not a ground truth file of BSDS500, because it has no groundTruth{{i}}.Boundaries ({error}): "
+            "give the archive's own groundTruth folder"
+        ) from error
 
 
 def match(found_HW: np.ndarray, annotated_HW: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W) bool, the pixels of either that have a partner of the other no farther than `tolerance` pixels, each its own.
+    """Returns two (H, W) bool: the found and the annotated pixels that have a partner in the other.
 
-    As many pairs as there can be, by a maximum matching of the graph of near pixels.
+    Partners are at most `tolerance` pixels apart, and each pixel has at most one. There are as many pairs as possible: a
+    maximum matching of the graph of near pixels.
     """
     matched = np.zeros_like(found_HW), np.zeros_like(annotated_HW)
     a, b = np.argwhere(found_HW), np.argwhere(annotated_HW)
@@ -54,19 +67,22 @@ def match(found_HW: np.ndarray, annotated_HW: np.ndarray, tolerance: float) -> t
 
 
 def count_edges(strength_HW: np.ndarray, annotators: Sequence[np.ndarray], thresholds: np.ndarray = THRESHOLDS) -> EdgeCounts:
-    """Matches of thin edges of strength 0 to 1 with every annotator's, for each threshold.
+    """Matches thin edges of strength 0 to 1 with those of every annotator, at each threshold.
 
-    A found pixel counts as right if it matches any annotator's; recall counts the pixels of all of them. Raises ValueError
-    where sizes differ.
+    A found pixel is right if it matches any annotator; recall counts the pixels of all annotators. Raises ValueError if
+    the sizes differ.
     """
     if any(each.shape != strength_HW.shape for each in annotators):
-        raise ValueError(f"edges are {strength_HW.shape}, annotators' {[each.shape for each in annotators]} (H, W)")
+        raise ValueError(
+            f"the edges have size {strength_HW.shape} and the annotations {[each.shape for each in annotators]} (H, W): "
+            "give the annotations of the same image"
+        )
     tolerance = TOLERANCE * float(np.hypot(*strength_HW.shape))
     counts = np.zeros((4, len(thresholds)))
     last: tuple[bytes, np.ndarray] | None = None
     for t, threshold in enumerate(thresholds):
         found = strength_HW >= threshold
-        if last is not None and last[0] == found.tobytes():  # nothing has changed since the threshold before
+        if last is not None and last[0] == found.tobytes():  # the same pixels as at the threshold before
             counts[:, t] = last[1]
             continue
         right = np.zeros_like(found)
@@ -82,15 +98,21 @@ def count_edges(strength_HW: np.ndarray, annotators: Sequence[np.ndarray], thres
 
 
 def edge_metrics(images: Sequence[EdgeCounts]) -> dict[str, float]:
-    """`ods`: F at the one threshold that is best for all; `ois`: at each image's own; `ap`: mean precision over recall 0.01
-    to 1; `r50`: recall at a precision of 50 %. Raises ValueError without images.
+    """Returns the four metrics of BSDS500 over all images; raises ValueError without images.
+
+    ods:  F at the one threshold that is best for all images
+    ois:  F at the best threshold of each image
+    ap:   mean precision over recall 0.01 to 1
+    r50:  recall at a precision of 50 %
     """
     if not images:
-        raise ValueError("there is no image to measure edges of")
+        raise ValueError("there is no image to measure edges on")
     names = ("found", "found_matched", "annotated", "annotated_matched")
     images = [EdgeCounts(*(np.asarray(getattr(image, name)) for name in names)) for image in images]
+    # one threshold for all images
     total = [np.sum([getattr(image, name) for image in images], axis=0) for name in names]
     precision, recall = _rates(*total)
+    # the best threshold of each image
     best = [int(_f(*_rates(*(getattr(image, name) for name in names))).argmax()) for image in images]
     chosen = [
         np.array([sum(getattr(image, name)[t] for image, t in zip(images, best, strict=True))]) for name in names
@@ -106,18 +128,19 @@ def edge_metrics(images: Sequence[EdgeCounts]) -> dict[str, float]:
 def _rates(
     found: np.ndarray, found_matched: np.ndarray, annotated: np.ndarray, annotated_matched: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall; 1 and 0 where nothing was found, as there is nothing wrong in it."""
+    """Returns precision and recall; 1 and 0 if nothing was found, because nothing found is wrong."""
     precision = np.where(found > 0, found_matched / np.maximum(found, 1), 1.0)
     return precision, annotated_matched / np.maximum(annotated, 1)
 
 
 def _f(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    """Returns the harmonic mean of both, 0 where both are 0."""
     both = precision + recall
     return np.where(both > 0, 2 * precision * recall / np.maximum(both, 1e-12), 0.0)
 
 
 def _average_precision(precision: np.ndarray, recall: np.ndarray) -> float:
-    """Area under the curve between the recalls that were reached, in steps of 0.01 (BSDS500's benchmark)."""
+    """Returns the area under the curve between the recalls that were reached, in steps of 0.01 (BSDS500's benchmark)."""
     order = np.argsort(recall, kind="stable")
     recalls, first = np.unique(recall[order], return_index=True)
     precisions = np.array([part.max() for part in np.split(precision[order], first[1:])])

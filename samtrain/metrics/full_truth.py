@@ -1,4 +1,4 @@
-"""A generator's masks against all objects of an image: nuclei AP, panoptic quality, Dice and boundary F, also by size."""
+"""Compares masks with all objects of an image: nuclei AP, panoptic quality, Dice and boundary F, also by size."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from scipy.spatial import cKDTree
 from samtrain.metrics.coco import COCO_SIZES, size_ranges
 from samtrain.ops.rle import RLE, decode_rle, rle_area, rle_iou, rle_to_box_xywh, to_compressed
 
-THRESHOLDS = np.arange(50, 100, 5) / 100  # 2018 Data Science Bowl; np.arange(0.5, 1, 0.05) is not quite 0.6, 0.65, ...
+THRESHOLDS = np.arange(50, 100, 5) / 100  # 2018 Data Science Bowl; np.arange(0.5, 1, 0.05) misses 0.6, 0.65, ... by rounding
 TOLERANCE = 0.008  # of the image's diagonal, rounded up to pixels (DAVIS; Perazzi et al. 2016)
 BY_SIZE = ("nuclei_ap50", "pq", "object_dice", "boundary_f")
 
 
 @dataclass(frozen=True)
 class ImageMasks:
-    """One image: its objects, and the records that a generator made of it."""
+    """One image: its objects, and the records that a mask generator returned for it."""
 
     objects: Sequence[RLE]
     records: Sequence[dict[str, Any]]
@@ -29,7 +29,10 @@ class ImageMasks:
 
 @dataclass(frozen=True)
 class _Compared:
-    """One image: IoU of objects and masks, areas in pixels, and at each threshold each object's mask, -1 for none."""
+    """The comparison of the N objects and M masks of one image; areas are in pixels.
+
+    partners_TN: the mask that is matched with each object at each threshold, -1 for none
+    """
 
     ious_NM: np.ndarray
     partners_TN: np.ndarray
@@ -41,24 +44,24 @@ class _Compared:
 
 
 def full_truth_metrics(images: Sequence[ImageMasks], *, size_limits: tuple[float, float] = COCO_SIZES) -> dict[str, float]:
-    """`nuclei_ap`, `nuclei_ap50`, `nuclei_ap75`, `pq`, `sq`, `rq`, `object_dice`, `foreground_dice`, `boundary_f`; by size
-    `nuclei_ap50`, `pq`, `object_dice` and `boundary_f`, as in `pq_small`.
+    """Returns `nuclei_ap`, `nuclei_ap50`, `nuclei_ap75`, `pq`, `sq`, `rq`, `object_dice`, `foreground_dice`, `boundary_f`.
 
-    All records count, whatever their predicted IoU. Matches are one to one, of an IoU above the threshold and not at it.
+    `nuclei_ap50`, `pq`, `object_dice` and `boundary_f` also come by size, as in `pq_small`. All records count, whatever
+    their predicted IoU. Matches are one to one and have an IoU above the threshold, not at it.
 
-    nuclei_ap: TP / (TP + FP + FN) of an image, mean over IoU 0.50 to 0.95, then over images (2018 Data Science Bowl);
-        1 where an image has neither objects nor masks
-    pq: over the whole set (Kirillov et al. 2019); sq is the mean IoU of matches, 0 where there is none
-    object_dice, boundary_f: mean over objects, each with its best mask by IoU, which other objects may have too
-    foreground_dice: all masks together against all objects together, mean over images; 1 where both are empty
+    nuclei_ap:                TP / (TP + FP + FN) of an image, mean over IoU 0.50 to 0.95, then over images (2018 Data
+                              Science Bowl); 1 if an image has neither objects nor masks
+    pq:                       over the whole set (Kirillov et al. 2019); sq is the mean IoU of matches, 0 without matches
+    object_dice, boundary_f:  mean over objects, each compared with its best mask by IoU; objects may share a mask
+    foreground_dice:          all masks together against all objects together, mean over images; 1 if both are empty
 
-    By size: small < size_limits[0] <= medium < size_limits[1] <= large, in pixels of area. A match has its object's size
-    and is found among all sizes; a mask without an object is a FP of its own size. Images with neither objects nor FP of
-    a size have no part in its nuclei_ap50. A size that no object has gives no number. Raises ValueError where there is no
-    object at all, and where masks of one image differ in size.
+    By size: small < size_limits[0] <= medium < size_limits[1] <= large, in pixels of area. A match has the size of its
+    object, and its mask may have any size; a mask without an object is a FP of its own size. Images with neither objects
+    nor FP of a size are left out of its nuclei_ap50. A size without objects has no metric. Raises ValueError if no image
+    holds an object, and if masks of one image differ in size.
     """
     if not any(len(image.objects) for image in images):
-        raise ValueError("no image to compare masks with full ground truth on holds an object; check the set (data)")
+        raise ValueError("no image holds an object to compare masks with: check the data set (data)")
     sizes = size_ranges(size_limits)
     compared = [_compare(image) for image in images]
     metrics = _measure(compared, sizes.pop(""), empty=1.0)
@@ -71,6 +74,7 @@ def full_truth_metrics(images: Sequence[ImageMasks], *, size_limits: tuple[float
 
 
 def _compare(image: ImageMasks) -> _Compared:
+    """Computes everything that the metrics need of one image."""
     objects, masks = list(image.objects), [record["segmentation"] for record in image.records]
     ious_NM = rle_iou(objects, masks)
     best_N = ious_NM.max(axis=1, initial=0.0)
@@ -79,19 +83,19 @@ def _compare(image: ImageMasks) -> _Compared:
         partners_TN=np.stack([_assign(ious_NM, threshold) for threshold in THRESHOLDS]),
         object_areas_N=np.array([rle_area(rle) for rle in objects]),
         mask_areas_M=np.array([rle_area(rle) for rle in masks]),
-        object_dice_N=2 * best_N / (1 + best_N),  # grows with IoU: the best by one is the best by the other
+        object_dice_N=2 * best_N / (1 + best_N),  # Dice grows with IoU, so the best mask by one is the best by the other
         boundary_f_N=_boundary_f(objects, masks, ious_NM),
         foreground_dice=_foreground_dice(objects, masks),
     )
 
 
 def _assign(ious_NM: np.ndarray, threshold: float) -> np.ndarray:
-    """(N,) the mask of each object, -1 for none: as many pairs above the threshold as can be, of these the largest IoU sum.
+    """Returns (N,) the mask of each object, -1 for none: the most pairs above the threshold, then the largest sum of IoUs.
 
-    SAM's masks overlap, whole and part, so that even above 0.5 an object may have several masks and a mask several objects.
+    SAM's masks of wholes and parts overlap, so even above 0.5 an object may have several masks and a mask several objects.
     """
     above_NM = ious_NM > threshold
-    # one pair more outweighs any sum of IoUs
+    # one more pair outweighs any sum of IoUs
     objects, masks = linear_sum_assignment(above_NM * (min(ious_NM.shape) + ious_NM), maximize=True)
     matched = above_NM[objects, masks]
     partner_N = np.full(len(ious_NM), -1)
@@ -100,6 +104,7 @@ def _assign(ious_NM: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def _foreground_dice(objects: Sequence[RLE], masks: Sequence[RLE]) -> float:
+    """Returns the Dice of the union of all masks and the union of all objects."""
     unions = [[to_compressed(rle) for rle in each if rle_area(rle)] for each in (objects, masks)]
     if not all(unions):
         return float(not any(unions))
@@ -108,9 +113,12 @@ def _foreground_dice(objects: Sequence[RLE], masks: Sequence[RLE]) -> float:
 
 
 def _boundary_f(objects: Sequence[RLE], masks: Sequence[RLE], ious_NM: np.ndarray) -> np.ndarray:
-    """(N,) F of boundary pixels that are within the tolerance of the best mask's boundary, and of its within the object's."""
+    """Returns (N,) the boundary F of each object and its best mask.
+
+    Precision and recall are the shares of boundary pixels within the tolerance of the other boundary.
+    """
     f_N = np.zeros(len(objects))
-    boundaries: dict[int, cKDTree] = {}  # of masks, one of which may be the best of many objects
+    boundaries: dict[int, cKDTree] = {}  # by mask: one mask may be the best of many objects
     for n, rle in enumerate(objects):
         if not ious_NM[n].any():
             continue
@@ -125,14 +133,15 @@ def _boundary_f(objects: Sequence[RLE], masks: Sequence[RLE], ious_NM: np.ndarra
 
 
 def _share_near(points: cKDTree, others: cKDTree, tolerance: float) -> float:
-    # only those in the others' box can be near: one mask over the whole image may be the best of all objects
+    """Returns the share of `points` that are within the tolerance of any of the `others`."""
+    # only points in the others' box can be near; this saves time if one mask over the whole image is the best of all objects
     in_box = ((points.data >= others.mins - tolerance) & (points.data <= others.maxes + tolerance)).all(axis=1)
     distances, _ = others.query(points.data[in_box])
     return float((distances <= tolerance).sum() / points.n)
 
 
 def _boundary(rle: RLE) -> cKDTree:
-    """Rows and columns of a mask's pixels of which one of four neighbours is outside; so is all beyond the image's edge."""
+    """Returns rows and columns of the mask's pixels with one of four neighbours outside of it, or of the image."""
     left, top, width, height = (int(side) for side in rle_to_box_xywh(rle))
     mask_HW = decode_rle(rle)[top : top + height, left : left + width]
     padded = np.pad(mask_HW, 1)
@@ -141,7 +150,7 @@ def _boundary(rle: RLE) -> cKDTree:
 
 
 def _measure(compared: Sequence[_Compared], areas: tuple[float, float], empty: float) -> dict[str, float]:
-    """All but foreground_dice of the objects of these areas; `empty` is the nuclei score of an image with nothing of them."""
+    """Returns all metrics but foreground_dice for objects of these areas; `empty` is nuclei AP of an image without any."""
     inside = np.concatenate([_inside(each.object_areas_N, areas) for each in compared])
     counts_PT4 = np.stack([_count(each, areas) for each in compared])
     return {
@@ -157,7 +166,7 @@ def _inside(areas_N: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
 
 
 def _count(image: _Compared, areas: tuple[float, float]) -> np.ndarray:
-    """(T, 4) TP, FP, FN and the sum of IoU of the TP, of the objects of these areas and the masks that go with them."""
+    """Returns (T, 4) TP, FP, FN and the sum of the IoUs of the TP, for objects of these areas and their masks."""
     counts_T4 = np.zeros((len(THRESHOLDS), 4))
     inside_N, inside_M = _inside(image.object_areas_N, areas), _inside(image.mask_areas_M, areas)
     for counts, partner_N in zip(counts_T4, image.partners_TN, strict=True):
@@ -170,7 +179,7 @@ def _count(image: _Compared, areas: tuple[float, float]) -> np.ndarray:
 
 
 def _nuclei_ap(counts_PT4: np.ndarray, empty: float) -> dict[str, float]:
-    """Images without a number (NaN) do not take part in the means."""
+    """Returns nuclei AP over all thresholds, at 0.50 and at 0.75; images without a score (NaN) are left out of the means."""
     total_PT = counts_PT4[..., :3].sum(axis=-1)
     scores_PT = np.where(total_PT > 0, counts_PT4[..., 0] / np.maximum(total_PT, 1), empty)
     by_level = dict(zip((100 * THRESHOLDS).round().astype(int).tolist(), np.nanmean(scores_PT, axis=0).tolist(), strict=True))
@@ -178,7 +187,7 @@ def _nuclei_ap(counts_PT4: np.ndarray, empty: float) -> dict[str, float]:
 
 
 def _panoptic_quality(counts_4: np.ndarray) -> dict[str, float]:
-    """Of counts that hold an object."""
+    """Returns panoptic, segmentation and recognition quality; the counts must include an object."""
     found, wrong, missed, iou = counts_4.tolist()
     total = found + wrong / 2 + missed / 2
     return {"pq": iou / total, "sq": iou / found if found else 0.0, "rq": found / total}

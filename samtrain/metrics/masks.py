@@ -1,4 +1,4 @@
-"""COCO's mask AP and AR by pycocotools, whatever the objects are, in pixels of the images."""
+"""COCO's mask AP and AR by pycocotools for one class of objects, in pixels of the images."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from samtrain.ops.rle import RLE, rle_area, rle_to_box_xywh, to_compressed
 
 @dataclass(frozen=True)
 class ScoredMasks:
-    """One image: its objects, and masks with a score each; `crowd` says of which objects any part is as good as all.
+    """One image: its objects, and the masks that were found, with one score each; all are RLEs of the image's size.
 
-    All masks are RLEs of the image's size.
+    `crowd` marks the objects that are COCO's crowd regions: a mask anywhere inside counts neither as right nor as wrong.
     """
 
     objects: Sequence[RLE]
@@ -28,13 +28,13 @@ def mask_metrics(
     max_masks: Sequence[int] = (10, 100, 1000),
     size_limits: tuple[float, float] = COCO_SIZES,
 ) -> dict[str, float]:
-    """`mask_ar_10`, `_100`, `_1000` and of the last also by size; `mask_ap`, `mask_ap50`, `mask_ap75` and `mask_ap` by size.
+    """Returns `mask_ar_10`, `_100`, `_1000` (the last one also by size), `mask_ap` (also by size), `mask_ap50`, `mask_ap75`.
 
-    Over IoU 0.50 to 0.95, with the `max_masks` of highest score an image; AP with the most of them. A size that no object
-    has gives no number. Raises ValueError where there is no object at all.
+    All are over IoU 0.50 to 0.95. AR takes the `max_masks` of highest score per image; AP takes the largest of these
+    numbers. A size without objects has no metric. Raises ValueError if no image holds an object.
     """
     if not any(len(image.objects) for image in images):
-        raise ValueError("no image to evaluate masks on holds an object; check the set (data)")
+        raise ValueError("no image holds an object to compare masks with: check the data set (data)")
     sizes = size_ranges(size_limits)
     objects = [
         [{**_annotation(rle), "iscrowd": int(bool(p.crowd and p.crowd[i]))} for i, rle in enumerate(p.objects)]

@@ -1,4 +1,4 @@
-"""From one number an object to the numbers of a table: means with intervals, and clicks until a mask is good."""
+"""Turns one number per object into the numbers of a table: means with intervals, and clicks until a mask is good."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-MAX_CLICKS = 20  # after which an object counts as failed (interactive segmentation's convention, and RITM's)
+MAX_CLICKS = 20  # an object that needs more counts as failed: the convention of interactive segmentation (RITM)
 RESAMPLES = 1000
 
 
 def clicks_until(ious_NK: np.ndarray, level: float, max_clicks: int = MAX_CLICKS) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) clicks until the IoU is at least `level`, `max_clicks` where it never is, and (N,) bool where it never is.
+    """Returns the clicks until the IoU is at least `level`, (N,) with `max_clicks` for failures, and (N,) bool failures.
 
-    ious: after 1 to K clicks; K below `max_clicks` only where all objects got there. Reached exactly at the last click is
-    reached. NaN, an interaction that was not needed any more, reaches nothing.
+    `ious_NK` holds the IoU after 1 to K clicks; K may be below `max_clicks` only if all objects reached the level. An
+    object that reaches it exactly at the last click has not failed. NaN stands for a click that was no longer needed.
     """
     reached = ious_NK[:, :max_clicks] >= level
     never = np.logical_not(reached.any(axis=1))
@@ -22,14 +22,16 @@ def clicks_until(ious_NK: np.ndarray, level: float, max_clicks: int = MAX_CLICKS
 
 
 def mean_with_interval(values: Sequence[float], groups: Sequence[object], seed: int = 0) -> tuple[float, float, float]:
-    """Mean, and the ends of its 95 % interval by a bootstrap over groups: the objects of one image are alike.
+    """Returns the mean and both ends of its 95 % interval.
 
-    Raises ValueError where there is no value.
+    The interval is a bootstrap over groups, because the objects of one image are alike. Raises ValueError without values.
     """
     if not len(values):
-        raise ValueError("there is no value to take a mean of")
+        raise ValueError("there is no value to compute a mean of")
+    # sums and counts per group
     _, place = np.unique(np.array([str(group) for group in groups]), return_inverse=True)
     sums, counts = np.bincount(place, weights=np.asarray(values, dtype=float)), np.bincount(place)
+    # means of groups that are drawn with replacement
     drawn = np.random.default_rng(seed).integers(len(sums), size=(RESAMPLES, len(sums)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])

@@ -115,7 +115,7 @@ def test_sizes_go_by_the_masks_and_their_limits_can_be_set() -> None:
     assert "box_ar_100_medium" not in ours and "box_ap_medium" not in ours
     theirs = box_metrics(images)
     assert theirs["box_ar_100_small"] == 0.5 and "box_ar_100_large" not in theirs
-    with pytest.raises(ValueError, match="size_limits are"):
+    with pytest.raises(ValueError, match="size_limits is"):
         box_metrics(images, size_limits=(400, 100))
 
 

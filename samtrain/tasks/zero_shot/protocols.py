@@ -20,7 +20,7 @@ from samtrain.evaluators.zero_shot_points import point_rows, summarise
 from samtrain.evaluators.zero_shot_proposals import MAX_PROPOSALS, proposal_row
 from samtrain.inference.generator import SamAutomaticMaskGenerator
 from samtrain.inference.predictor import SamPredictor
-from samtrain.metrics.automatic import measure
+from samtrain.metrics.automatic import automatic_metrics
 from samtrain.metrics.edge_matching import EdgeCounts, edge_metrics
 from samtrain.metrics.full_truth import ImageMasks, full_truth_metrics
 from samtrain.metrics.masks import mask_metrics
@@ -98,7 +98,7 @@ def _automatic_summary(rows: list[Row], config: Config) -> dict[str, float]:
         )
         for row in rows
     ]
-    found = {name: value for name, value in measure(images).items() if value is not None}
+    found = {name: value for name, value in automatic_metrics(images).items() if value is not None}
     small, large = config["size_limits"]
     return found | full_truth_metrics(images, size_limits=(small, large))
 
