@@ -123,7 +123,7 @@ def parse_annotation(data: bytes, name: str) -> dict[str, Any]:
     try:
         annotation = json.loads(data)
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError both are
-        raise ValueError(f"{name}: its JSON is no JSON ({error}); write it again, or set on_error=skip") from error
+        raise ValueError(f"{name}: its JSON is no JSON ({error}): write it again, or set data.on_error=skip") from error
     form = '{"image": {"width": int, "height": int}, "annotations": [{"segmentation": RLE}]}'
     if not isinstance(annotation, dict) or not isinstance(annotation.get("image"), dict):
         raise ValueError(f"{name}: its JSON holds no image; the form is {form}")

@@ -24,7 +24,7 @@ def small_backbone(width: int) -> BackboneWithFPN:
     GroupNorm, because a step has a handful of images. Raises ValueError for a width that is no multiple of 8.
     """
     if width < GROUPS or width % GROUPS:
-        raise ValueError(f"detector.width is {width}: take a multiple of {GROUPS}")
+        raise ValueError(f"the width of the small detector is {width}: give a multiple of {GROUPS}")
     widths = [width, width * 3 // 2 // GROUPS * GROUPS, width * 2]
     stem = nn.Sequential(
         nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False), nn.GroupNorm(GROUPS // 2, width // 2), nn.SiLU()

@@ -58,8 +58,8 @@ def check_depth_growth(parent: SamConfig, child: SamConfig, *, key: str = "model
     """Raises ValueError where `grow` would, from the sizes alone."""
     if differences := _differences(parent, child, [n for n in child.to_dict() if n not in _MAY_GROW]):
         raise ValueError(
-            f"{key}: {parent.model} cannot grow into {child.model}, which changes {differences}. Growth is by "
-            "depth alone: take a model of equal width, heads, patch and decoder, or give its encoder MAE weights (mae)"
+            f"{key}: {parent.model} cannot grow into {child.model}, which changes {differences}. A model grows by depth alone: "
+            f"take one of equal width, heads, patch and decoder, or set recipes.{child.model}.mae to weights for its encoder"
         )
     _places(parent, child, key)
 

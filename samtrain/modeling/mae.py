@@ -33,13 +33,14 @@ def load_mae(sam: Sam, source: str | Path) -> list[str]:
     state = {key: value.float() for key, value in state.items() if key not in ignored}
     for key in ("pos_embed", "patch_embed.proj.weight"):
         if key not in state:
-            raise ValueError(f"{source} is no masked autoencoder in timm's layout (mae): {key} is missing")
+            raise ValueError(f"{source} is no masked autoencoder in timm's layout (recipes.<model>.mae): {key} is missing")
 
     # the width decides every other shape: say that alone
     width, wanted = state["patch_embed.proj.weight"].shape[0], sam.config.encoder_dim
     if width != wanted:
         raise ValueError(
-            f"{source} has width {width}, the encoder of {sam.config.model} {wanted}: give weights of its size (mae)"
+            f"{source} has width {width}, but the encoder of {sam.config.model} has {wanted}: "
+            f"set recipes.{sam.config.model}.mae to weights of its size"
         )
 
     # no relative positions were trained; the neck is SAM's own
@@ -69,8 +70,8 @@ def _read(source: str | Path) -> StateDict:
         return read_weights(source).state_dict
     name = name.removeprefix(TIMM_PREFIX)
     if name not in (known := timm.list_pretrained("vit_*.mae")):
-        raise ValueError(f"timm has no weights {name!r} (mae): take one of {', '.join(known)}")
+        raise ValueError(f"timm has no weights {name!r}: set recipes.<model>.mae to one of {', '.join(known)}")
     try:
         return dict(timm.create_model(name, pretrained=True, num_classes=0).state_dict())
     except Exception as error:  # the network's edge: whatever the hub's client raises
-        raise ValueError(f"{source} could not be fetched (mae): give a downloaded file instead. ({error})") from error
+        raise ValueError(f"{source} could not be fetched ({error}): set recipes.<model>.mae to a downloaded file") from error

@@ -53,11 +53,11 @@ class SamConfig:
             ("decoder", self.prompt_dim // 2, self.decoder_heads),  # its attention to the image has half the width
         ):
             if dim % heads:
-                raise ValueError(f"model.{name}_heads {heads} does not divide {dim}, the width of its attention")
+                raise ValueError(f"{name}_heads is {heads}, which does not divide {dim}, the width of its attention")
         if outside := [i for i in self.global_attn_indexes if not 0 <= i < self.encoder_depth]:
             raise ValueError(
-                f"model.global_attn_indexes {outside} lie outside the {self.encoder_depth} blocks of the encoder "
-                f"(0 to {self.encoder_depth - 1}): set model.encoder_depth and model.global_attn_indexes together"
+                f"global_attn_indexes holds {outside}, but the encoder has the {self.encoder_depth} blocks "
+                f"0 to {self.encoder_depth - 1}: change encoder_depth and global_attn_indexes together"
             )
 
     @property

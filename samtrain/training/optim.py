@@ -40,11 +40,11 @@ class OptimConfig:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"optim.schedule is {self.schedule!r}: take one of {', '.join(SCHEDULES)}")
         if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"optim.layer_decay is {self.layer_decay}: take a number above 0, up to 1 (no decay)")
+            raise ValueError(f"recipes.<model>.layer_decay is {self.layer_decay}: take a number above 0, up to 1 (no decay)")
         if list(self.milestones) != sorted(self.milestones) or any(m > self.max_steps for m in self.milestones):
             raise ValueError(
-                f"optim.milestones are {list(self.milestones)} of optim.max_steps {self.max_steps}: "
-                "they must ascend and end within the recipe"
+                f"recipes.<model>.milestones are {list(self.milestones)} and recipes.<model>.max_steps is {self.max_steps}: "
+                "milestones must ascend and be no larger than max_steps"
             )
 
 

@@ -70,7 +70,7 @@ def test_unknown_names_fields_and_widths_are_refused() -> None:
         build_detector("smal")
     with pytest.raises(ValueError, match="widht"):
         build_detector("small", widht=3)
-    with pytest.raises(ValueError, match="detector.width"):
+    with pytest.raises(ValueError, match="width of the small detector is 30: give a multiple of 8"):
         build_detector("small", width=30)
     with pytest.raises(ValueError, match="detector.backbone_weights"):
         build_detector("small", backbone_weights="resnet50.pth")

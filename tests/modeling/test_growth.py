@@ -76,7 +76,7 @@ def test_growth_is_a_function_of_its_seed(parent):
     ],
 )
 def test_growth_in_width_without_mae_names_the_key(parent, change, named):
-    with pytest.raises(ValueError, match=f"^data_engine.rounds.3.model: vit_tiny cannot grow .*{named}.*MAE"):
+    with pytest.raises(ValueError, match=f"^data_engine.rounds.3.model: vit_tiny cannot grow .*{named}.*recipes.vit_small.mae"):
         next_model(parent, replace(SMALL, **change), key="data_engine.rounds.3.model")
 
 

@@ -108,14 +108,14 @@ def test_keys_that_match_nothing_are_errors(sam, tmp_path, change, message):
 
 
 def test_another_width_or_depth_is_refused(sam, tmp_path):
-    with pytest.raises(ValueError, match="width 64, the encoder of vit_b 48"):
+    with pytest.raises(ValueError, match="width 64, but the encoder of vit_b has 48: set recipes.vit_b.mae"):
         load_mae(sam, _save(_mae_state(dim=64), tmp_path / "mae.pth"))
     with pytest.raises(ValueError, match="unexpected: blocks.4"):
         load_mae(sam, _save(_mae_state(depth=5), tmp_path / "mae.pth"))
 
 
 def test_timm_names(sam, monkeypatch):
-    with pytest.raises(ValueError, match="take one of vit_base_patch16_224.mae"):
+    with pytest.raises(ValueError, match="set recipes.<model>.mae to one of vit_base_patch16_224.mae"):
         load_mae(sam, "timm:vit_base_patch16_224.mea")
     state = _mae_state()
 
@@ -131,7 +131,7 @@ def test_timm_names(sam, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(ValueError, match="give a downloaded file instead"):
+    with pytest.raises(ValueError, match="set recipes.<model>.mae to a downloaded file"):
         load_mae(sam, "timm:vit_base_patch16_224.mae")
 
 

@@ -120,9 +120,9 @@ def test_the_schedule_moves_the_optimisers_rates() -> None:
     ("changes", "message"),
     [
         ({"schedule": "linear"}, "optim.schedule is 'linear': take one of step, cosine, constant"),
-        ({"layer_decay": 0.0}, "optim.layer_decay is 0.0"),
-        ({"milestones": (80_000, 60_000)}, "optim.milestones"),
-        ({"milestones": (120_000,)}, "optim.max_steps 90000"),
+        ({"layer_decay": 0.0}, "recipes.<model>.layer_decay is 0.0"),
+        ({"milestones": (80_000, 60_000)}, "recipes.<model>.milestones"),
+        ({"milestones": (120_000,)}, "recipes.<model>.max_steps is 90000"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict, message: str) -> None:

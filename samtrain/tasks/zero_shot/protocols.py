@@ -80,7 +80,10 @@ def _automatic(config: Config, checkpoint: Any, device: torch.device) -> Look:
 
     def look(record: Record) -> list[Row]:
         if any(each.get("iscrowd") for each in record.annotation["annotations"]):
-            raise ValueError(f"{record.name} has crowd regions: protocol=automatic wants every object by itself")
+            raise ValueError(
+                f"{record.name} has crowd regions, but zero_shot.protocol=automatic needs every object by itself: "
+                "leave this image out"
+            )
         made = generator.generate(image_of(record))
         row = image_row(record, [each["segmentation"] for each in made], [each["predicted_iou"] for each in made])
         return [{**row, "stability": [float(each["stability_score"]) for each in made]}]
