@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from samtrain import tasks
+from samtrain.__main__ import overview
 from samtrain.run import directory as run_dir_module
 from samtrain.run.directory import open_run
 
@@ -38,6 +39,14 @@ def test_bare_command_imports_nothing_heavy() -> None:
     code = "import sys; from samtrain.__main__ import overview; overview(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"torch", "hydra", "omegaconf", "pytorch_lightning", "numpy"} & set(loaded.split())
+
+
+def test_overview_fits_a_terminal() -> None:
+    lines = overview().splitlines()
+    assert max(map(len, lines)) <= 120
+    table = [line for line in lines if line.startswith(("  +experiment=", "  task=", "  scale=", "  data=", "  tune="))]
+    columns = {line.index(line.split(maxsplit=1)[1]) for line in table}
+    assert len(columns) == 1 and max(map(len, table)) <= 100
 
 
 def test_help_is_the_same_page(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The verbs of `python -m samtrain task=...`: modules whose `run` takes the plain config and a run directory."""
+"""The verbs of `python -m samtrain task=...`: modules with a `run` that takes the plain config and a run directory."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# importing a task brings torch and Lightning, so only the one that is asked for is
+# a task is imported only when it runs, because it brings torch and Lightning
 TASKS = {
-    "fit": "train one model",
-    "rounds": "the data engine: annotate, retrain, measure, promote, again and again",
-    "detector": "train and measure the object detector of the semi-automatic stage",
-    "prepare": "make shards of images with masks",
-    "plan": "what fits into a GPU's memory, and how many hours a training takes",
-    "preview": "a contact sheet of images, masks and simulated prompts",
-    "evaluate": "the test metrics of a checkpoint",
-    "tune": "a sweep over settings by Optuna, of an experiment that trains",
-    "zero_shot": "the paper's zero-shot experiments, on any number of sets",
-    "predict": "masks for clicks on one image",
-    "embed": "encode images beforehand, for clicks that do not wait",
-    "generate": "masks of everything in a folder of images, written as SA-1B's tars",
-    "validate_dataset": "whether shards or a folder are sound SA-1B; exit status 1 where they are not",
-    "audit": "how good automatic masks are, beside corrected ones",
-    "compare": "several runs side by side on one page",
-    "dashboard": "the W&B dashboard of these runs, as a file and on the server",
-    "export": "write a checkpoint in the official layout, or as safetensors",
+    "fit": "Train one model",
+    "rounds": "Run the data engine: annotate, retrain, measure and promote",
+    "detector": "Train and measure the detector of the semi-automatic stage",
+    "prepare": "Turn images with masks into shards",
+    "plan": "Estimate the GPU memory and the hours that a training needs",
+    "preview": "Draw a contact sheet of images, masks and simulated prompts",
+    "evaluate": "Measure a checkpoint on the test images",
+    "tune": "Search for better settings of a training experiment with Optuna",
+    "zero_shot": "Run a zero-shot experiment of the paper on any datasets",
+    "predict": "Predict masks for clicks on one image",
+    "embed": "Encode images ahead of time, so that clicks on them need no wait",
+    "generate": "Make masks of everything in a folder of images, as SA-1B's tars",
+    "validate_dataset": "Check that shards or a folder are valid SA-1B (else exit status 1)",
+    "audit": "Measure automatic masks against corrected ones",
+    "compare": "Put several runs side by side on one page",
+    "dashboard": "Write the W&B dashboard of these runs and save it on the server",
+    "export": "Convert a checkpoint to the official layout or to safetensors",
 }
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """The config as plain dicts, lists and numbers, nothing missing; nothing below this line knows OmegaConf."""
+    """Returns the config as plain dicts, lists and numbers; nothing below this function knows OmegaConf.
+
+    Raises MissingMandatoryValue if a setting is still `???`.
+    """
     from omegaconf import OmegaConf
 
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -41,10 +44,13 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 
 def run(config: dict[str, Any], run_dir: Path) -> dict[str, float | None] | None:
-    """Do `config["task"]` in `run_dir` and return its numbers, where it has some."""
+    """Runs the task of the config in `run_dir` and returns its metrics, or None if it has none."""
     check_task(config["task"])
     if config["stage1_run"] is not None and config["task"] not in ("rounds", "detector"):
-        raise ValueError(f"stage1_run is for task=rounds and task=detector, task is {config['task']}: set stage1_run=null")
+        raise ValueError(
+            f"stage1_run is set, but only task=rounds and task=detector use it, and the task is {config['task']}: "
+            "set stage1_run=null"
+        )
     module = import_module(f"samtrain.tasks.{config['task']}")
     if hasattr(module, "__path__"):  # a verb of several files is a folder
         module = import_module(f"{module.__name__}.task")
@@ -52,7 +58,10 @@ def run(config: dict[str, Any], run_dir: Path) -> dict[str, float | None] | None
 
 
 def check_task(task: str) -> None:
-    """Raises ValueError that lists the tasks if there is none of that name."""
+    """Raises ValueError with the list of tasks if there is none with this name."""
     if task not in TASKS:
         known = "\n".join(f"  {name:16} {line}" for name, line in TASKS.items())
-        raise ValueError(f"task is {task!r}, which is none of\n{known}\nset task=... or an experiment, +experiment=...")
+        raise ValueError(
+            f"task is {task!r}, which does not exist. Set task= to one of\n{known}\n"
+            "or choose an experiment with +experiment=..."
+        )
