@@ -32,8 +32,8 @@ start here
       Draw the images and masks that a training would see.
 """
 HINTS = """\
-Set anything with key=value. Add --cfg job to print the settings instead of running the task, and put -m
-before several values (seed=0,1,2) to run each of them. --hydra-help lists Hydra's own options.
+Set anything with key=value. Add --cfg job to print the settings instead of running the task. Put -m
+first to run several values, such as seed=0,1,2. --hydra-help lists Hydra's own options.
 """
 
 

@@ -23,7 +23,7 @@ TASKS = {
     "predict": "Predict masks for clicks on one image",
     "embed": "Encode images ahead of time, so that clicks on them need no wait",
     "generate": "Make masks of everything in a folder of images, as SA-1B's tars",
-    "validate_dataset": "Check that shards or a folder are valid SA-1B (else exit status 1)",
+    "validate_dataset": "Check that shards or a folder are valid SA-1B (if not, exit 1)",
     "audit": "Measure automatic masks against corrected ones",
     "compare": "Put several runs side by side on one page",
     "dashboard": "Write the W&B dashboard of these runs and save it on the server",
