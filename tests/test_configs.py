@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_class
 
-from samtrain.data.prepare.prepare_config import PrepareConfig
+from samtrain.data.prepare.config import PrepareConfig
 from samtrain.data_engine.pool import share_out
 from samtrain.detector import DetectorRecipe, build_detector
 from samtrain.modeling.build import sam_config
@@ -390,9 +390,9 @@ def test_detectors_are_built_and_trained_by_their_keys(scale: str) -> None:
 def test_folder_takes_what_preparing_takes() -> None:
     data = config_of("data=folder", "data.root=x")["data"]
     known = {field.name for field in fields(PrepareConfig)}
-    assert set(data) - {"kind", "root", "frame", "on_error"} <= known
+    assert set(data) - {"kind", "frame", "on_error"} <= known
     defaults = {field.name: field.default for field in fields(PrepareConfig)}
-    assert all(data[key] == defaults[key] for key in set(data) & known)
+    assert all(data[key] == defaults[key] for key in set(data) & known - {"root"})
 
 
 def test_loggers_take_their_keys(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from samtrain.data.datasets import EndlessBatchSampler, RemoteSamDataset, SamDataset, Source, collate
 from samtrain.data.decode import decode_image
+from samtrain.data.image_set import DataConfig, ImageSet
 from samtrain.data.preflight import check_samples
 from samtrain.data.shards import Record, ShardIndex, ShardWriter, expand_urls, index_tar, is_remote, read_record, safe_key
 from samtrain.data.transforms import LargeScaleJitter, NativeCrop, ResizeLongestSide, Sample
 from samtrain.files import digest
 
 __all__ = [
+    "DataConfig",
     "EndlessBatchSampler",
+    "ImageSet",
     "LargeScaleJitter",
     "NativeCrop",
     "Record",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 
 from samtrain.data.datasets import SamDataset
+from samtrain.data.image_set import ImageSet
 from samtrain.data.preflight import check_samples
 from samtrain.data.shards import expand_urls, is_remote
 from samtrain.run.build import Config, transforms_of
-from samtrain.run.image_sets import ImageSet
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 
+from samtrain.data.image_set import records
 from samtrain.data.shards import expand_urls, index_tar, read_record
 from samtrain.data_engine.automatic.audit import pairs_with_corrections, pairs_with_truth, rows, sample, summary
 from samtrain.files import write_text
@@ -15,7 +16,6 @@ from samtrain.ops.rle import RLE, to_compressed
 from samtrain.report.page import write_report
 from samtrain.run.build import Config
 from samtrain.run.directory import Metrics, write_metrics
-from samtrain.run.image_sets import records
 
 log = logging.getLogger(__name__)
 

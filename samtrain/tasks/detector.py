@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from samtrain.data.datasets import Source
+from samtrain.data.image_set import ImageSet, records
 from samtrain.data_engine.ledger import collected_by
 from samtrain.detector import Detector, DetectorRecipe, Running, load_detector, train_detector
 from samtrain.metrics.boxes import evaluate_boxes
@@ -15,7 +16,7 @@ from samtrain.report import write_report
 from samtrain.run.build import Config, device_of
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, write_metrics
-from samtrain.run.image_sets import ImageSet, open_set, records
+from samtrain.run.image_sets import open_set
 from samtrain.run.training import validation_interval
 from samtrain.tasks.rounds.schedule import stage_1_of
 from samtrain.training.loggers import make_loggers

@@ -6,12 +6,13 @@ import logging
 from pathlib import Path
 
 from samtrain.data.difficulty import best_single_mask_miou, decoded_images, flood_fill_miou
+from samtrain.data.image_set import ImageSet, records
 from samtrain.evaluators.clicks import evaluate_clicks
 from samtrain.modeling.build import load_sam
 from samtrain.modeling.sam import Sam
 from samtrain.run.build import Config, device_of, make_predictor
 from samtrain.run.directory import Metrics, write_metrics
-from samtrain.run.image_sets import ImageSet, is_native, open_set, records
+from samtrain.run.image_sets import is_native, open_set
 
 log = logging.getLogger(__name__)
 

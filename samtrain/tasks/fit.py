@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from samtrain.data.datasets import SamDataset, Source
+from samtrain.data.image_set import ImageSet
 from samtrain.data.shards import ShardWriter
 from samtrain.data_engine.stages import FitRequest
 from samtrain.files import build_once
@@ -16,7 +17,7 @@ from samtrain.report import write_report
 from samtrain.run.build import Config, learning_rate_of, sam_config_of, transforms_of
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, is_first_rank, write_metrics
-from samtrain.run.image_sets import ImageSet, is_native, open_set
+from samtrain.run.image_sets import is_native, open_set
 from samtrain.run.preflight import look_at
 from samtrain.run.training import train
 from samtrain.tasks.evaluate import difficulty_metrics, test_metrics

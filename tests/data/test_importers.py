@@ -94,7 +94,7 @@ def test_sa1b_folder_keeps_bytes_and_masks(tmp_path: Path) -> None:
     source = tmp_path / "set"
     for number in range(6):
         write_pair(source / "images", f"p {number}.x", ext="jpg" if number % 2 else "png")
-    folder = prepare(tmp_path / "out", PrepareConfig(source=str(source), val=0.2, test=0.2))
+    folder = prepare(tmp_path / "out", PrepareConfig(root=str(source), val=0.2, test=0.2))
     records = records_of(folder)
     assert sorted(records) == [f"p_{number}_x" for number in range(6)]
     for number, record in enumerate(records[key] for key in sorted(records)):
@@ -147,7 +147,7 @@ def test_coco_and_lvis(tmp_path: Path, naming: str) -> None:
     name = {"file_name": "000.jpg"} if naming == "file_name" else {"coco_url": "http://x.org/train2017/000.jpg"}
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(coco([{"id": 3, "width": W, "height": H, **name}], annotations)))
-    folder = prepare(tmp_path / "out", PrepareConfig(source=str(source), annotations=str(path), **ALL_IN_POOL))
+    folder = prepare(tmp_path / "out", PrepareConfig(root=str(source), annotations=str(path), **ALL_IN_POOL))
     record = records_of(folder)["000"]
     assert_holds_masks(record, [first, second, third])
     assert record.annotation["annotations"][0]["category_id"] == 5 and record.annotation["image"]["image_id"] == 3
@@ -168,7 +168,7 @@ def test_label_maps(tmp_path: Path, ext: str, dtype: str) -> None:
     Image.fromarray(make_image()).save(source / "images" / "a" / "p.jpg")
     path = source / "labels" / "a" / f"p.{ext}"
     np.save(path, label_map(dtype)) if ext == "npy" else Image.fromarray(label_map(dtype)).save(path)
-    config = PrepareConfig(source=str(source), form="label_maps", masks="labels", **ALL_IN_POOL)
+    config = PrepareConfig(root=str(source), form="label_maps", masks="labels", **ALL_IN_POOL)
     folder = prepare(tmp_path / "out", config)
     (record,) = records_of(folder).values()
     assert_holds_masks(record, masks())
@@ -194,7 +194,7 @@ def test_binary_masks(tmp_path: Path, layout: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(mask.astype(np.uint8) * (255 if number % 2 else 1)).save(path)
     folder = prepare(
-        tmp_path / "out", PrepareConfig(source=str(source), form="binary_masks", masks=option, **ALL_IN_POOL)
+        tmp_path / "out", PrepareConfig(root=str(source), form="binary_masks", masks=option, **ALL_IN_POOL)
     )
     (record,) = records_of(folder).values()
     assert_holds_masks(record, many)
@@ -210,7 +210,7 @@ def test_16_bit_tiff_keeps_its_values(tmp_path: Path) -> None:
     write_pair(tmp_path / "set", "p")
     (tmp_path / "set" / "p.png").unlink()
     Image.fromarray(values).save(tmp_path / "set" / "p.tif")
-    (record,) = records_of(prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set")))).values()
+    (record,) = records_of(prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set")))).values()
     assert record.ext == "png"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(record.image_bytes))), values)
 
@@ -221,7 +221,7 @@ def test_16_bit_colours_are_stretched_before_they_are_stored(tmp_path: Path, mak
     write_pair(tmp_path / "set", "p")
     (tmp_path / "set" / "p.png").unlink()
     (tmp_path / "set" / "p.tif").write_bytes(making.encode_16_bit_tiff(values, "<"))
-    (record,) = records_of(prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set")))).values()
+    (record,) = records_of(prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set")))).values()
     image = decode_image(record.image_bytes, W, H, "p").astype(float)
     assert record.ext == "png" and np.abs(image - values * 255 / 249).max() < 4
 
@@ -238,7 +238,7 @@ def test_exif_rotation_follows_the_json(tmp_path: Path, ext: str, given: str, or
     write_pair(
         tmp_path / "set", "p", content, ext, exif=exif, **({"quality": 100, "subsampling": 0} if ext == "jpg" else {})
     )
-    (record,) = records_of(prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set")))).values()
+    (record,) = records_of(prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set")))).values()
     size = (H, W) if given == "stored" else (W, H)
     assert (record.annotation["image"]["height"], record.annotation["image"]["width"]) == size
     image = decode_image(record.image_bytes, size[1], size[0], "p").astype(int)
@@ -252,7 +252,7 @@ def test_exif_rotation_follows_the_json(tmp_path: Path, ext: str, given: str, or
 def test_equal_names_get_keys_of_their_own(tmp_path: Path) -> None:
     for name in ("a/p", "a_p", "a__p", "a/p 1", "a/p_1"):
         write_pair((tmp_path / "set" / name).parent, Path(name).name)
-    records = records_of(prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set"))))
+    records = records_of(prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set"))))
     assert len({record.annotation["image"]["source_name"] for record in records.values()}) == len(records) == 5
 
 
@@ -290,13 +290,13 @@ IMAGE_REASONS = [
 def test_an_unsound_image_is_refused_and_counted(tmp_path: Path, reason: str) -> None:
     write_pair(tmp_path / "set", "good")
     broken(reason, tmp_path / "set")
-    folder = prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set")))
+    folder = prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set")))
     assert list(records_of(folder)) == ["good"]
     refused = report_of(folder)["refused"]["images"]
     assert list(refused) == [reason] and refused[reason]["count"] == 1
     assert refused[reason]["examples"][0].startswith("bad.")
     with pytest.raises(ValueError, match=f"bad.*{reason}.*strict"):
-        prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set"), strict=True))
+        prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set"), strict=True))
 
 
 BAD_MASKS = {
@@ -321,7 +321,7 @@ BAD_MASKS = {
 @pytest.mark.parametrize(("reason", "bad"), [(reason, bad) for reason, several in BAD_MASKS.items() for bad in several])
 def test_an_unsound_mask_is_refused_and_the_others_stay(tmp_path: Path, reason: str, bad: Any) -> None:
     write_pair(tmp_path / "set", "p", sa1b([*masks(), bad]))
-    folder = prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set")))
+    folder = prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set")))
     assert_holds_masks(records_of(folder)["p"], masks())
     assert {key: content["count"] for key, content in report_of(folder)["refused"]["masks"].items()} == {reason: 1}
 
@@ -333,7 +333,7 @@ def test_a_image_that_trips_the_reader_is_refused(tmp_path: Path, content: bytes
     write_pair(tmp_path / "set", "bad")
     (tmp_path / "set" / "bad.png").unlink()
     (tmp_path / "set" / "bad.tif").write_bytes(content)
-    refused = report_of(prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set"))))["refused"]["images"]
+    refused = report_of(prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set"))))["refused"]["images"]
     assert {reason: each["count"] for reason, each in refused.items()} == {"the image cannot be read": 1}
 
 
@@ -351,7 +351,7 @@ def test_label_maps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         Image.fromarray(make_image()).save(source / f"{name}.png")
         if array is not None:
             np.save(source / "m" / f"{name}.npy", array)
-    folder = prepare(tmp_path / "out", PrepareConfig(source=str(source), form="label_maps", masks="m"))
+    folder = prepare(tmp_path / "out", PrepareConfig(root=str(source), form="label_maps", masks="m"))
     assert list(records_of(folder)) == ["good"]
     assert set(report_of(folder)["refused"]["images"]) == {
         "the mask file holds fractions",
@@ -364,9 +364,9 @@ def test_label_maps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"form": "voc"}, "data.form.*allowed"),
-        ({"source": "nowhere"}, "data.root.*no folder"),
-        ({"val": 0.6, "test": 0.4}, "leave something"),
+        ({"form": "voc"}, "data.form.*choose one"),
+        ({"root": "nowhere"}, "data.root.*not a folder"),
+        ({"val": 0.6, "test": 0.4}, "left to train on"),
         ({"form": "label_maps"}, "data.masks"),
         ({"form": "label_maps", "masks": "nowhere"}, "nowhere"),
         ({"form": "coco", "annotations": "no.json"}, "data.annotations"),
@@ -377,19 +377,19 @@ def test_label_maps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_wrong_settings_are_told(tmp_path: Path, changed: dict, message: str) -> None:
     (tmp_path / "set").mkdir()
     with pytest.raises(ValueError, match=message):
-        prepare(tmp_path / "out", PrepareConfig(**{"source": str(tmp_path / "set"), **changed}))
+        prepare(tmp_path / "out", PrepareConfig(**{"root": str(tmp_path / "set"), **changed}))
 
 
 def test_shards_are_not_written_into_their_own_input(tmp_path: Path) -> None:
     write_pair(tmp_path, "p")
     with pytest.raises(ValueError, match="inside of data.root"):
-        prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path)))
+        prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path)))
 
 
 def test_nothing_usable_is_an_error_with_the_reasons(tmp_path: Path) -> None:
     broken("the JSON is no JSON", tmp_path / "set")
     with pytest.raises(ValueError, match="the JSON is no JSON': 1"):
-        prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set")))
+        prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set")))
 
 
 # ---- once, and through a kill
@@ -399,7 +399,7 @@ def many(tmp_path: Path) -> PrepareConfig:
     """Forty images of ten scenes, some of them unsound."""
     for number in range(40):
         write_pair(tmp_path / "set", f"s{number % 10}_{number}", "{" if number % 9 == 4 else None)
-    return PrepareConfig(source=str(tmp_path / "set"), group_by=r"^s\d", max_count=4)
+    return PrepareConfig(root=str(tmp_path / "set"), group_by=r"^s\d", max_count=4)
 
 
 def test_groups_do_not_straddle(tmp_path: Path) -> None:
@@ -412,7 +412,7 @@ def test_images_without_a_group_are_refused(tmp_path: Path) -> None:
     write_pair(tmp_path / "set", "a")
     write_pair(tmp_path / "set", "b")
     (tmp_path / "set" / "images.csv").write_text("file_name,slide\na.png,1\n")
-    folder = prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set"), group_by="images.csv:slide"))
+    folder = prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set"), group_by="images.csv:slide"))
     assert list(records_of(folder)) == ["a"]
     assert report_of(folder)["refused"]["images"]["no group"]["count"] == 1
 
@@ -424,7 +424,7 @@ def test_the_same_call_does_nothing_and_other_input_makes_another(
     folder = prepare(tmp_path / "out", config)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     monkeypatch.chdir(tmp_path / "set")
-    assert prepare(tmp_path / "out", PrepareConfig(source="../set", group_by=r"^s\d", max_count=4)) == folder
+    assert prepare(tmp_path / "out", PrepareConfig(root="../set", group_by=r"^s\d", max_count=4)) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     write_pair(tmp_path / "set", "s0_0", sa1b(masks(2)))
     assert prepare(tmp_path / "out", config) != folder
@@ -442,7 +442,7 @@ def test_names_in_no_encoding_are_read(tmp_path: Path) -> None:
     """As an archive from another system leaves them: bytes that are no UTF-8."""
     for name in (b"\xe9t\xe9", b"\xe8t\xe8"):
         write_pair(tmp_path / "set", os.fsdecode(name))
-    records = records_of(prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set"))))
+    records = records_of(prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set"))))
     assert len(records) == 2 and all(key == safe_key(key) for key in records)
 
 
@@ -507,7 +507,7 @@ def test_metas_reader_and_webdataset_read_what_is_written(tmp_path: Path) -> Non
     """The steps of SAM 2's SA-1B loader: files <name>.jpg and <name>.json of one folder, areas, RLE into pycocotools."""
     for number in range(3):
         write_pair(tmp_path / "set", f"p.{number}", ext="jpg")
-    folder = prepare(tmp_path / "out", PrepareConfig(source=str(tmp_path / "set"), **ALL_IN_POOL))
+    folder = prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set"), **ALL_IN_POOL))
     (path,) = folder.glob("pool/*.tar")
     with tarfile.open(path) as tar:
         tar.extractall(tmp_path / "extracted", filter="data")
@@ -536,7 +536,7 @@ def test_metas_reader_and_webdataset_read_what_is_written(tmp_path: Path) -> Non
 
 def test_nuclei_by_group(shared_data: Path, tmp_path: Path) -> None:
     source = shared_data / "dsb2018-cc0"
-    folder = prepare(tmp_path, PrepareConfig(source=str(source), group_by="images.csv:group"))
+    folder = prepare(tmp_path, PrepareConfig(root=str(source), group_by="images.csv:group"))
     report = report_of(folder)
     assert report["refused"] == {"images": {}, "masks": {}}
     splits = report["splits"]

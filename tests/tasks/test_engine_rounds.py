@@ -19,13 +19,13 @@ from pretend_engine import LINE
 from pretend_predictor import write_pool
 
 from samtrain.data.datasets import Source
+from samtrain.data.image_set import ImageSet
 from samtrain.data_engine.stages import FitRequest
 from samtrain.files import write_text
 from samtrain.modeling.build import build_sam
 from samtrain.modeling.checkpoints import save_safetensors
 from samtrain.run.build import sam_config_of
 from samtrain.run.directory import held
-from samtrain.run.image_sets import ImageSet
 from samtrain.run.worker import read_request, train_apart
 from samtrain.tasks import resolve
 from samtrain.tasks.rounds import schedule

@@ -15,7 +15,6 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,10 +22,10 @@ from typing import Any
 
 from rich.progress import track
 
+from samtrain.data.prepare.config import PrepareConfig, mask_source
 from samtrain.data.prepare.formats import Entry, MaskSource
 from samtrain.data.prepare.holdout import Grouping, group_csv, grouping, hold_back
 from samtrain.data.prepare.mask_files import IMAGES, Refused
-from samtrain.data.prepare.prepare_config import PrepareConfig, mask_source
 from samtrain.data.prepare.record_checks import check_record, image_bytes
 from samtrain.data.shards import ShardWriter, safe_key
 from samtrain.files import build_once, digest, write_text
@@ -48,13 +47,13 @@ def prepare(root: str | Path, config: PrepareConfig) -> Path:
     byte. What was refused, and why, stands in prepare.json and in the log. Raises ValueError if nothing is left, or, if
     `strict`, for the first refusal, or if a shard of a set prepared before is gone.
     """
-    folder = Path(config.absolute().source)
+    folder = Path(config.absolute().root)
     if folder in (out := Path(os.path.abspath(root)), *out.parents):
         raise ValueError(f"{out} lies inside of data.root, {folder}; write shards elsewhere, or they become input")
     source = mask_source(config)
     entries = source.entries()
     if not entries:
-        raise ValueError(f"data.root is {config.source!r}: it holds no images ({', '.join(sorted(IMAGES))})")
+        raise ValueError(f"data.root is {config.root!r}: it holds no images ({', '.join(sorted(IMAGES))})")
     target = Path(root) / f"{safe_key(folder.name)}_{_digest(config, entries)[:10]}"
     made = build_once(target, partial(_make, config=config, source=source, entries=entries), MANIFEST)
     _check_shards(made)
@@ -74,14 +73,14 @@ def _check_shards(folder: Path) -> None:
 
 def _digest(config: PrepareConfig, entries: list[Entry]) -> str:
     """Of everything that decides the result; file contents are stood for by size and time."""
-    state = hashlib.sha256(json.dumps([PREPARE_VERSION, asdict(config.absolute())], sort_keys=True).encode())
+    state = hashlib.sha256(json.dumps([PREPARE_VERSION, config.absolute().parameters()], sort_keys=True).encode())
     files = {path for entry in entries for path in (entry.image, *entry.evidence)}
     for path in sorted(files):
         stat = path.stat() if path.is_file() else None
         state.update(f"{path}|{stat and stat.st_size}|{stat and stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     for entry in entries:
         state.update(f"{entry.name}\n".encode(errors="surrogateescape"))
-    if found := group_csv(config.group_by, Path(config.source)):
+    if found := group_csv(config.group_by, Path(config.root)):
         state.update(digest(found[0]).encode())
     return state.hexdigest()
 
@@ -94,7 +93,7 @@ def _make(folder: Path, config: PrepareConfig, source: MaskSource, entries: list
     if not groups:
         reasons = Counter(line["refused"][0] for line in _lines(chunks))
         shutil.rmtree(folder)
-        raise ValueError(f"nothing of {config.source} can be used; refused: {dict(reasons)}")
+        raise ValueError(f"nothing of {config.root} can be used; refused: {dict(reasons)}")
     chosen = hold_back(groups.values(), fractions={"val": config.val, "test": config.test}, seed=config.seed)
     splits = {name: chosen[group] for name, group in groups.items()}
     report = _report(config, chunks, splits)
@@ -109,7 +108,7 @@ def _make(folder: Path, config: PrepareConfig, source: MaskSource, entries: list
 def _check_all(folder: Path, config: PrepareConfig, source: MaskSource, entries: list[Entry]) -> list[Path]:
     """The first pass: a file of verdicts for each chunk of images."""
     folder.mkdir(exist_ok=True)
-    group_of = grouping(config.group_by, Path(config.source))
+    group_of = grouping(config.group_by, Path(config.root))
     keys = _keys(entries)
     chunks = [folder / f"{start // CHUNK:06d}.jsonl" for start in range(0, len(entries), CHUNK)]
     for number, path in enumerate(_progress(chunks, "checking records")):
@@ -213,7 +212,7 @@ def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -
     for kind, reasons in refused.items():
         for reason, content in reasons.items():
             log.warning("refused %d %s: %s", content["count"], kind, reason)
-    return {"version": PREPARE_VERSION, "config": asdict(config), "splits": counts, "refused": refused}
+    return {"version": PREPARE_VERSION, "config": config.parameters(), "splits": counts, "refused": refused}
 
 
 def _count(reasons: dict[str, Any], name: str, reason: str, detail: str) -> None:

@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -47,26 +47,29 @@ def make_synthetic(
     run killed in between leaves nothing under the final name. Any number of processes may call it at the same time: one
     makes, the rest wait. `num_workers` processes paint (0: this one); the result does not hang on it.
     """
-    parameters = _checked(splits, size, seed, max_count)
+    check_splits(splits, size, seed)
+    parameters = {
+        "version": SCENES_VERSION,
+        "splits": {name: int(splits[name]) for name in SPLITS if name in splits},
+        "size": [int(side) for side in size],
+        "seed": int(seed),
+        "max_count": int(max_count),
+    }
     text = json.dumps(parameters, sort_keys=True)
     name = f"synthetic_{size[0]}x{size[1]}_seed{seed}_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
     return build_once(Path(root) / name, partial(_make, parameters=parameters, num_workers=num_workers), MANIFEST)
 
 
-def _checked(splits: Mapping[str, int], size: tuple[int, int], seed: int, max_count: int) -> dict[str, Any]:
-    """The parameters that decide every byte, as plain types."""
-    unknown = sorted(set(splits) - set(SPLITS))
-    if unknown:
-        raise ValueError(f"synthetic splits {unknown} are unknown, allowed are {list(SPLITS)}; see data.splits")
-    counts = {name: int(splits[name]) for name in SPLITS if name in splits}
-    if not counts or min(counts.values()) < 0:
-        raise ValueError(f"synthetic splits are {dict(splits)}, want numbers of scenes of 0 and more; see data.splits")
-    sides = [int(side) for side in size]
-    if len(sides) != 2 or min(sides) < MIN_SIDE:
-        raise ValueError(f"synthetic size is {list(size)}, want (H, W) of at least {MIN_SIDE} pixels each; see data.size")
+def check_splits(splits: Mapping[str, int], size: Sequence[int], seed: int) -> None:
+    """Raises ValueError for unknown splits, negative counts, and sizes that are too small for a scene."""
+    if unknown := sorted(set(splits) - set(SPLITS)):
+        raise ValueError(f"data.splits has {', '.join(unknown)}: choose from {', '.join(SPLITS)}")
+    if not splits or min(splits.values()) < 0:
+        raise ValueError(f"data.splits is {dict(splits)}: give each split 0 scenes or more")
+    if len(size) != 2 or min(size) < MIN_SIDE:
+        raise ValueError(f"data.size is {list(size)}: give (H, W) of at least {MIN_SIDE} pixels each")
     if seed < 0:
-        raise ValueError(f"synthetic seed is {seed}, want 0 or more; see data.seed")
-    return {"version": SCENES_VERSION, "splits": counts, "size": sides, "seed": int(seed), "max_count": int(max_count)}
+        raise ValueError(f"data.seed is {seed}: give 0 or more")
 
 
 def _make(folder: Path, parameters: dict[str, Any], num_workers: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from samtrain.data.decode import decode_image
+from samtrain.data.image_set import records
 from samtrain.data.shards import Record
 from samtrain.data_engine.automatic.inputs import InputImage
 from samtrain.data_engine.automatic.release import NO_GUARANTEE
@@ -21,7 +22,6 @@ from samtrain.metrics.full_truth import ImageMasks
 from samtrain.ops.rle import decode_rle
 from samtrain.panels import draw_panel, tile_panels
 from samtrain.run.directory import Metrics
-from samtrain.run.image_sets import records
 
 NAME = "generated.json"  # in the run's directory; `report` reads it
 COLUMNS = 4

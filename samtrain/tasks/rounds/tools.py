@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from pytorch_lightning.loggers import Logger
 
 from samtrain.data.datasets import Source
+from samtrain.data.image_set import ImageSet
 from samtrain.data_engine.engine import DataEngine
 from samtrain.data_engine.ledger import LedgerLine, read_ledger
 from samtrain.data_engine.pool import Pool, share_out
@@ -24,7 +25,7 @@ from samtrain.files import do_once, write_text
 from samtrain.modeling.build import load_sam
 from samtrain.report import write_report
 from samtrain.run.build import Config, device_of, learning_rate_of, make_predictor, sam_config_of
-from samtrain.run.image_sets import ImageSet, is_native, open_set, pool_of_stage_2
+from samtrain.run.image_sets import is_native, open_set, pool_of_stage_2
 from samtrain.run.preflight import look_at
 from samtrain.run.training import num_devices, train, validate
 from samtrain.run.worker import train_apart

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from samtrain.data.image_set import records
 from samtrain.data.shards import Record, expand_urls
 from samtrain.evaluators.learning_curve import Milestone, milestones
 from samtrain.evaluators.zero_shot_edges import EdgeImage, edge_images
@@ -21,7 +22,7 @@ from samtrain.report.page import write_report
 from samtrain.run.build import Config, device_of
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, num_ranks, write_metrics
-from samtrain.run.image_sets import open_set, records
+from samtrain.run.image_sets import open_set
 from samtrain.run.processes import CONTEXT, as_worker, run_together
 from samtrain.tasks.zero_shot.protocols import PROTOCOLS, Look, Protocol, groups_of
 from samtrain.training.loggers import finish, make_loggers

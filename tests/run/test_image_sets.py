@@ -1,8 +1,9 @@
-"""From `conf/data/` to shards, and how images are seen."""
+"""From the `data` node to shards, and how the model sees the images."""
 
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samtrain.data.shards import ShardWriter
+from samtrain.data.datasets import Source
+from samtrain.data.image_set import DataConfig, ImageSet, records
+from samtrain.data.shards import ShardWriter, expand_urls
 from samtrain.modeling.build import sam_config
 from samtrain.ops.rle import encode_mask
-from samtrain.run.image_sets import is_native, open_set, records
+from samtrain.run.image_sets import data_config, is_native, open_set
 
 SMALL = sam_config("vit_tiny", image_size=128, patch_size=8)
 
@@ -62,21 +65,21 @@ def test_shards_keep_their_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_only_training_images_are_streamed(tmp_path: Path, split: str) -> None:
-    """Told at once, not after the training."""
+    """The error comes before the training, not after it."""
     urls = write_shard(tmp_path, side=64, object_side=8)
     with pytest.raises(ValueError, match=f"data.{split} holds https://host/a.tar: only data.train is streamed"):
         open_set(shards(urls, **{split: "https://host/a.tar"}), "unused")
     remote = shards(urls, train={"a": {"urls": "https://host/a.tar"}})
-    assert is_native(remote, open_set(remote, "unused"), SMALL) is False, "what is not on a disk is not looked at"
+    assert is_native(remote, open_set(remote, "unused"), SMALL) is False, "remote shards are not read"
 
 
-def test_records_that_cannot_be_read_are_left_out_where_that_is_wanted(tmp_path: Path, caplog: Any) -> None:
+def test_on_error_skip_leaves_out_records_that_cannot_be_read(tmp_path: Path, caplog: Any) -> None:
     (tar,) = Path(write_shard(tmp_path, side=64, object_side=8)).glob("*.tar")
     tar.write_bytes(tar.read_bytes().replace(b'{"image":{"image_id":1', b'?"image":{"image_id":1'))
     with pytest.raises(ValueError, match="record image_1: its JSON is no JSON"):
         list(records([str(tar)]))
     assert [record.key for record in records([str(tar)], "skip")] == ["image_0", "image_2"]
-    assert "left out: " in caplog.text
+    assert "Skipped a record: " in caplog.text
     data = shards(str(tmp_path))
     assert is_native(data, open_set(data, "unused"), SMALL) is False
 
@@ -85,7 +88,35 @@ def test_unknown_kind_and_frame_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="data.kind is 'foldr'.*synthetic, folder, shards"):
         open_set({"kind": "foldr"}, str(tmp_path))
     with pytest.raises(ValueError, match="data.frame is 'crop'.*resize"):
-        is_native({"frame": "crop"}, open_set(shards(write_shard(tmp_path, side=8, object_side=2)), ""), SMALL)
+        is_native({**shards("a"), "frame": "crop"}, open_set(shards(write_shard(tmp_path, side=8, object_side=2)), ""), SMALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoFolders(DataConfig):
+    """A data set that a user brings: it trains on one folder of shards and validates on another."""
+
+    train: str
+    val: str
+
+    def open(self, data_dir: str) -> ImageSet:
+        return ImageSet(public=[], pool=[Source(self.train)], val=expand_urls(self.val), test=[])
+
+
+def test_own_data_sets_are_named_by_target(tmp_path: Path) -> None:
+    urls = write_shard(tmp_path, side=64, object_side=8)
+    node = {"_target_": f"{__name__}.TwoFolders", "train": urls, "val": urls, "on_error": "skip"}
+    images = open_set(node, "unused")
+    assert images.train == [Source(urls)] and images.test == []
+    assert data_config(node).on_error == "skip" and data_config(node).semi_automatic_pool("unused", images) == images.val
+    with pytest.raises(ValueError, match="data._target_ is builtins.dict, which makes a dict"):
+        data_config({"_target_": "builtins.dict"})
+
+
+def test_unknown_keys_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="data.on_eror is not a setting .did you mean on_error"):
+        data_config(shards(str(tmp_path), on_eror="skip"))
+    with pytest.raises(ValueError, match="public.allow_pipe is not a setting"):
+        data_config({"kind": "synthetic", "splits": {"val": 1}, "size": [64, 64], "allow_pipe": True}, "public")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""The settings of `task=prepare`, and the reader that they choose."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from samtrain.data.prepare.formats import BinaryMasks, CocoInstances, LabelMaps, MaskSource, Sa1bFolder
+from samtrain.data.prepare.mask_files import files_below
+
+Form = Literal["auto", "sa1b", "coco", "label_maps", "binary_masks"]
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Which images and masks are prepared, and how; every field is a key of `data=folder`.
+
+    root:         folder that holds the images, at any depth
+    form:         sa1b (a JSON beside each image), coco (`annotations` names the JSON), label_maps or binary_masks
+                  (`masks` says where they are); auto chooses coco if `annotations` is set, else sa1b
+    masks:        folder or glob of mask files, see `MaskFinder`
+    annotations:  COCO or LVIS instance JSON
+    group_by:     None, `<file>.csv:<column>` or a regular expression on the file name, see `grouping`
+    val, test:    shares of the images that are held back
+    seed:         decides which images are held back
+    strict:       the first refused record ends the run
+    max_count:    records per shard
+    """
+
+    root: str
+    form: Form = "auto"
+    masks: str | None = None
+    annotations: str | None = None
+    group_by: str | None = None
+    val: float = 0.15
+    test: float = 0.15
+    seed: int = 0
+    strict: bool = False
+    max_count: int = 500
+
+    def __post_init__(self) -> None:
+        if self.form not in get_args(Form):
+            raise ValueError(f"data.form is {self.form!r}: choose one of {', '.join(get_args(Form))}")
+        if not Path(self.root).is_dir():
+            raise ValueError(f"data.root is {self.root!r}, which is not a folder: give the folder that holds the images")
+        if min(self.val, self.test) < 0 or self.val + self.test >= 1:
+            raise ValueError(
+                f"data.val and data.test are {self.val} and {self.test}: give shares of 0 or more with a sum below 1, so that "
+                "images are left to train on"
+            )
+        if self.max_count < 1:
+            raise ValueError(f"data.max_count is {self.max_count}: give 1 or more records per shard")
+
+    def absolute(self) -> PrepareConfig:
+        """Returns the same config with absolute paths, which do not depend on the working directory."""
+        annotations = self.annotations and os.path.abspath(self.annotations)
+        return replace(self, root=os.path.abspath(self.root), annotations=annotations)
+
+    def parameters(self) -> dict[str, Any]:
+        """Returns what prepare.json records and what the name of the prepared folder depends on."""
+        # `root` is called "source" there: prepared sets on disk are found by a digest of these names
+        return {"source" if f.name == "root" else f.name: getattr(self, f.name) for f in fields(PrepareConfig)}
+
+
+def mask_source(config: PrepareConfig) -> MaskSource:
+    """Returns the reader for the form that the config names; raises ValueError if the files it needs are missing."""
+    config = config.absolute()
+    folder, form = Path(config.root), config.form
+    if form == "auto":
+        form = "coco" if config.annotations else "sa1b"
+        if not config.annotations and not files_below(folder, {".json"}):
+            raise ValueError(
+                f"data.form is auto and {folder} holds no JSON beside its images: for masks in files set "
+                "data.form=label_maps or binary_masks and data.masks, for COCO set data.annotations=<json>"
+            )
+    if form == "sa1b":
+        return Sa1bFolder(folder)
+    if form == "coco":
+        if not config.annotations or not Path(config.annotations).is_file():
+            raise ValueError(
+                f"data.form is coco and data.annotations is {config.annotations!r}, which is not a file: give the instance JSON"
+            )
+        return CocoInstances(folder, Path(config.annotations))
+    if not config.masks:
+        raise ValueError(
+            f"data.form is {form} and data.masks is not set: give the folder of the masks, or a glob with {{stem}} in it"
+        )
+    return LabelMaps(folder, config.masks) if form == "label_maps" else BinaryMasks(folder, config.masks)
