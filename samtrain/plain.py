@@ -16,21 +16,22 @@ KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or
 def from_plain(kind: type[T], values: Any, name: str) -> T:
     """Returns the dataclass `kind` built from a dict; nested dataclasses and tuples are built along.
 
-    `name` is the dotted name of the dict, such as "trainer" for a node of the config. Raises ValueError that names the key
-    for an unknown key, a missing one, and a value of another kind than the field declares. A field may be declared as str,
-    int, float, bool, None, Literal, list, dict, tuple, a dataclass, a union of these, or Any.
+    `name` is the dotted name of the dict, such as "trainer" for a node of the config; "" stands for the whole config. Raises
+    ValueError that names the key for an unknown key, a missing one, and a value of another kind than the field declares. A
+    field may be declared as str, int, float, bool, None, Literal, list, dict, tuple, a dataclass, a union of these, or Any.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{name} is {values!r}: give its settings as key: value")
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    prefix = f"{name}." if name else ""
     for key in values:
         if key not in known:
-            raise ValueError(f"{name}.{key} is not a setting{_suggestion(str(key), known)}; {name} has {', '.join(known)}")
+            raise ValueError(f"{prefix}{key} is not a setting{_suggestion(str(key), known)}; {name} has {', '.join(known)}")
     for key, field in known.items():
         if key not in values and field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(f"{name}.{key} is missing: set it")
+            raise ValueError(f"{prefix}{key} is missing: set it")
     hints = typing.get_type_hints(kind)
-    return kind(**{key: _value(hints[key], value, f"{name}.{key}") for key, value in values.items()})
+    return kind(**{key: _value(hints[key], value, f"{prefix}{key}") for key, value in values.items()})
 
 
 def _suggestion(key: str, known: dict[str, Any]) -> str:

@@ -25,14 +25,14 @@ from samtrain.modeling.build import sam_config
 from samtrain.modeling.checkpoints import save_official, save_safetensors
 from samtrain.modeling.sam import SAM_CONFIGS, Sam
 from samtrain.prompts import seeded_generator
-from samtrain.run.build import learning_rate_of, make_loss, make_prompts, make_sam, optim_config, sam_config_of
-from samtrain.run.training import micro_batches, validation_interval
+from samtrain.run.build import learning_rate_of, loggers_of, make_loss, make_prompts, make_sam, optimizer_config, sam_config_of
+from samtrain.run.settings import DetectorSettings, read
+from samtrain.run.trainer import micro_batches, validation_interval
 from samtrain.tasks import TASKS, resolve
 from samtrain.tasks import detector as detector_task
 from samtrain.tasks.generate.task import PRODUCTION
 from samtrain.tasks.rounds.schedule import rounds_of
-from samtrain.training.loggers import make_loggers
-from samtrain.training.optim import OptimConfig, param_groups, rate_factor, run_milestones
+from samtrain.training.optim import AdamWConfig, param_groups, rate_factor, run_milestones
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 MISSING = {  # what only the user knows
@@ -376,14 +376,14 @@ def test_prompts_and_loss_are_built() -> None:
 def test_detectors_are_built_and_trained_by_their_keys(scale: str) -> None:
     config = config_of(f"scale={scale}")
     with torch.device("meta"):
-        detector = build_detector(**detector_task.model_of(config))
+        detector = build_detector(**read(DetectorSettings, config, "detector").model)
     assert (detector.config.name, detector.config.image_size) == (
         config["detector"]["name"],
         config["detector"]["image_size"],
     )
-    used = {field.name for field in fields(DetectorRecipe)} | set(detector_task.model_of(config))
+    used = {field.name for field in fields(DetectorRecipe)} | set(read(DetectorSettings, config, "detector").model)
     assert set(config["detector"]) - used == {"init", "val_every_steps"}
-    assert detector_task.recipe_of(config).steps == config["scale"]["detector"]["steps"]
+    assert read(DetectorSettings, config, "detector").recipe.steps == config["scale"]["detector"]["steps"]
     assert detector_task.running_of(config).checkpoint_every_steps == config["scale"]["checkpoint_every_steps"]
 
 
@@ -399,7 +399,7 @@ def test_loggers_take_their_keys(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     pytest.importorskip("tensorboard")
     for name in options("logger"):
-        make_loggers(tmp_path, config_of(f"logger={name}", "logger.csv={}")["logger"])
+        loggers_of(config_of(f"logger={name}"), tmp_path)
 
 
 def test_defaults_of_the_annotator_stand_once() -> None:
@@ -414,7 +414,7 @@ def test_defaults_of_the_annotator_stand_once() -> None:
 @pytest.mark.parametrize("model", sorted(SAM_CONFIGS))
 def test_every_model_has_a_recipe(model: str) -> None:
     config = config_of(f"model.name={model}")
-    assert isinstance(optim_config(config, model, 1e-3), OptimConfig)
+    assert isinstance(optimizer_config(config, model, 1e-3), AdamWConfig)
 
 
 def test_a_model_without_recipe_or_checkpoint_is_refused() -> None:
@@ -466,7 +466,7 @@ def test_recipes_are_the_papers(model: str) -> None:
     recipe = config["recipes"][model]
     assert (recipe["drop_path"], recipe["dropout"], recipe["images_per_step"]) == (drop_path, 0.1, images)
 
-    optim = optim_config(config, model, learning_rate_of(config, model, config["optim"]["learning_rate_factor"]))
+    optim = optimizer_config(config, model, learning_rate_of(config, model, config["optim"]["learning_rate_factor"]))
     assert (optim.learning_rate, optim.layer_decay, optim.weight_decay) == (rate, layer_decay, 0.1)
     assert (optim.betas, optim.warmup_steps, optim.schedule, optim.gamma) == ((0.9, 0.999), 250, "step", 0.1)
     assert config["trainer"]["max_steps"] is None and optim.max_steps == max_steps  # the recipe's own
@@ -482,7 +482,7 @@ def test_rates_fall_with_depth_and_drop_paths_rise(model: str) -> None:
     with torch.device("meta"):
         sam = Sam(sam_config(model, **{key: config["recipes"][model][key] for key in ("drop_path", "dropout")}))
     depth = len(sam.image_encoder.blocks)
-    groups = param_groups(sam, optim_config(config, model, rate))
+    groups = param_groups(sam, optimizer_config(config, model, rate))
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     names = {name: rates[id(parameter)] for name, parameter in sam.named_parameters()}
     assert names["image_encoder.pos_embed"] == pytest.approx(rate * layer_decay ** (depth + 1))

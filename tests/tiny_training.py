@@ -21,7 +21,7 @@ from samtrain.prompts import PromptSampler
 from samtrain.training.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from samtrain.training.lit_sam import LitSam
 from samtrain.training.loggers import AppendingCSVLogger
-from samtrain.training.optim import OptimConfig
+from samtrain.training.optim import AdamWConfig
 from samtrain.types import Batch
 
 SIZE = 32
@@ -149,7 +149,7 @@ def tiny_lit(**changes: Any) -> LitSam:
         "sam": tiny_sam(),
         "prompts": PromptSampler(num_points=2, num_mask_only=2),
         "loss": SamLoss(resolution="decoder"),
-        "optim": OptimConfig(learning_rate=1e-3, warmup_steps=3, layer_decay=0.9, milestones=(60, 90), max_steps=100),
+        "optim": AdamWConfig(learning_rate=1e-3, warmup_steps=3, layer_decay=0.9, milestones=(60, 90), max_steps=100),
         "seed": 7,
     }
     return LitSam(**(settings | changes))

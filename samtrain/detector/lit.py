@@ -17,7 +17,7 @@ from samtrain.detector.checkpoints import CONFIG_KEY
 from samtrain.detector.model import Detector
 from samtrain.metrics.boxes import COCO_SIZES, ImageBoxes, box_metrics
 from samtrain.prompts import seeded_generator
-from samtrain.training.optim import OptimConfig, rate_factor
+from samtrain.training.optim import AdamWConfig, rate_factor
 
 LAYERS = 11  # the stream of random numbers of a step: which anchors and proposals its losses are taken of
 MAX_DETECTIONS = 100  # of a validation image (COCO)
@@ -137,7 +137,7 @@ class LitDetector(pl.LightningModule):
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = AdamW(groups, lr=self.recipe.learning_rate, fused=True)
-        shape = OptimConfig(schedule="cosine", warmup_steps=self.recipe.warmup_steps)
+        shape = AdamWConfig(schedule="cosine", warmup_steps=self.recipe.warmup_steps)
         schedule = LambdaLR(optimizer, lambda step: rate_factor(shape, step, self.recipe.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -1,14 +1,14 @@
-"""From the plain config to objects: models, optimisers, transforms, prompts."""
+"""Builds what tasks share from the config: models, optimiser settings, transforms, prompts, loss, loggers."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from pytorch_lightning.loggers import Logger
 
 from samtrain.data.transforms import LargeScaleJitter, NativeCrop, ResizeLongestSide, WindowTransform
 from samtrain.inference.predictor import SamPredictor
@@ -19,101 +19,97 @@ from samtrain.modeling.growth import check_depth_growth, next_model
 from samtrain.modeling.mae import load_mae
 from samtrain.modeling.sam import Sam, SamConfig
 from samtrain.prompts import Sampler
-from samtrain.training.optim import OptimConfig
+from samtrain.run.settings import Config, ModelConfig, read, recipe_of
+from samtrain.run.targets import build
+from samtrain.training.config import LoaderConfig, TrainerConfig
+from samtrain.training.loggers import LoggerConfig, make_loggers
+from samtrain.training.optim import AdamWConfig, OptimConfig, Recipe
 
 log = logging.getLogger(__name__)
 
-Config = dict[str, Any]
-
-
-def recipe_of(config: Config, model: str) -> Config:
-    """What a size trains with; raises ValueError for a size without a recipe."""
-    recipes = config["recipes"]
-    if model not in recipes:
-        raise ValueError(
-            f"{model!r} has no recipe: take one of {', '.join(recipes)} (model.name), or let it train as one of them does, "
-            f"+recipe@recipes.{model}=vit_b"
-        )
-    return recipes[model]
-
-
 def make_sam(config: Config, *, model: str | None, init: str | Path | None, key: str = "model.name") -> Sam:
-    """A model to train: new, or from `init` and, where it is to be another one, grown from it.
+    """Returns a model to train: a new one, or the one in `init`, grown where it is to become larger.
 
-    `model` None is that of `init`. A larger one begins from MAE weights where the scale has them, else its new blocks
-    begin as identities. `key` is the config key that errors name.
+    `model` None takes the model of `init`. A larger model starts from MAE weights if `model.mae` is true; otherwise its new
+    blocks start as identities. `key` is the config key that errors name.
     """
-    settings, seed = config["model"], config["seed"]
+    settings = read(ModelConfig, config, "model")
     if init is None:
-        if model is None:
-            raise ValueError(f"{key} is null and there is no checkpoint to take the model from: set one of the two")
-        recipe = recipe_of(config, model)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            sam = build_sam(model, image_size=settings["image_size"], **_rates(recipe), **_own_sizes(settings))
-        if settings["mae"]:
-            load_mae(sam, _mae(recipe, model))
-        return sam
-
-    parent = load_sam(init, image_size=settings["image_size"])
-    if (depth := settings["decoder_depth"]) not in (None, parent.config.decoder_depth):
+        return _new_sam(config, settings, model, key)
+    parent = load_sam(init, image_size=settings.image_size)
+    if settings.decoder_depth not in (None, parent.config.decoder_depth):
         raise ValueError(
-            f"model.decoder_depth is {depth}, the decoder of {init} has {parent.config.decoder_depth} layers: set "
-            "model.decoder_depth=null to go on with it, or checkpoint=null to begin anew"
+            f"model.decoder_depth is {settings.decoder_depth}, but the decoder of {init} has {parent.config.decoder_depth} "
+            "layers: set model.decoder_depth=null to train this decoder, or checkpoint=null to start a new model"
         )
     model = model or parent.config.model
     recipe = recipe_of(config, model)
     if model == parent.config.model:
         return _with_rates(parent, recipe)
-    log.info("%s grows into %s", parent.config.model, model)
+    log.info("%s grows into %s.", parent.config.model, model)
     target = sam_config(model, image_size=parent.config.image_size, decoder_depth=parent.config.decoder_depth, **_rates(recipe))
-    return next_model(parent, target, _mae(recipe, model) if settings["mae"] else None, seed=seed, key=key)
+    return next_model(parent, target, _mae(recipe, model) if settings.mae else None, seed=config["seed"], key=key)
+
+
+def _new_sam(config: Config, settings: ModelConfig, model: str | None, key: str) -> Sam:
+    """Returns a model with new weights, a function of the seed; its encoder starts from MAE weights if `model.mae` is true."""
+    if model is None:
+        raise ValueError(f"{key} is null and there is no checkpoint to take the model from: set {key} or checkpoint")
+    recipe = recipe_of(config, model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config["seed"])
+        sam = build_sam(model, image_size=settings.image_size, **_rates(recipe), **_own_sizes(settings))
+    if settings.mae:
+        load_mae(sam, _mae(recipe, model))
+    return sam
 
 
 def check_growth(config: Config, parent: SamConfig, child: SamConfig, *, key: str) -> None:
-    """Raises ValueError where `make_sam` would not make the child of the parent; nothing is built for it."""
+    """Raises ValueError if `make_sam` could not make the child from the parent; builds nothing."""
     recipe = recipe_of(config, child.model)
     if parent.model == child.model:
         return
-    if config["model"]["mae"]:
+    if read(ModelConfig, config, "model").mae:
         _mae(recipe, child.model)
     else:
         check_depth_growth(parent, child, key=key)
 
 
 def sam_config_of(config: Config) -> SamConfig:
-    """The sizes of the model that `model` and `checkpoint` name, without training anything."""
-    settings = config["model"]
-    if config["checkpoint"] is None or (settings["name"] and settings["image_size"]):
-        return sam_config(settings["name"], image_size=settings["image_size"], **_own_sizes(settings))
-    own = load_sam(config["checkpoint"], image_size=settings["image_size"]).config
-    return sam_config(settings["name"], image_size=own.image_size) if settings["name"] else own
+    """Returns the sizes of the model that `model` and `checkpoint` describe, without building it."""
+    settings = read(ModelConfig, config, "model")
+    if config["checkpoint"] is None or (settings.name and settings.image_size):
+        if settings.name is None:
+            raise ValueError("model.name and checkpoint are both null, so there is no model: set one of them")
+        return sam_config(settings.name, image_size=settings.image_size, **_own_sizes(settings))
+    own = load_sam(config["checkpoint"], image_size=settings.image_size).config
+    return sam_config(settings.name, image_size=own.image_size) if settings.name else own
 
 
 def learning_rate_of(config: Config, model: str, factor: float) -> float:
-    """The recipe's rate times the factor of a scale or round."""
-    return recipe_of(config, model)["learning_rate"] * factor
+    """Returns the recipe's rate times the factor of a training or round."""
+    return recipe_of(config, model).learning_rate * factor
 
 
-def _own_sizes(settings: Config) -> dict[str, Any]:
-    """What `model` says of a size beyond its name."""
-    return {} if settings["decoder_depth"] is None else {"decoder_depth": settings["decoder_depth"]}
+def _own_sizes(settings: ModelConfig) -> dict[str, Any]:
+    """Returns what the `model` node changes of a named size."""
+    return {} if settings.decoder_depth is None else {"decoder_depth": settings.decoder_depth}
 
 
-def _rates(recipe: Config) -> dict[str, Any]:
-    return {"drop_path": recipe["drop_path"], "dropout": recipe["dropout"]}
+def _rates(recipe: Recipe) -> dict[str, Any]:
+    return {"drop_path": recipe.drop_path, "dropout": recipe.dropout}
 
 
-def _mae(recipe: Config, model: str) -> str:
-    if not recipe["mae"]:
+def _mae(recipe: Recipe, model: str) -> str:
+    if not recipe.mae:
         raise ValueError(
             f"model.mae is true and {model} has no MAE weights: set recipes.{model}.mae, or model.mae=false"
         )
-    return recipe["mae"]
+    return recipe.mae
 
 
-def _with_rates(sam: Sam, recipe: Config) -> Sam:
-    """The same weights with the recipe's drop path and dropout, which have none."""
+def _with_rates(sam: Sam, recipe: Recipe) -> Sam:
+    """Returns the same weights in a model with the recipe's drop path and dropout, which have no weights."""
     with torch.device("meta"):
         again = Sam(replace(sam.config, **_rates(recipe)))
     again.register_constants()
@@ -121,45 +117,51 @@ def _with_rates(sam: Sam, recipe: Config) -> Sam:
     return again
 
 
-def optim_config(config: Config, model: str, learning_rate: float) -> OptimConfig:
-    """The recipe's optimiser at this rate."""
-    recipe, common = recipe_of(config, model), config["optim"]
-    names = {field.name for field in fields(OptimConfig)}
-    settings = {key: value for key, value in {**recipe, **common}.items() if key in names}
-    return OptimConfig(**{**settings, "learning_rate": learning_rate})
+def optimizer_config(config: Config, model: str, learning_rate: float) -> AdamWConfig:
+    """Returns the optimiser settings of a model size at this learning rate."""
+    return AdamWConfig.of(recipe_of(config, model), read(OptimConfig, config, "optim"), learning_rate)
 
 
 def transforms_of(
     config: Config, *, image_size: int, native: bool, jitter: list[float] | None
 ) -> tuple[WindowTransform, WindowTransform]:
-    """How images come into the input, in training and in validation; `jitter` is the range of the large-scale jitter."""
-    loader = config["loader"]
-    common = {key: loader[key] for key in ("max_mask_area", "min_mask_area")} | {"image_size": image_size}
-    training = {**common, "flip_probability": loader["flip_probability"]}
+    """Returns the transforms of training and of validation images; `jitter` is the range of the large-scale jitter."""
+    loader = read(LoaderConfig, config, "loader")
+    areas = {"max_mask_area": loader.max_mask_area, "min_mask_area": loader.min_mask_area}
+    common: dict[str, Any] = {"image_size": image_size, **areas}
+    training = {**common, "flip_probability": loader.flip_probability}
     if native:
         if jitter:
-            log.warning("large_scale_jitter is left out: native crops keep the image's own scale")
+            log.warning("large_scale_jitter is not applied, because native crops keep the image's own scale.")
         return NativeCrop(**training), NativeCrop(centre=True, **common)
     jittered = LargeScaleJitter(scale=jitter, **training) if jitter else ResizeLongestSide(**training)
     return jittered, ResizeLongestSide(**common)
 
 
 def make_predictor(sam: Sam, *, native: bool) -> SamPredictor:
-    """What answers clicks on an image as the model has seen images in training."""
+    """Returns the predictor that shows the model images in the way that it was trained on."""
     return TiledPredictor(sam) if native else SamPredictor(sam)
 
 
 def device_of(config: Config, worker: int | None = None) -> torch.device:
-    """Where images are predicted: the trainer's accelerator, its first device, or of several workers the GPU of one."""
-    accelerator = config["trainer"]["accelerator"]
-    if accelerator == "cpu" or not torch.cuda.is_available():
+    """Returns the device to predict on by `trainer.accelerator`: the CPU, the first GPU, or the GPU of a worker."""
+    if read(TrainerConfig, config, "trainer").accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda") if worker is None else torch.device("cuda", worker % torch.cuda.device_count())
 
 
 def make_prompts(config: Config) -> Sampler:
-    return instantiate(config["prompts"])
+    """Returns the prompt sampler of training: ours, or one of your own by `prompts._target_`."""
+    return build(config["prompts"], "prompts", methods=("schedule", "first", "next"))
 
 
 def make_loss(config: Config) -> SamLoss:
-    return instantiate(config["loss"])
+    """Returns the loss: ours, or one of your own by `loss._target_`."""
+    return build(config["loss"], "loss", methods=("targets", "interaction_weight", "__call__"))
+
+
+def loggers_of(config: Config, directory: Path, *, part_of: Path | None = None) -> list[Logger]:
+    """Returns the loggers that write to `directory`: `metrics.csv` first, then what the `logger` node adds."""
+    settings = read(LoggerConfig, config, "logger")
+    own = [build(node, f"logger.extra.{i}", of=Logger) for i, node in enumerate(settings.extra)]
+    return [*make_loggers(directory, settings, config, part_of=part_of), *own]

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from hydra.utils import instantiate
-
 from samtrain.data.image_set import DataConfig, ImageSet, uses_native_pixels
 from samtrain.data.kinds import DATA_KINDS
 from samtrain.modeling.sam import SamConfig
 from samtrain.plain import from_plain
+from samtrain.run.targets import build
 
 
 def data_config(node: dict[str, Any], name: str = "data") -> DataConfig:
     """Returns the data set that a config node describes: one of `data.kind`, or your own class named by `data._target_`."""
     if "_target_" in node:
-        made = instantiate(node)
-        if not isinstance(made, DataConfig):
-            raise ValueError(
-                f"{name}._target_ is {node['_target_']}, which makes a {type(made).__name__}: let it return a subclass of "
-                "samtrain.data.DataConfig"
-            )
-        return made
+        return build(node, name, of=DataConfig)
     kind = node.get("kind")
     if kind not in DATA_KINDS:
         raise ValueError(f"{name}.kind is {kind!r}: choose one of {', '.join(DATA_KINDS)}, or give {name}._target_")

@@ -18,9 +18,9 @@ import yaml
 from samtrain.data.datasets import Source
 from samtrain.data_engine.stages import FitRequest, FitResult
 from samtrain.files import write_text
+from samtrain.run.build import loggers_of
 from samtrain.run.directory import held, is_first_rank
 from samtrain.run.training import train
-from samtrain.training.loggers import make_loggers
 
 REQUEST, RESULT = "request.json", "result.json"
 
@@ -59,7 +59,7 @@ def main(run_dir: str, directory: str) -> None:
     request = read_request(Path(directory))
     # one that outlived the rounds' process still trains here
     with held(request.directory) if is_first_rank() else nullcontext():
-        result = train(config, request, make_loggers(request.directory, config["logger"], config, part_of=Path(run_dir)))
+        result = train(config, request, loggers_of(config, request.directory, part_of=Path(run_dir)))
         if is_first_rank():
             write_text(request.directory / RESULT, json.dumps(asdict(result), default=str))
 

@@ -31,6 +31,10 @@ TASKS = {
 }
 
 
+# nodes of the config that belong to one task, and the dataclass that checks each: "module:Class" (see samtrain.run.settings)
+NODES: dict[str, str] = {}
+
+
 def resolve(config: DictConfig) -> dict[str, Any]:
     """Returns the config as plain dicts, lists and numbers; nothing below this function knows OmegaConf.
 
@@ -45,7 +49,10 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 def run(config: dict[str, Any], run_dir: Path) -> dict[str, float | None] | None:
     """Runs the task of the config in `run_dir` and returns its metrics, or None if it has none."""
+    from samtrain.run.settings import check_config
+
     check_task(config["task"])
+    check_config(config, NODES)
     if config["stage1_run"] is not None and config["task"] not in ("rounds", "detector"):
         raise ValueError(
             f"stage1_run is set, but only task=rounds and task=detector use it, and the task is {config['task']}: "

@@ -1,4 +1,4 @@
-"""`task=fit`: train one model, measure what it is worth, leave a page that says so."""
+"""`task=fit`: trains one model, measures it on the test images, and writes the report."""
 
 from __future__ import annotations
 
@@ -14,66 +14,75 @@ from samtrain.data_engine.stages import FitRequest
 from samtrain.files import build_once
 from samtrain.modeling.build import load_sam
 from samtrain.report import write_report
-from samtrain.run.build import Config, learning_rate_of, sam_config_of, transforms_of
+from samtrain.run.build import learning_rate_of, loggers_of, sam_config_of, transforms_of
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, is_first_rank, write_metrics
-from samtrain.run.image_sets import is_native, open_set
-from samtrain.run.preflight import look_at
+from samtrain.run.image_sets import data_config, is_native, open_set
+from samtrain.run.preflight import check_images
+from samtrain.run.settings import Config, ModelConfig, read
 from samtrain.run.training import train
 from samtrain.tasks.evaluate import difficulty_metrics, test_metrics
-from samtrain.training.loggers import finish, make_loggers
+from samtrain.training.config import LoaderConfig, TrainerConfig
+from samtrain.training.loggers import finish
+from samtrain.training.optim import OptimConfig
 
 log = logging.getLogger(__name__)
 
 
 def run(config: Config, run_dir: Path) -> Metrics:
-    """Train on `config.data`, go on if `run_dir` holds a part of it; returns what metrics.json holds."""
+    """Trains on `data`, or resumes what `run_dir` holds; returns the content of metrics.json."""
     begin = time.perf_counter()
+    # look at the images, then train
     images = open_set(config["data"], config["data_dir"])
     request = fit_request(config, run_dir, images)
     if is_first_rank():
-        look_at(config, images, image_size=sam_config_of(config).image_size, native=request.native)
-    loggers = make_loggers(run_dir, config["logger"], config)
+        check_images(config, images, image_size=sam_config_of(config).image_size, native=request.native)
+    loggers = loggers_of(config, run_dir)
     result = train(config, request, loggers)
     if not is_first_rank():
         return {}
+    # measure the best checkpoint on the test images
     metrics: Metrics = {**result.metrics}
     metrics.update(test_metrics(config, load_sam(result.checkpoint), images, native=request.native))
     metrics.update(difficulty_metrics(config, images))
     metrics.update(costs(run_dir, begin))
     write_metrics(run_dir, metrics)
-    log.info("report: %s", write_report(run_dir))
+    log.info("The report is %s.", write_report(run_dir))
     finish(loggers, metrics, checkpoint=result.checkpoint)
     return metrics
 
 
 def fit_request(config: Config, directory: Path, images: ImageSet) -> FitRequest:
-    """The training that `model`, `checkpoint`, `optim` and `trainer` describe."""
+    """Returns the training that `model`, `checkpoint`, `optim`, `loader` and `trainer` describe."""
     sam = sam_config_of(config)
-    loader, native = config["loader"], is_native(config["data"], images, sam)
+    loader, native = read(LoaderConfig, config, "loader"), is_native(config["data"], images, sam)
     train_on = images.train
-    if loader["train_images"] is not None:
-        train_on = [_first_images(config, directory / "shards", images, native)]
+    if loader.train_images is not None:
+        train_on = [_first_images(config, loader, directory / "shards", images, native)]
     return FitRequest(
         directory=directory,
-        model=config["model"]["name"],
-        init=config["checkpoint"] and Path(config["checkpoint"]),
+        model=read(ModelConfig, config, "model").name,
+        init=Path(config["checkpoint"]) if config["checkpoint"] else None,
         train=train_on,
-        val=[str(url) for source in train_on for url in source.urls] if loader["val_on_train"] else images.val,
-        steps=config["trainer"]["max_steps"],
-        learning_rate=learning_rate_of(config, sam.model, config["optim"]["learning_rate_factor"]),
+        val=[str(url) for source in train_on for url in source.urls] if loader.val_on_train else images.val,
+        steps=read(TrainerConfig, config, "trainer").max_steps,
+        learning_rate=learning_rate_of(config, sam.model, read(OptimConfig, config, "optim").learning_rate_factor),
         native=native,
-        large_scale_jitter=loader["large_scale_jitter"],
+        large_scale_jitter=loader.large_scale_jitter,
     )
 
 
-def _first_images(config: Config, folder: Path, images: ImageSet, native: bool) -> Source:
-    """A shard with the first `loader.train_images` images in which the transform finds an object; one rank makes it."""
+def _first_images(config: Config, loader: LoaderConfig, folder: Path, images: ImageSet, native: bool) -> Source:
+    """Returns a shard with the first `loader.train_images` images in which the transform keeps an object.
+
+    One rank writes it, the others wait for it.
+    """
+    assert loader.train_images is not None
+    wanted = loader.train_images
 
     def write(partial: Path) -> dict[str, int]:
         _, transform = transforms_of(config, image_size=sam_config_of(config).image_size, native=native, jitter=None)
-        dataset = SamDataset(images.train, transform, max_masks=1, on_error=config["data"]["on_error"])
-        wanted = config["loader"]["train_images"]
+        dataset = SamDataset(images.train, transform, max_masks=1, on_error=data_config(config["data"]).on_error)
         chosen = list(islice((i for i in range(len(dataset)) if len(dataset.get(0, i).masks)), wanted))
         with ShardWriter(partial, "first", max_count=wanted) as writer:
             for record in map(dataset.record, chosen):

@@ -16,7 +16,7 @@ from samtrain.panels import draw_panel, tile_panels
 from samtrain.prompts import POINT, Sampler, seeded_generator
 from samtrain.run.build import Config, make_prompts, sam_config_of, transforms_of
 from samtrain.run.image_sets import is_native, open_set
-from samtrain.run.preflight import look_at
+from samtrain.run.preflight import check_images
 from samtrain.types import Batch, Prompts
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def run(config: Config, run_dir: Path) -> None:
     images = open_set(config["data"], config["data_dir"])
     sam = sam_config_of(config)
     native, jitter = is_native(config["data"], images, sam), config["loader"]["large_scale_jitter"]
-    look_at(config, images, image_size=sam.image_size, native=native)
+    check_images(config, images, image_size=sam.image_size, native=native)
     transform, _ = transforms_of(config, image_size=sam.image_size, native=native, jitter=jitter)
     dataset = SamDataset(
         images.train,

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Subset
 
 from samtrain.data.datasets import EndlessBatchSampler, RemoteSamDataset, SamDataset, Source, Transform, collate
 from samtrain.data.shards import expand_urls, is_remote
+from samtrain.training.config import LoaderConfig
 
 log = logging.getLogger(__name__)
 
@@ -34,27 +35,18 @@ class SamDataModule(pl.LightningDataModule):
         val: str | Sequence[str] = (),
         train_transform: Transform,
         val_transform: Transform | None = None,
-        batch_size: int,
-        val_batch_size: int | None = None,
-        max_masks: int = 64,
-        max_val_masks: int = 64,
-        num_workers: int = 0,
+        loader: LoaderConfig,
         seed: int = 0,
         start_step: int = 0,
         on_error: str = "raise",
-        cache_images: bool = False,
-        reduced_jpeg: bool = False,
         allow_pipe: bool = False,
     ) -> None:
         super().__init__()
         self.train = [Source.of(source) for source in train]
         self.val = [val] if isinstance(val, str) else list(val)
         self.train_transform, self.val_transform = train_transform, val_transform or train_transform
-        self.batch_size, self.val_batch_size = batch_size, val_batch_size or batch_size
-        self.max_masks, self.max_val_masks = max_masks, max_val_masks
-        self.num_workers, self.seed, self.start_step = num_workers, seed, start_step
-        self.on_error, self.cache_images, self.allow_pipe = on_error, cache_images, allow_pipe
-        self.reduced_jpeg = reduced_jpeg
+        self.loader, self.seed, self.start_step = loader, seed, start_step
+        self.on_error, self.allow_pipe = on_error, allow_pipe
         self.train_dataset: SamDataset | RemoteSamDataset | None = None
         self.val_dataset: SamDataset | None = None
 
@@ -63,54 +55,54 @@ class SamDataModule(pl.LightningDataModule):
         if self.train_dataset is None and stage in (None, "fit"):
             self.train_dataset = self._make_train_dataset()
         if self.val_dataset is None and self.val:
-            self.val_dataset = self._make_dataset([Source(self.val)], self.val_transform, self.max_val_masks)
+            self.val_dataset = self._make_dataset([Source(self.val)], self.val_transform, self.loader.max_val_masks)
 
     def train_dataloader(self) -> DataLoader:
         dataset = self.train_dataset
         if isinstance(dataset, RemoteSamDataset):
-            return self._loader(dataset, batch_size=self.batch_size)
+            return self._make_loader(dataset, batch_size=self.loader.batch_size)
         assert dataset is not None, "Lightning calls setup first"
         rank, world_size = self._rank_and_world_size()
         sampler = EndlessBatchSampler(
             shard_lengths=dataset.shard_lengths,
             weights=dataset.weights,
-            batch_size=self.batch_size,
+            batch_size=self.loader.batch_size,
             seed=self.seed,
             rank=rank,
             world_size=world_size,
             start_step=self.start_step,
         )
-        return self._loader(dataset, batch_sampler=sampler)
+        return self._make_loader(dataset, batch_sampler=sampler)
 
     def val_dataloader(self) -> DataLoader | list:
         if self.val_dataset is None:
             return []
         rank, world_size = self._rank_and_world_size()
         mine = Subset(self.val_dataset, range(rank, len(self.val_dataset), world_size))
-        return self._loader(mine, batch_size=self.val_batch_size, shuffle=False)
+        return self._make_loader(mine, batch_size=self.loader.val_batch_size or self.loader.batch_size, shuffle=False)
 
     def _make_train_dataset(self) -> SamDataset | RemoteSamDataset:
         """Remote sources are streamed, local ones read by position; a mixture of the two is refused."""
         urls = [(expand_urls(source.urls), source.weight) for source in self.train]
         remote = [is_remote(url) for paths, _ in urls for url in paths]
         if not any(remote):
-            return self._make_dataset(self.train, self.train_transform, self.max_masks)
+            return self._make_dataset(self.train, self.train_transform, self.loader.max_masks)
         if not all(remote):
             raise ValueError("data.train mixes remote and local shards, which share no order; download the remote ones")
         rank, world_size = self._rank_and_world_size()
         dataset = RemoteSamDataset(
             urls,
             self.train_transform,
-            max_masks=self.max_masks,
+            max_masks=self.loader.max_masks,
             seed=self.seed,
             start_step=self.start_step,
             rank=rank,
             world_size=world_size,
             on_error=self.on_error,
             allow_pipe=self.allow_pipe,
-            reduced_jpeg=self.reduced_jpeg,
+            reduced_jpeg=self.loader.reduced_jpeg,
         )
-        dataset.check_parts(self.num_workers)
+        dataset.check_parts(self.loader.num_workers)
         if self.start_step:
             log.warning("streamed shards have no positions: this run goes on with other images than it would have had")
         return dataset
@@ -122,17 +114,17 @@ class SamDataModule(pl.LightningDataModule):
             max_masks=max_masks,
             seed=self.seed,
             on_error=self.on_error,
-            cache_images=self.cache_images,
-            reduced_jpeg=self.reduced_jpeg,
+            cache_images=self.loader.cache_images,
+            reduced_jpeg=self.loader.reduced_jpeg,
         )
 
-    def _loader(self, dataset, **kwargs) -> DataLoader:
+    def _make_loader(self, dataset, **kwargs) -> DataLoader:
         return DataLoader(
             dataset,
             collate_fn=collate,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            prefetch_factor=PREFETCH if self.num_workers > 0 else None,
+            num_workers=self.loader.num_workers,
+            persistent_workers=self.loader.num_workers > 0,
+            prefetch_factor=PREFETCH if self.loader.num_workers > 0 else None,
             pin_memory=torch.cuda.is_available(),
             **kwargs,
         )

@@ -17,7 +17,7 @@ from samtrain.losses import LossTerms, SamLoss
 from samtrain.modeling.sam import Sam
 from samtrain.ops.masks import mask_iou, shrink_masks
 from samtrain.prompts import CentreSampler, Sampler, seeded_generator
-from samtrain.training.optim import OptimConfig, build_optimizer, clip_gradients, gradient_norm
+from samtrain.training.optim import AdamWConfig, build_optimizer, clip_gradients, gradient_norm
 from samtrain.types import Batch
 
 CLICKS = (1, 2, 3, 5)  # what validation reports of the centre protocol
@@ -42,7 +42,7 @@ class LitSam(pl.LightningModule):
         sam: Sam,
         prompts: Sampler,
         loss: SamLoss,
-        optim: OptimConfig,
+        optim: AdamWConfig,
         seed: int,
         trainable: Sequence[str] = ("*",),  # globs of parameter names, "mask_decoder.*"; the others are frozen
         activation_checkpointing: bool = False,

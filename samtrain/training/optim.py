@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -16,12 +16,53 @@ from torch.optim.lr_scheduler import LambdaLR
 SCHEDULES = ("step", "cosine", "constant")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Rates and schedule of one model size; the defaults are ViT-H's (paper, appendix A).
+    """The `optim` node: what all model sizes share. The numbers of one size are in `Recipe`.
+
+    learning_rate_factor: factor on the recipe's rate
+    trainable:            globs of parameter names; None trains all
+    ema_decay:            of an average of the weights; None: no average
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    gamma: float = 0.1
+    learning_rate_factor: float = 1.0
+    trainable: list[str] | None = None
+    ema_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.learning_rate_factor <= 0:
+            raise ValueError(f"optim.learning_rate_factor is {self.learning_rate_factor}: give a number above 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas are {list(self.betas)}: give two numbers from 0 to below 1")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"optim.ema_decay is {self.ema_decay}: give a number from 0 to below 1, or null for no average")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A `recipes.<model>` node: what one model size trains with. `mae` names weights for the encoder to start from."""
+
+    learning_rate: float
+    layer_decay: float
+    drop_path: float
+    dropout: float
+    weight_decay: float
+    images_per_step: int
+    max_steps: int
+    milestones: tuple[int, ...]
+    warmup_steps: int
+    mae: str | None = None
+
+
+@dataclass(frozen=True)
+class AdamWConfig:
+    """AdamW and its schedule for one training; the defaults are ViT-H's (paper, appendix A).
 
     `milestones` are steps of a recipe of `max_steps`; a run of another length passes them in the same proportion. The
-    warm-up is as long in any run.
+    warm-up takes equally many steps in any run.
     """
 
     learning_rate: float = 8e-4
@@ -35,8 +76,6 @@ class OptimConfig:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
-        object.__setattr__(self, "milestones", tuple(self.milestones))
         if self.schedule not in SCHEDULES:
             raise ValueError(f"optim.schedule is {self.schedule!r}: take one of {', '.join(SCHEDULES)}")
         if not 0 < self.layer_decay <= 1:
@@ -47,8 +86,23 @@ class OptimConfig:
                 "milestones must ascend and be no larger than max_steps"
             )
 
+    @classmethod
+    def of(cls, recipe: Recipe, optim: OptimConfig, learning_rate: float) -> AdamWConfig:
+        """Returns the settings of one model size at this learning rate."""
+        return cls(
+            learning_rate=learning_rate,
+            betas=optim.betas,
+            weight_decay=recipe.weight_decay,
+            layer_decay=recipe.layer_decay,
+            warmup_steps=recipe.warmup_steps,
+            schedule=optim.schedule,
+            milestones=recipe.milestones,
+            max_steps=recipe.max_steps,
+            gamma=optim.gamma,
+        )
 
-def param_groups(sam: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+
+def param_groups(sam: nn.Module, config: AdamWConfig) -> list[dict[str, Any]]:
     """Trainable parameters by rate and weight decay, the full rate first; each group has a `name`.
 
     No weight decay on what has one axis (norms and biases), nor on the absolute positions (ViTDet). Relative positions and
@@ -80,7 +134,7 @@ def _layer(name: str, depth: int) -> int:
     return depth + 1
 
 
-def rate_factor(config: OptimConfig, step: int, run_steps: int) -> float:
+def rate_factor(config: AdamWConfig, step: int, run_steps: int) -> float:
     """What the rate is multiplied by at the step that `step` others came before, in a run of `run_steps`."""
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     if config.schedule == "cosine":
@@ -90,12 +144,12 @@ def rate_factor(config: OptimConfig, step: int, run_steps: int) -> float:
     return warmup
 
 
-def run_milestones(config: OptimConfig, run_steps: int) -> list[int]:
+def run_milestones(config: AdamWConfig, run_steps: int) -> list[int]:
     """The recipe's milestones in a run of another length."""
     return [round(milestone * run_steps / config.max_steps) for milestone in config.milestones]
 
 
-def build_optimizer(sam: nn.Module, config: OptimConfig, run_steps: int) -> tuple[AdamW, LambdaLR]:
+def build_optimizer(sam: nn.Module, config: AdamWConfig, run_steps: int) -> tuple[AdamW, LambdaLR]:
     """AdamW and a schedule that is a function of the step alone: to be stepped after every optimiser step."""
     groups = param_groups(sam, config)
     # fused: one kernel a group in place of ten operations a tensor

@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,35 @@ DEVICES = {
     "h100": Device("cuda", 80, 346, "not measured: 35 % of 989"),
     "h200": Device("cuda", 141, 346, "not measured: 35 % of 989"),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """The `plan` node: the device to plan for, and the numbers of objects per image to try."""
+
+    device: str = "h100"
+    memory_gb: float | None = None
+    tflops: float | None = None
+    masks: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise ValueError(f"plan.device is {self.device!r}: take one of {', '.join(DEVICES)}, and set plan.memory_gb")
+        for name in ("memory_gb", "tflops"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"plan.{name} is {value}: give a number above 0, or null for the device's own")
+        if any(count < 1 for count in self.masks):
+            raise ValueError(f"plan.masks is {self.masks}: give numbers of objects per image of 1 or more")
+
+    def resolved_device(self) -> Device:
+        """Returns the named device with the memory and speed that are set here in place of its own."""
+        device = DEVICES[self.device]
+        if self.tflops is not None:
+            device = replace(device, tflops=float(self.tflops), source="plan.tflops")
+        return device if self.memory_gb is None else replace(device, memory_gb=float(self.memory_gb))
+
+
 BYTES_OF_STATE = 4 + 8  # a weight's own and AdamW's two moments in float32; its gradient is met in the step
 
 

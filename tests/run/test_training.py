@@ -11,10 +11,13 @@ from hydra import compose, initialize_config_dir
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from samtrain.data_engine.stages import FitRequest
-from samtrain.run import training
+from samtrain.run import trainer, training
+from samtrain.run.settings import Config, read
 from samtrain.run.training import train
 from samtrain.tasks import resolve
+from samtrain.training.config import TrainerConfig
 from samtrain.training.fsdp import EncoderFSDPStrategy
+from samtrain.training.optim import OptimConfig
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -47,8 +50,8 @@ def test_the_last_is_the_best_and_is_copied_whole_or_not_at_all(tmp_path: Path, 
         target.write_bytes(source.read_bytes()[:2])
         raise KeyboardInterrupt
 
-    trainer = SimpleNamespace(fit=fit, is_global_zero=True)
-    monkeypatch.setattr(training, "make_trainer", lambda *_, **__: trainer)
+    pretended = SimpleNamespace(fit=fit, is_global_zero=True)
+    monkeypatch.setattr(training, "make_trainer", lambda *_, **__: pretended)
     monkeypatch.setattr(training, "batches_seen", lambda path: 0)
     monkeypatch.setattr(training, "_data", lambda *_, **__: None)
     with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
@@ -58,24 +61,29 @@ def test_the_last_is_the_best_and_is_copied_whole_or_not_at_all(tmp_path: Path, 
     assert train(config, job, []).checkpoint.read_bytes() == b"whole"
 
 
+def strategy(config: Config) -> Any:
+    return trainer.strategy_of(read(TrainerConfig, config, "trainer"), read(OptimConfig, config, "optim"))
+
+
 def test_strategies_are_named_and_what_does_not_go_with_them_too() -> None:
-    assert [training.strategy_of(config_of(f"trainer.strategy={name}")) for name in ("auto", "ddp")] == ["auto", "ddp"]
-    assert isinstance(training.strategy_of(config_of("trainer.strategy=fsdp")), EncoderFSDPStrategy)
-    with pytest.raises(ValueError, match="trainer.strategy is 'fsdp1': take one of auto, ddp, fsdp"):
-        training.strategy_of(config_of("trainer.strategy=fsdp1"))
+    assert [strategy(config_of(f"trainer.strategy={name}")) for name in ("auto", "ddp")] == ["auto", "ddp"]
+    assert isinstance(strategy(config_of("trainer.strategy=fsdp")), EncoderFSDPStrategy)
+    with pytest.raises(ValueError, match="trainer.strategy is 'fsdp1': give one of auto, ddp, fsdp"):
+        strategy(config_of("trainer.strategy=fsdp1"))
     for override in ("optim.ema_decay=0.9999", "trainer.compile=true"):
         key = override.split("=")[0]
         with pytest.raises(ValueError, match=rf"{key} is .*set {key}=.* or trainer.strategy=ddp"):
-            training.strategy_of(config_of("trainer.strategy=fsdp", override))
-        assert training.strategy_of(config_of("trainer.strategy=ddp", override)) == "ddp"
+            strategy(config_of("trainer.strategy=fsdp", override))
+        assert strategy(config_of("trainer.strategy=ddp", override)) == "ddp"
 
 
 def test_lightning_writes_no_checkpoint_of_its_own_on_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its `hpc_ckpt` would be gone on with in place of `last.ckpt`, and the data would not."""
 
     def cluster() -> Any:
-        trainer = training.make_trainer(config_of("trainer.accelerator=cpu"), tmp_path, [], [], 1, "vit_tiny", validates=False)
-        return trainer._accelerator_connector.cluster_environment
+        config = config_of("trainer.accelerator=cpu")
+        made = trainer.make_trainer(config, tmp_path, [], [], 1, "vit_tiny", validates=False)
+        return made._accelerator_connector.cluster_environment
 
     assert not isinstance(cluster(), SLURMEnvironment)
     for name in ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"):

@@ -17,7 +17,7 @@ from samtrain import tasks
 from samtrain.modeling.build import load_sam
 from samtrain.modeling.checkpoints import save_official
 from samtrain.tasks.zero_shot import protocols
-from samtrain.training.loggers import make_loggers
+from samtrain.training.loggers import LoggerConfig, WandbConfig, make_loggers
 from tests.data_engine.automatic.images import as_jpeg, shapes, write_model
 from tests.wandb_records import offline_runs
 
@@ -171,7 +171,8 @@ def test_wandb_has_the_numbers_and_a_row_an_object(tmp_path: Path, given: list[s
     sent = [path for path in found.path.parent.rglob("*") if path.is_file()]
     named = [path.name for path in sent if b"scene_00" in path.read_bytes()]
     assert bool(named) is (images == "true"), named
-    (logger,) = make_loggers(tmp_path / "again", {"wandb": {"offline": True, "log_images": images == "true"}})[1:]
+    config = LoggerConfig(wandb=WandbConfig(offline=True, log_images=images == "true"))
+    (logger,) = make_loggers(tmp_path / "again", config)[1:]
     assert ("settings" in logger._wandb_init) is (images == "false")  # type: ignore[attr-defined]
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from tiny_training import BlobData, blobs, checkpointing, tiny_lit, tiny_trainer
 
 from samtrain.panels import CAPTION, draw_panel, tile_panels
+from samtrain.plain import from_plain
 from samtrain.training.callbacks import (
     AtomicCheckpointIO,
     BestCheckpoint,
@@ -27,7 +28,7 @@ from samtrain.training.callbacks import (
     Throughput,
 )
 from samtrain.training.callbacks.norms import parts_of
-from samtrain.training.loggers import AppendingCSVLogger, make_loggers
+from samtrain.training.loggers import AppendingCSVLogger, LoggerConfig, WandbConfig, make_loggers
 from samtrain.types import Prompts
 
 # ---- checkpoints
@@ -202,17 +203,22 @@ def test_the_last_row_of_an_earlier_process_is_added_to(tmp_path: Path) -> None:
 
 
 def test_loggers_by_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [type(logger) for logger in make_loggers(tmp_path, {"csv": {}})] == [AppendingCSVLogger]
-    with pytest.raises(ValueError, match=r"unknown loggers \['mlflow'\]"):
-        make_loggers(tmp_path, {"mlflow": {}})
+    assert [type(logger) for logger in make_loggers(tmp_path, LoggerConfig())] == [AppendingCSVLogger]
+    with pytest.raises(ValueError, match="logger.mlflow is not a setting; logger has csv, wandb, tensorboard, extra"):
+        from_plain(LoggerConfig, {"mlflow": {}}, "logger")
+    with pytest.raises(ValueError, match="logger.csv.path is not a setting"):
+        LoggerConfig(csv={"path": "x"})
+    with pytest.raises(ValueError, match="logger.tensorboard.sizes is not a setting; logger.tensorboard has .*log_graph"):
+        LoggerConfig(tensorboard={"sizes": 1})
     monkeypatch.setattr("pytorch_lightning.loggers.wandb._WANDB_AVAILABLE", False)
     with pytest.raises(ValueError, match=r"wandb is not installed: pip install 'samtrain\[wandb\]'"):
-        make_loggers(tmp_path, {"wandb": {"offline": True}})
+        make_loggers(tmp_path, LoggerConfig(wandb=WandbConfig(offline=True)))
 
 
 def test_the_run_id_is_kept(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    ids = [make_loggers(tmp_path, {"wandb": {"offline": True}})[1]._id for _ in range(2)]  # type: ignore[attr-defined]
+    config = LoggerConfig(wandb=WandbConfig(offline=True))
+    ids = [make_loggers(tmp_path, config)[1]._id for _ in range(2)]  # type: ignore[attr-defined]
     assert ids[0] == ids[1] and len(ids[0]) == 8
 
 

@@ -27,11 +27,12 @@ from samtrain.data.shards import Record
 from samtrain.data_engine.coverage import coverage
 from samtrain.data_engine.ledger import LedgerLine
 from samtrain.evaluators.clicks import evaluate_clicks
-from samtrain.run.training import validation_interval
+from samtrain.run.build import loggers_of
+from samtrain.run.trainer import validation_interval
 from samtrain.tasks.rounds.tools import Work
 from samtrain.training.callbacks import MaskPanels, Throughput
 from samtrain.training.lit_sam import METRICS
-from samtrain.training.loggers import AXIS, SamWandbLogger, make_loggers
+from samtrain.training.loggers import AXIS, SamWandbLogger
 from samtrain.training.loggers import ROUND as ROUND_AXIS
 from samtrain.training.loggers.dashboard import SETTINGS, build_workspace, workspace_json
 
@@ -221,7 +222,7 @@ def logged_names(folder: Path) -> set[str]:
 def logged_config(folder: Path) -> dict[str, Any]:
     """What W&B is told of a run's settings."""
     config = config_of("logger=wandb", "logger.wandb.offline=true")
-    (logger,) = [each for each in make_loggers(folder, config["logger"], config) if isinstance(each, SamWandbLogger)]
+    (logger,) = [each for each in loggers_of(config, folder) if isinstance(each, SamWandbLogger)]
     return logger._wandb_init["config"]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from itertools import islice
 from types import SimpleNamespace
 
@@ -8,7 +9,10 @@ import pytorch_lightning as pl
 import torch
 
 from samtrain.data.transforms import NativeCrop, ResizeLongestSide
+from samtrain.training.config import LoaderConfig
 from samtrain.training.datamodule import SamDataModule
+
+LOADER = {field.name for field in fields(LoaderConfig)}
 
 
 @pytest.fixture
@@ -23,13 +27,11 @@ def module(tmp_path, write_set):
             "val": str(tmp_path / "val"),
             "train_transform": NativeCrop(image_size=16),
             "val_transform": ResizeLongestSide(image_size=16),
-            "batch_size": 3,
-            "val_batch_size": 2,
-            "max_masks": 2,
-            "max_val_masks": 1,
-            **changes,
+            **{name: value for name, value in changes.items() if name not in LOADER},
         }
-        made = SamDataModule(**options)
+        loader = {"batch_size": 3, "val_batch_size": 2, "max_masks": 2, "max_val_masks": 1}
+        loader |= {name: value for name, value in changes.items() if name in LOADER}
+        made = SamDataModule(**options, loader=LoaderConfig(**loader))
         made.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
         made.setup("fit")
         return made

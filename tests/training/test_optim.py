@@ -10,17 +10,17 @@ from tiny_training import TINY, tiny_sam
 
 from samtrain.modeling.sam import SAM_CONFIGS, Sam
 from samtrain.training.lit_sam import freeze
-from samtrain.training.optim import OptimConfig, build_optimizer, param_groups, rate_factor, run_milestones
+from samtrain.training.optim import AdamWConfig, build_optimizer, param_groups, rate_factor, run_milestones
 
 # rate, layer decay, length and milestones of the paper's three sizes (appendix A; B's and L's milestones by proportion)
 PAPER = {
-    "vit_h": OptimConfig(learning_rate=8e-4, layer_decay=0.8, max_steps=90_000, milestones=(60_000, 86_666)),
-    "vit_l": OptimConfig(learning_rate=4e-4, layer_decay=0.8, max_steps=180_000, milestones=(120_000, 173_332)),
-    "vit_b": OptimConfig(learning_rate=8e-4, layer_decay=0.6, max_steps=180_000, milestones=(120_000, 173_332)),
+    "vit_h": AdamWConfig(learning_rate=8e-4, layer_decay=0.8, max_steps=90_000, milestones=(60_000, 86_666)),
+    "vit_l": AdamWConfig(learning_rate=4e-4, layer_decay=0.8, max_steps=180_000, milestones=(120_000, 173_332)),
+    "vit_b": AdamWConfig(learning_rate=8e-4, layer_decay=0.6, max_steps=180_000, milestones=(120_000, 173_332)),
 }
 
 
-def settings_by_name(sam: Sam, config: OptimConfig) -> dict[str, tuple[float, float]]:
+def settings_by_name(sam: Sam, config: AdamWConfig) -> dict[str, tuple[float, float]]:
     """(rate as a multiple of the full one, weight decay) of each parameter."""
     of = {
         id(p): (group["lr"] / config.learning_rate, group["weight_decay"])
@@ -49,7 +49,7 @@ def test_the_papers_rates_by_layer(model: str) -> None:
 
 
 def test_no_decay_on_norms_biases_and_absolute_positions() -> None:
-    decay = {name: d for name, (_, d) in settings_by_name(tiny_sam(), OptimConfig()).items()}
+    decay = {name: d for name, (_, d) in settings_by_name(tiny_sam(), AdamWConfig()).items()}
     free = {name for name, d in decay.items() if d == 0}
     assert {name for name in decay if name.endswith(".bias") or "norm" in name} <= free
     assert "image_encoder.pos_embed" in free
@@ -65,17 +65,17 @@ def test_no_decay_on_norms_biases_and_absolute_positions() -> None:
 
 def test_every_trainable_parameter_is_in_one_group() -> None:
     sam = tiny_sam()
-    groups = param_groups(sam, OptimConfig())
+    groups = param_groups(sam, AdamWConfig())
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(map(id, sam.parameters()))
-    assert groups[0]["lr"] == OptimConfig().learning_rate, "the first group learns at the full rate"
+    assert groups[0]["lr"] == AdamWConfig().learning_rate, "the first group learns at the full rate"
     assert len({group["name"] for group in groups}) == len(groups)
 
 
 def test_frozen_parameters_are_left_out() -> None:
     sam = tiny_sam()
     freeze(sam, ["mask_decoder.*"])
-    grouped = {id(p) for group in param_groups(sam, OptimConfig()) for p in group["params"]}
+    grouped = {id(p) for group in param_groups(sam, AdamWConfig()) for p in group["params"]}
     assert grouped == set(map(id, sam.mask_decoder.parameters()))
 
 
@@ -103,7 +103,7 @@ def test_cosine_and_constant() -> None:
 
 
 def test_the_schedule_moves_the_optimisers_rates() -> None:
-    config = OptimConfig(learning_rate=1.0, layer_decay=0.5, warmup_steps=2, milestones=(50,), max_steps=100)
+    config = AdamWConfig(learning_rate=1.0, layer_decay=0.5, warmup_steps=2, milestones=(50,), max_steps=100)
     optimizer, schedule = build_optimizer(tiny_sam(), config, run_steps=10)  # the milestone lies at 5
     seen = []
     for _ in range(7):
@@ -127,4 +127,4 @@ def test_the_schedule_moves_the_optimisers_rates() -> None:
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        OptimConfig(**changes)
+        AdamWConfig(**changes)

@@ -24,16 +24,18 @@ from samtrain.detector import MAX_DETECTIONS, Detector, load_detector, train_det
 from samtrain.files import do_once, write_text
 from samtrain.modeling.build import load_sam
 from samtrain.report import write_report
-from samtrain.run.build import Config, device_of, learning_rate_of, make_predictor, sam_config_of
+from samtrain.run.build import Config, device_of, learning_rate_of, loggers_of, make_predictor, sam_config_of
 from samtrain.run.image_sets import is_native, open_set, pool_of_stage_2
-from samtrain.run.preflight import look_at
-from samtrain.run.training import num_devices, train, validate
+from samtrain.run.preflight import check_images
+from samtrain.run.settings import DetectorSettings, read
+from samtrain.run.training import train, validate
 from samtrain.run.worker import train_apart
-from samtrain.tasks.detector import model_of, recipe_of, running_of
+from samtrain.tasks.detector import running_of
 from samtrain.tasks.detector import test_metrics as box_test_metrics
 from samtrain.tasks.fit import fit_request
 from samtrain.tasks.rounds.schedule import SEMI_AUTOMATIC, STAGES, first_round, rounds_of
-from samtrain.training.loggers import RoundFiles, SamWandbLogger, finish, log_round, make_loggers
+from samtrain.training.config import TrainerConfig
+from samtrain.training.loggers import LoggerConfig, RoundFiles, SamWandbLogger, finish, log_round, make_loggers
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +50,8 @@ class Work:
         self.images_seen = 0  # by the first model's training
         self.measured: dict[Path, dict[str, float]] = {}  # val/* that a training has found for its best checkpoint
         # one run of W&B for all trainings; on several devices each is a process of its own that logs for itself
-        self.apart = num_devices(config) > 1
-        self.shared: list[Logger] = [] if self.apart else make_loggers(run_dir, config["logger"], config)[1:]
+        self.apart = read(TrainerConfig, config, "trainer").num_devices > 1
+        self.shared: list[Logger] = [] if self.apart else loggers_of(config, run_dir)[1:]
 
     def first_model(self) -> Path:
         """`config.checkpoint`, or a model pretrained on public data in `<run_dir>/pretrain`."""
@@ -60,7 +62,7 @@ class Work:
         request = fit_request(config, self.run_dir / "pretrain", public)
 
         def pretrain() -> dict[str, Any]:
-            look_at(config, public, image_size=sam_config_of(config).image_size, native=request.native)
+            check_images(config, public, image_size=sam_config_of(config).image_size, native=request.native)
             result = self.train(request)
             return {"images_seen": result.images_seen, "metrics": result.metrics}
 
@@ -99,14 +101,14 @@ class Work:
     def train(self, request: FitRequest) -> FitResult:
         """In this process on one device, else in processes of their own."""
         if self.apart:
-            return train_apart(self.run_dir, request, self.config["trainer"]["launcher"])
-        csv = make_loggers(request.directory, {})
+            return train_apart(self.run_dir, request, read(TrainerConfig, self.config, "trainer").launcher)
+        csv = make_loggers(request.directory, LoggerConfig())
         return train(self.config, request, [*csv, *self.shared])
 
     def finish_loggers(self, metrics: Mapping[str, float | None]) -> None:
         """Where trainings logged for themselves, the ledger comes after the last of them; then the final numbers."""
         if self.apart:
-            self.shared = make_loggers(self.run_dir, self.config["logger"], self.config)[1:]
+            self.shared = loggers_of(self.config, self.run_dir)[1:]
             self._log_lines(read_ledger(self.run_dir))
         finish(self.shared, metrics)
 
@@ -123,7 +125,7 @@ class Work:
             if not stage.pool:
                 continue
             images = replace(self.images, public=[], pool=[Source(stage.pool)])
-            look_at(self.config, images, image_size=sam_config_of(self.config).image_size, native=self.native)
+            check_images(self.config, images, image_size=sam_config_of(self.config).image_size, native=self.native)
             counts = [each.images for each in stage.rounds]
             share_out(len(Pool(stage.pool, self.config["data"]["on_error"])), counts, stage.probe.images if stage.probe else 0)
 
@@ -186,14 +188,14 @@ class Work:
 
     def _fit_detector(self, request: DetectorRequest) -> Path:
         """In this process, on one device; the last weights, there being nothing to choose."""
-        given = self.config["detector"]["init"]
+        settings = read(DetectorSettings, self.config, "detector")
         return train_detector(
             [Source(request.shards, last_counts=True)],
-            request.init or (Path(given) if given else None),
+            request.init or (Path(settings.init) if settings.init else None),
             request.directory,
-            recipe=replace(recipe_of(self.config), steps=request.steps),
+            recipe=replace(settings.recipe, steps=request.steps),
             seed=self.config["seed"],
-            model=model_of(self.config),
+            model=settings.model,
             running=running_of(self.config),
         )
 

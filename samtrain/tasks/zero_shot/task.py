@@ -19,13 +19,13 @@ from samtrain.evaluators.zero_shot_edges import EdgeImage, edge_images
 from samtrain.evaluators.zero_shot_points import mean_over_sets
 from samtrain.files import digest, explain_full_disk, write_text
 from samtrain.report.page import write_report
-from samtrain.run.build import Config, device_of
+from samtrain.run.build import Config, device_of, loggers_of
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, num_ranks, write_metrics
 from samtrain.run.image_sets import open_set
 from samtrain.run.processes import CONTEXT, as_worker, run_together
 from samtrain.tasks.zero_shot.protocols import PROTOCOLS, Look, Protocol, groups_of
-from samtrain.training.loggers import finish, make_loggers
+from samtrain.training.loggers import finish
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     begin = time.perf_counter()
     _check(config)
     protocol = PROTOCOLS[config["zero_shot"]["protocol"]]
-    loggers = make_loggers(run_dir, config["logger"], config)[1:]
+    loggers = loggers_of(config, run_dir)[1:]
     sets, missing = _sets(config)
     steps = milestones(Path(config["zero_shot"]["run"])) if _is_curve(config) else []
     parts = _parts(config, sets, steps)

@@ -2,9 +2,10 @@
 
 from samtrain.training.loggers.appending_csv import AppendingCSVLogger
 from samtrain.training.loggers.lineage import RoundFiles, log_round
-from samtrain.training.loggers.make import finish, make_loggers
+from samtrain.training.loggers.make import LoggerConfig, WandbConfig, finish, make_loggers
 from samtrain.training.loggers.wandb_run import AXIS, ROUND, SamWandbLogger
 
 __all__ = [
-    "AXIS", "ROUND", "AppendingCSVLogger", "RoundFiles", "SamWandbLogger", "finish", "log_round", "make_loggers",
+    "AXIS", "ROUND", "AppendingCSVLogger", "LoggerConfig", "RoundFiles", "SamWandbLogger", "WandbConfig", "finish",
+    "log_round", "make_loggers",
 ]  # fmt: skip

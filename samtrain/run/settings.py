@@ -1,0 +1,251 @@
+"""The settings of a run: each node of the config has a reader, and what no reader knows is refused before any work begins.
+
+To give a node a dataclass (or a new node):
+  1. write a frozen, keyword-only dataclass that checks its ranges in `__post_init__`, in the room that uses it;
+  2. name it in NODES below; one that lives in `tasks/` goes into `samtrain.tasks.NODES` as "module:Class" instead;
+  3. read it with `read(Kind, config, "node")` in `run/` or `tasks/`, and pass the dataclass down.
+A node with a `_target_` is read by `target`, and made by `samtrain.run.targets.build`. tests/run/test_settings.py adds an
+unknown key to every node and expects an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from functools import partial
+from importlib import import_module
+from typing import Any, TypeVar
+
+from samtrain.detector import DetectorRecipe
+from samtrain.plain import from_plain
+from samtrain.run.image_sets import data_config
+from samtrain.run.targets import check_target
+from samtrain.training.config import CallbacksConfig, LoaderConfig, TrainerConfig, is_trainer_argument
+from samtrain.training.loggers import LoggerConfig
+from samtrain.training.optim import OptimConfig, Recipe
+from samtrain.training.plan import PlanConfig
+
+T = TypeVar("T")
+Config = dict[str, Any]
+Reader = Callable[[Any, str], Any]  # takes a node and its dotted name, raises ValueError that names a wrong key
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The settings at the top of the config, outside all nodes."""
+
+    task: str
+    name: str
+    seed: int
+    run_dir: str
+    data_dir: str
+    size_limits: tuple[float, float]
+    stage1_run: str | None
+    checkpoint: str | None
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}: give 0 or more")
+        if not 0 < self.size_limits[0] < self.size_limits[1]:
+            raise ValueError(f"size_limits is {list(self.size_limits)}: give two ascending areas in pixels: [500, 1000]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The `model` node: a size by name, and what is changed of it; None leaves it to the checkpoint or the size."""
+
+    name: str | None = None
+    image_size: int | None = None
+    decoder_depth: int | None = None
+    mae: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "decoder_depth"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"model.{name} is {value}: give 1 or more, or null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorSettings(DetectorRecipe):
+    """The `detector` node: which detector, where it starts, and how it is trained."""
+
+    name: str
+    image_size: int
+    init: str | None = None
+    backbone_weights: str | None = None
+    val_every_steps: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.val_every_steps < 1:
+            raise ValueError(f"detector.val_every_steps is {self.val_every_steps}: give 1 or more")
+
+    @property
+    def recipe(self) -> DetectorRecipe:
+        """How the detector is trained, as its module takes it."""
+        return DetectorRecipe(**{field.name: getattr(self, field.name) for field in fields(DetectorRecipe)})
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The arguments of `build_detector`."""
+        return {"name": self.name, "image_size": self.image_size, "backbone_weights": self.backbone_weights}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatorConfig:
+    """The `evaluator` node: how `test/*` are measured."""
+
+    num_points: int = 5
+    max_masks: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_points", "max_masks"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"evaluator.{name} is {value}: give 1 or more")
+
+
+def read(kind: type[T], config: Config, name: str) -> T:
+    """Returns a node of the config as its dataclass."""
+    return from_plain(kind, config[name], name)
+
+
+def recipe_of(config: Config, model: str) -> Recipe:
+    """Returns what a model size trains with; raises ValueError for a size without a recipe."""
+    recipes = config["recipes"]
+    if model not in recipes:
+        raise ValueError(
+            f"{model!r} has no recipe: choose one of {', '.join(recipes)} (model.name), or let it train as one of these does "
+            f"with +recipe@recipes.{model}=vit_b"
+        )
+    return from_plain(Recipe, recipes[model], f"recipes.{model}")
+
+
+def check_config(config: Config, task_nodes: Mapping[str, str]) -> None:
+    """Raises ValueError for the first key that no part of samtrain knows, and for values out of range.
+
+    task_nodes: {node: "module:Class"} for the nodes that belong to one task
+    """
+    readers = NODES | {name: _lazy(place) for name, place in task_nodes.items()}
+    top = [field.name for field in fields(RunConfig)]
+    for name in config:
+        if name not in readers and name not in top:
+            near = get_close_matches(name, [*top, *readers], n=1)
+            suggestion = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(f"{name} is not a setting{suggestion}; the config has {', '.join([*top, *readers])}")
+    from_plain(RunConfig, {name: config[name] for name in top}, "")
+    for name, reader in readers.items():
+        if name in config:
+            reader(config[name], name)
+
+
+def plain(kind: type[Any]) -> Reader:
+    """Returns the reader of a node that is a dataclass."""
+    return partial(from_plain, kind)
+
+
+def target(*supplied: str) -> Reader:
+    """Returns the reader of a node with a `_target_`; `supplied` are arguments that samtrain adds when it makes the object."""
+    return partial(check_target, supplied=supplied)
+
+
+def each(reader: Reader) -> Reader:
+    """Returns the reader of a node whose keys are chosen by the user and whose values are all read alike."""
+
+    def read_each(node: Any, name: str) -> None:
+        for key, value in (node or {}).items():
+            reader(value, f"{name}.{key}")
+
+    return read_each
+
+
+def keys(*known: str, **inner: Reader) -> Reader:
+    """Returns a reader that checks only the names of keys, for nodes without a dataclass; `inner` reads the nodes inside."""
+    names = [*known, *inner]
+
+    def check(node: Any, name: str) -> None:
+        for key, value in (node or {}).items():
+            if key not in names:
+                near = get_close_matches(str(key), names, n=1)
+                suggestion = f" (did you mean {near[0]}?)" if near else ""
+                raise ValueError(f"{name}.{key} is not a setting{suggestion}; {name} has {', '.join(names)}")
+            if key in inner:
+                inner[key](value, f"{name}.{key}")
+
+    return check
+
+
+def _lazy(place: str) -> Reader:
+    """Returns the reader of "module:Class", which is imported when it is needed."""
+    module, _, kind = place.partition(":")
+    return lambda node, name: from_plain(getattr(import_module(module), kind), node, name)
+
+
+def _read_trainer(node: Any, name: str) -> TrainerConfig:
+    """Reads the `trainer` node; an argument of Lightning's that stands beside ours is told its place."""
+    if isinstance(node, dict):
+        ours = {field.name for field in fields(TrainerConfig)}
+        for key in node:
+            if key not in ours and is_trainer_argument(key):
+                raise ValueError(
+                    f"{name}.{key} is not a setting of samtrain, but an argument of Lightning's Trainer: set "
+                    f"+trainer.extra.{key}=...; {name} has {', '.join(sorted(ours))}"
+                )
+    return from_plain(TrainerConfig, node, name)
+
+
+_TRAINING = keys("model", "steps", "learning_rate_factor")
+_SYNTHETIC = keys("size", "public", "pool", "val", "test", "crowded")
+_ROUND = ("model", "images", "steps", "learning_rate_factor", "detector_steps")
+
+NODES: dict[str, Reader] = {
+    "model": plain(ModelConfig),
+    "optim": plain(OptimConfig),
+    "recipes": each(plain(Recipe)),
+    "loader": plain(LoaderConfig),
+    "trainer": _read_trainer,
+    "callbacks": plain(CallbacksConfig),
+    "logger": plain(LoggerConfig),
+    "evaluator": plain(EvaluatorConfig),
+    "detector": plain(DetectorSettings),
+    "plan": plain(PlanConfig),
+    "prompts": target(),
+    "loss": target(),
+    "annotator": target(),
+    "prefill": target(),
+    "data": data_config,
+    "public": data_config,
+    "engine": keys("promote_metric", "probe_images", "probe_images_stage_2", "large_scale_jitter"),
+    "rounds": each(keys("stage", *_ROUND)),
+    "preview": keys("images"),
+    "predict": keys("image", "points", "box"),
+    "embed": keys("images", "output"),
+    "zero_shot": keys(
+        "protocol", "sets", "max_masks", "native", "num_workers", "split", "boxes", "group_by", "groups", "run",
+    ),
+    "validate": keys("dataset", "max_messages"),
+    "audit": keys("dataset", "corrected", "truth", "images", "target_iou", "min_iou"),
+    "compare": keys("runs"),
+    "dashboard": keys("entity", "project"),
+    "export": keys("path"),
+    "tune": keys(
+        "metric", "direction", "num_trials", "num_workers", "study", "storage", "stale_after", "seeds", "compare_by",
+        "overrides", "space", "sampler", "pruner",
+    ),
+    "generator": lambda node, name: None,
+    # defaults that the nodes above refer to; a setting is given to its node, and to `scale` only for all nodes at once
+    "scale": keys(
+        "image_size", "mae", "batch_size", "images_per_step", "max_masks", "precision", "activation_checkpointing", "devices",
+        "num_nodes", "num_workers", "cache_images", "num_points", "num_mask_only", "loss_resolution", "supervise_all_iou",
+        "schedule", "val_every_steps", "val_batch_size", "checkpoint_every_steps", "log_every_steps", "max_val_masks",
+        "large_scale_jitter", "flip_probability", "size_limits", "max_clicks", "probe_images", "probe_images_stage_2",
+        **dict.fromkeys(("pretrain", "finetune", "sa1b", "generator_model"), _TRAINING),
+        overfit=keys("model", "steps", "learning_rate_factor", "num_points", "flip_probability"),
+        rounds=each(keys(*_ROUND)),
+        prefill=keys("box_score_thresh", "pred_iou_thresh", "stability_score_thresh"),
+        synthetic=_SYNTHETIC,
+        detector=keys("name", "image_size", "batch_size", "steps", "learning_rate", "warmup_steps", "val_every_steps"),
+    ),
+}  # fmt: skip
