@@ -26,6 +26,7 @@ from samtrain.training.optim import OptimConfig
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it lists devices and packages that one could install
+logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)  # the report of trainer.extra.profiler
 warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode")  # frozen parts are in eval mode on purpose
 warnings.filterwarnings("ignore", message=r".*sync_dist=True")  # what is logged has been reduced over all ranks
 warnings.filterwarnings("ignore", message=r".*LeafSpec")  # Lightning 2.6 on torch 2.15

@@ -174,7 +174,7 @@ def test_images_of_the_rounds_are_looked_at_and_not_the_public_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[ImageSet] = []
-    monkeypatch.setattr(engine, "look_at", lambda config, images, **_: seen.append(images))
+    monkeypatch.setattr(engine, "check_images", lambda config, images, **_: seen.append(images))
     pool = [Source(write_pool(tmp_path / "pool", 14, num=1))]
     images = ImageSet(public=[Source(["public.tar"])], pool=pool, val=["v.tar"], test=[])
     engine.Work(config_of("data.frame=resize"), tmp_path, images).look_at_pools()
