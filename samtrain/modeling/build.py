@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from samtrain.modeling.checkpoints import Weights, read_weights
 from samtrain.modeling.sam import SAM_CONFIGS, Sam, SamConfig
@@ -76,10 +77,19 @@ def _fill(config: SamConfig, weights: Weights) -> Sam:
     with torch.device("meta"):
         sam = Sam(config)
     sam.register_constants()
-    state = resize_positions({key: value.float() for key, value in weights.state_dict.items()}, config)
+    state = resize_positions({key: _aligned(value.float()) for key, value in weights.state_dict.items()}, config)
     check_state_dict(sam, state, str(weights.path))
     sam.load_state_dict(state, assign=True)
     return sam.eval()
+
+
+def _aligned(weight: Tensor) -> Tensor:
+    """Returns the tensor, copied if its memory does not begin at a multiple of 16 bytes.
+
+    The tensors of a safetensors file stay where the file has them, often at an odd multiple of 8 bytes. There MKL multiplies a
+    matrix with a single vector in another order of sums, so the same weights would give other last bits than from a `.pth`.
+    """
+    return weight.clone() if weight.data_ptr() % 16 else weight
 
 
 def check_state_dict(module: torch.nn.Module, state: StateDict, source: str) -> None:

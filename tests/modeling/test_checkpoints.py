@@ -75,6 +75,15 @@ def test_safetensors_under_metas_and_transformers_names(official, official_file,
         assert _same_weights(load_sam(tmp_path / name), sam), name
 
 
+@pytest.mark.parametrize("header", [0, 8])
+def test_weights_are_aligned_wherever_the_file_has_them(official, tmp_path, header):
+    """The header's length decides where a safetensors file begins its tensors; last bits must not hang on it."""
+    from safetensors.torch import save_file
+
+    save_file(official, tmp_path / "x.safetensors", metadata={"note": "x" * header})
+    assert not any(p.data_ptr() % 16 for p in load_sam(tmp_path / "x.safetensors").parameters())
+
+
 def test_loaded_models_are_built_without_drawing_and_can_be_trained(official_file):
     torch.manual_seed(0)
     before = torch.random.get_rng_state()

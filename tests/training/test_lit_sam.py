@@ -150,22 +150,23 @@ def test_accumulation_gives_the_big_batchs_step(tmp_path: Path) -> None:
     small = [blobs(k, counts=(2, 2)) for k in range(4)]
     for name, batches, accumulate in (("small", small, 2), ("big", [join(small[:2]), join(small[2:])], 1)):
         lit = tiny_lit(sam=tiny_sam(config=CALM), prompts=CentreSampler(num_points=2))
-        train(tmp_path / name, lit, batches, 2, accumulate_grad_batches=accumulate)
+        train(tmp_path / name, lit, batches, 2, accumulate_grad_batches=accumulate, precision="64-true")
     assert [row["images_seen"] for row in rows_of(tmp_path / "small")] == ["4", "8"]
     assert_close_rows(tmp_path / "small", tmp_path / "big")
 
 
 def assert_close_rows(here: Path, there: Path) -> None:
-    """Equal but for rounding: the first step tells of the gradients, the second of how they were used.
+    """Asserts that two runs in double precision logged equal rows of two steps, but for the rounding of the log to float32.
 
-    Weights are not compared: Adam makes whole steps of the rounding in gradients that should be zero.
+    The first step tells of the gradients, the second of how they were used. In single precision there is no such bound: a sum
+    in another order may move a ReLU's input across zero, which changes the second step's gradient by 0.2 %.
     """
     rows_here, rows_there = rows_of(here), rows_of(there)
     assert [row["step"] for row in rows_here] == [row["step"] for row in rows_there] == ["1", "2"]
     for row_here, row_there in zip(rows_here, rows_there, strict=True):
         assert row_here.keys() == row_there.keys()
         for name in row_here:
-            assert float(row_here[name]) == pytest.approx(float(row_there[name]), rel=1e-3, abs=1e-6), name
+            assert float(row_here[name]) == pytest.approx(float(row_there[name]), rel=1e-6), name
 
 
 # ---- what randomness hangs on
