@@ -1,4 +1,8 @@
-"""Durability: files that are complete or absent, work that is done once, locks, digests, and what a full disk says."""
+"""Durability: complete-or-absent files, locks, work that is done once, digests, and what to do about a full disk.
+
+A process may be killed, or the power cut, at any moment. After either a file that was written here has its old content or
+its new one, and a piece of work is either recorded as done or done again.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +31,8 @@ RESUME = "free some disk space, then run the same command again with run_dir= of
 def atomic_path(path: str | Path, *, sole_writer: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path` that replaces `path` in one step when the block ends without an error.
 
-    A file that only one process ever writes may set `sole_writer`: the temporary name is then fixed, so that what a killed
-    process left behind is overwritten by the next write.
+    A file that only one process ever writes may set `sole_writer`: the temporary name is then fixed, so that the next write
+    overwrites what a killed process left behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,17 +41,28 @@ def atomic_path(path: str | Path, *, sole_writer: bool = False) -> Iterator[Path
     temporary = path.with_name(f".{path.name}.{suffix}")
     try:
         yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
+        publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def publish(temporary: Path, path: Path) -> None:
+    """Gives a finished file or folder its final name in one step, in such a way that both survive a power cut."""
+    sync(temporary)  # first the content, because the new name must never show less
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def write_text(path: Path, text: str, cure: str = RESUME) -> None:
     """Writes a UTF-8 text file that is complete or absent, even after a power cut."""
-    with explain_full_disk(path), atomic_path(path) as temporary:
+    with explain_full_disk(path, cure), atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, data: bytes, cure: str = RESUME) -> None:
+    """Writes a binary file that is complete or absent, even after a power cut."""
+    with explain_full_disk(path, cure), atomic_path(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def sync(path: Path) -> None:
@@ -89,18 +104,29 @@ def do_once(path: Path, work: Callable[[], Any]) -> Done:
     if not path.is_file():
         begin = time.monotonic()
         result = work()
-        text = json.dumps({"result": result, "wall": round(time.monotonic() - begin, 3)}, allow_nan=False)
-        with atomic_path(path) as temporary:
-            temporary.write_text(text)
+        write_text(path, json.dumps({"result": result, "wall": round(time.monotonic() - begin, 3)}, allow_nan=False))
     return Done(**json.loads(path.read_text()))
+
+
+def write_once(path: Path, text: str) -> str:
+    """Writes a text file unless it exists, and returns its content: of several processes the first decides."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}_{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        with suppress(FileExistsError):
+            os.link(temporary, path)  # unlike a rename, a link never replaces a file
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path.read_text(encoding="utf-8")
 
 
 def build_once(target: Path, build: Callable[[Path], dict[str, Any]], manifest: str) -> Path:
     """Returns the folder `target`; calls `build(folder)` to fill it if it does not exist yet.
 
-    `build` works in `<target>.partial`, where it finds what an interrupted run has left, and returns the content of the
-    JSON file `manifest`. The manifest is written last, then the folder gets its name. Of several processes one builds and
-    the others wait.
+    `build` works in `<target>.partial`, where it finds the files of an interrupted run, and returns the content of the JSON
+    file `manifest`. The manifest is written last, then the folder gets its name. If several processes call this, one builds
+    and the others wait.
     """
     if not (target / manifest).is_file():
         with locked(target.with_name(f".{target.name}.lock")):
@@ -108,7 +134,8 @@ def build_once(target: Path, build: Callable[[Path], dict[str, Any]], manifest: 
                 partial = target.with_name(f"{target.name}.partial")
                 partial.mkdir(parents=True, exist_ok=True)
                 write_text(partial / manifest, json.dumps(build(partial), indent=1) + "\n")
-                os.replace(partial, target)
+                with explain_full_disk(target):
+                    publish(partial, target)
     return target
 
 
@@ -119,7 +146,7 @@ _THREADS: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # a PO
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Holds a lock on the file `path`, which only one thread of one process can; the file itself stays.
+    """Holds a lock on the file `path`, which one thread of one process can hold at a time; the file itself stays.
 
     The system frees a POSIX lock when its process ends, however it ends, and child processes do not inherit it. Raises
     BlockingIOError if the lock is taken and `wait` is false.
@@ -132,7 +159,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         with open(path, "w") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except PermissionError as error:  # what some systems say instead
+            except PermissionError as error:  # what some systems raise instead of BlockingIOError
                 raise BlockingIOError(errno.EAGAIN, "another process holds the lock", str(path)) from error
             yield
     finally:

@@ -1,4 +1,4 @@
-"""Images with the boxes of their objects, for a detector: masks stay RLE, none is decoded."""
+"""Samples for a detector: images with the boxes of their objects. Masks stay RLE and are never decoded."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from samtrain.ops.rle import rle_area, rle_to_box_xywh, to_compressed
 
 @dataclass
 class BoxSample:
-    """One image in its own pixels with its N objects; N may be 0.
+    """One image in its original pixels with its N objects; N may be 0.
 
-    image: (3, H, W) uint8 RGB. boxes: (N, 4) float32 xyxy, each side at least 1; the right and lower edges lie behind
-    the last pixel. areas: (N,) float32, pixels of the masks.
+    image: (3, H, W) uint8 RGB
+    boxes: (N, 4) float32 xyxy, each side at least 1; right and lower edges are exclusive
+    areas: (N,) float32, pixels of the masks
     """
 
     image: Tensor
@@ -29,7 +30,7 @@ class BoxSample:
 
 @dataclass
 class BoxBatch:
-    """B images of any sizes: as `BoxSample`, a list entry each."""
+    """Holds B images of any sizes: one list entry per image, as in `BoxSample`."""
 
     images: list[Tensor]
     boxes: list[Tensor]
@@ -38,17 +39,17 @@ class BoxBatch:
 
     @classmethod
     def of(cls, samples: Sequence[BoxSample]) -> BoxBatch:
-        """What a loader collates by."""
+        """Collates samples into a batch."""
         return cls([s.image for s in samples], [s.boxes for s in samples], [s.areas for s in samples], [s.key for s in samples])
 
 
 def annotated_boxes(
     annotations: Sequence[dict[str, Any]], size: tuple[int, int], *, max_mask_area: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 4) float32 xyxy boxes and (N,) float32 mask areas of an image of `size` (H, W), in the order of the annotations.
+    """Returns (N, 4) float32 xyxy boxes and (N,) float32 mask areas of an image of `size` (H, W), in the annotations' order.
 
-    Left out are masks without pixels and those over `max_mask_area` of the image. Raises ValueError that begins with the
-    annotation's id for an RLE that is broken or of another size.
+    Empty masks and masks above `max_mask_area` of the image are left out. Raises ValueError that begins with the annotation's
+    id for an RLE that is broken or of another size.
     """
     boxes, areas = [], []
     for annotation in annotations:
@@ -56,7 +57,7 @@ def annotated_boxes(
             rle = to_compressed(annotation["segmentation"], size)
         except ValueError as error:
             cure = "correct it, leave it out of the JSON, or set data.on_error=skip"
-            raise ValueError(f"annotation {annotation.get('id')}: {error}; {cure}") from error
+            raise ValueError(f"annotation {annotation.get('id')}: {error}: {cure}") from error
         area = rle_area(rle)
         if 0 < area <= max_mask_area * size[0] * size[1]:
             x, y, width, height = rle_to_box_xywh(rle)
@@ -66,9 +67,9 @@ def annotated_boxes(
 
 
 class BoxTransform:
-    """What `SamDataset` calls to get a `BoxSample`: the image as it is, in training mirrored left to right now and then.
+    """Turns an image of a `SamDataset` into a `BoxSample`, at random mirrored from left to right for training.
 
-    All objects are kept, whatever `max_masks` says: one that is left out would be taught to be background. Masks over
+    `max_masks` is ignored and all objects are kept, because a missing one would be learned as background. Masks above
     `max_mask_area` of the image are dropped (paper, appendix A: 90 %).
     """
 

@@ -1,4 +1,4 @@
-"""Samples by (epoch, index) from local shards, and their collation into a batch."""
+"""Datasets of local shards: samples by (epoch, index), and their collation into a batch."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ logger = logging.getLogger(__name__)
 
 Image = np.ndarray | StoredImage
 Transform = Callable[[Image, Sequence[dict], int, np.random.Generator], Sample]
-MAX_SUBSTITUTIONS = 100  # tries before a set is called broken; SAM 2's dataset tries as often
+MAX_SUBSTITUTIONS = 100  # tries before the whole set is considered broken, as in SAM 2's dataset
 
 
 @dataclass(frozen=True)
 class Source:
-    """Shards (anything `expand_urls` takes) and how often a virtual epoch shows them.
+    """Shards, and how often a virtual epoch shows their images.
 
-    last_counts: an image may stand in several of the shards, as when masks are added to it; only its last record is shown
+    urls:        anything that `expand_urls` accepts
+    weight:      10 shows each image ten times per virtual epoch, 0.5 shows half of the images
+    last_counts: show only the last record of each key; an image is in several shards if masks were added to it later
     """
 
     urls: str | Sequence[str]
@@ -41,23 +43,23 @@ class Source:
 
     @classmethod
     def of(cls, value: Source | Mapping[str, Any] | str) -> Source:
-        """A source from itself, from `{urls, weight}` as configs hold it, or from urls alone."""
+        """Returns a source from a `{urls, weight}` node of the config, from urls alone, or unchanged."""
         if isinstance(value, Source):
             return value
         if not isinstance(value, Mapping):
             return cls(value)
         if not {"urls"} <= set(value) <= {"urls", "weight"}:
-            raise ValueError(f"a source has keys {sorted(value)}, allowed are urls and weight; set data.train")
+            raise ValueError(f"a source in data.train has the keys {', '.join(sorted(value))}: give urls and weight")
         return cls(**value)
 
 
 class SamDataset(Dataset):
-    """The images of local shards with randomly chosen masks: `dataset.get(epoch, index)` is always the same sample.
+    """Reads images of local shards with randomly drawn masks; `dataset.get(epoch, index)` always returns the same sample.
 
-    `dataset[epoch, index]` is the same for loaders, `dataset[index]` stands for epoch 0. What cannot be read raises
-    ValueError naming file and record, or with on_error="skip" is logged, counted in `num_skipped` and replaced by
-    another record, the same one each time. `cache_images` keeps decoded images, `cache_bytes` of them at most in all
-    workers together. `reduced_jpeg` decodes JPEGs no larger than the window needs: faster, and not the exact pixels.
+    Loaders ask for `dataset[epoch, index]`; `dataset[index]` is epoch 0. A record that cannot be read raises ValueError with
+    its file and key. With on_error="skip" it is logged, counted in `num_skipped` and replaced by another record, always the
+    same one. `cache_images` keeps decoded images, at most `cache_bytes` over all workers. `reduced_jpeg` decodes JPEGs no
+    larger than the window needs, which is faster but gives slightly different pixels.
     """
 
     def __init__(
@@ -74,7 +76,10 @@ class SamDataset(Dataset):
     ) -> None:
         check_on_error(on_error)
         if reduced_jpeg and cache_images:
-            raise ValueError("loader.reduced_jpeg decodes for one window, loader.cache_images for all: set one of them false")
+            raise ValueError(
+                "loader.reduced_jpeg and loader.cache_images are both true, but a reduced image fits one window only: set one "
+                "of them to false"
+            )
         self.reduced_jpeg = reduced_jpeg
         self.sources = [Source.of(source) for source in sources]
         urls = [_local(expand_urls(source.urls)) for source in self.sources]
@@ -87,9 +92,9 @@ class SamDataset(Dataset):
         self._ends = np.cumsum([len(shard) for shard in self.shards], dtype=np.int64)
         if len(self) == 0:
             names = [source.urls for source in self.sources]
-            raise ValueError(f"no whole records in {names}: prepare the set, or check the urls")
+            raise ValueError(f"{names} hold no complete records: prepare the data set, or check the URLs in data.train")
         self._skips = torch.zeros(1, dtype=torch.int64).share_memory_()  # one count for all workers
-        self._said: set[int] = set()
+        self._logged: set[int] = set()
         self._cache: dict[int, tuple] = {}
         self._room = cache_bytes if cache_images else 0
 
@@ -101,11 +106,11 @@ class SamDataset(Dataset):
 
     @property
     def num_skipped(self) -> int:
-        """How many reads have been replaced because of a broken record, and how many faults the tars themselves had."""
+        """Returns the number of reads replaced because of a broken record, plus the number of faults in the tars."""
         return int(self._skips) + sum(len(shard.problems) for shard in self.shards)
 
     def get(self, epoch: int, index: int) -> Sample:
-        """The sample, a pure function of (seed, epoch, index): see the class for what is done with a broken record."""
+        """Returns a sample as a pure function of (seed, epoch, index); see the class for broken records."""
         for attempt in range(MAX_SUBSTITUTIONS):
             # a trailing zero changes nothing: attempt 0 draws from (seed, epoch, index)
             rng = np.random.default_rng([self.seed, epoch, index, attempt])
@@ -116,19 +121,22 @@ class SamDataset(Dataset):
                 if self.on_error == "raise":
                     raise
                 self._count_skip(chosen, error)
-        raise ValueError(f"{MAX_SUBSTITUTIONS} records in a row cannot be read, the last one {self.name(chosen)}")
+        raise ValueError(
+            f"{MAX_SUBSTITUTIONS} records in a row cannot be read, the last one is {self.name(chosen)}: check the shards with "
+            "task=validate_dataset"
+        )
 
     def record(self, index: int) -> Record:
-        """The record as stored: bytes of the image and JSON."""
+        """Returns the record as stored: the bytes of its image, and its JSON."""
         return read_record(*self._place(index))
 
     def name(self, index: int) -> str:
-        """How messages call a record."""
+        """Returns the name of a record in messages."""
         shard, i = self._place(index)
         return f"{shard.path}, record {shard.key(i)}"
 
     def _place(self, index: int) -> tuple:
-        """The shard of a record and its number there."""
+        """Returns the shard of a record and its number there."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} records")
         number = int(np.searchsorted(self._ends, index, side="right"))
@@ -145,7 +153,7 @@ class SamDataset(Dataset):
         return sample
 
     def _image(self, index: int) -> tuple[Image, list[dict], str]:
-        """The decoded image, its annotations and its key; from memory if it is there."""
+        """Returns the decoded image, its annotations and its key, from the cache if possible."""
         if index in self._cache:
             return self._cache[index]
         record = self.record(index)
@@ -156,7 +164,7 @@ class SamDataset(Dataset):
         image, _ = stored.decode(1.0)
         found = image, record.annotation["annotations"], record.key
         worker = get_worker_info()
-        cost = image.nbytes * (worker.num_workers if worker else 1)  # each worker has a memory of its own
+        cost = image.nbytes * (worker.num_workers if worker else 1)  # each worker has its own cache
         if cost <= self._room:
             self._room -= cost
             self._cache[index] = found
@@ -164,20 +172,22 @@ class SamDataset(Dataset):
 
     def _count_skip(self, index: int, error: ValueError) -> None:
         self._skips += 1
-        if index not in self._said:
-            self._said.add(index)
-            logger.warning("skipped and replaced by another record: %s", error)
+        if index not in self._logged:
+            self._logged.add(index)
+            logger.warning("A record was skipped and replaced by another one: %s", error)
 
 
 def _local(urls: list[str]) -> list[str]:
     remote = [url for url in urls if is_remote(url)]
     if remote:
-        raise ValueError(f"{remote[0]} has to be streamed, which data.train allows for all or none; download it first")
+        raise ValueError(
+            f"data.train mixes local shards with {remote[0]}, which has to be streamed: download it, or stream all shards"
+        )
     return urls
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """One batch of samples; where none has an object, one empty object of weight 0 stands in, so that N is never 0."""
+    """Returns one batch of samples; if none has an object, an empty one of weight 0 is added, so that N is never 0."""
     images, masks = torch.stack([s.image for s in samples]), torch.cat([s.masks for s in samples])
     image_index = torch.repeat_interleave(torch.tensor([len(s.masks) for s in samples]))
     weights = torch.ones(len(masks))

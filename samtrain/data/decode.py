@@ -1,4 +1,4 @@
-"""ImageToAnnotate bytes to RGB: every valid oddity is read, what cannot be read is a ValueError that names the record."""
+"""Decodes image files of any valid kind to RGB; a file that cannot be read is a ValueError that names the record."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 STRETCH_PERCENTILES = (0.175, 99.825)  # 0.35 % of the pixels saturate: ImageJ's default of "Enhance Contrast"
 EXIF_ORIENTATION = 0x0112  # EXIF 2.3, tag "Orientation"
-# PIL's ways to say no, found by damaging files of all formats at random
+# the errors that PIL raises, found by damaging files of all formats at random
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, Image.DecompressionBombError)
 TIFF_BITS, TIFF_PLANES = 258, 284  # TIFF 6.0, tags "BitsPerSample" and "PlanarConfiguration"
-# EXIF's orientations: from the pixels as stored to the image as shown
+# EXIF's orientations: how the stored pixels are turned to be shown
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda pixels: pixels,
     2: lambda pixels: pixels[:, ::-1],
@@ -33,13 +33,13 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
     8: lambda pixels: np.rot90(pixels),
 }
-BACK = {**TURNS, 6: TURNS[8], 8: TURNS[6]}  # the others undo themselves
-# the last letter of PIL's raw modes of 16 bits: big-endian, little-endian, or the machine's own
+BACK = {**TURNS, 6: TURNS[8], 8: TURNS[6]}  # the other orientations are their own inverse
+# the last letter of PIL's 16-bit raw modes is the byte order: big-endian, little-endian, or native
 OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 
 class StoredImage:
-    """An image that is not decoded yet, so that whoever wants a small one need not decode a large one."""
+    """Holds an image that is not decoded yet, so that a small version can be decoded without the large one."""
 
     def __init__(self, data: bytes, width: int, height: int, name: str) -> None:
         self.data, self.width, self.height, self.name = data, width, height, name
@@ -49,10 +49,11 @@ class StoredImage:
         return self.height, self.width, 3
 
     def decode(self, scale: float) -> tuple[np.ndarray, int]:
-        """The RGB image at 1/r of its sides, rounded up, and r: the largest of 8, 4, 2 and 1 that leaves `scale` of them.
+        """Returns the RGB image with its sides divided by r and rounded up, and r.
 
-        libjpeg computes a JPEG's smaller image from fewer coefficients, in a fraction of the time and with other pixels
-        than a resize would give. Whatever is no JPEG comes whole. Raises as `decode_image`.
+        r is the largest of 8, 4, 2 and 1 that keeps at least `scale` of the sides. libjpeg computes a JPEG's smaller image from
+        fewer coefficients, in a fraction of the time, with slightly different pixels from a resize. Other formats are decoded
+        at full size. Raises the same errors as `decode_image`.
         """
         reduction = next((r for r in (8, 4, 2) if r * scale <= 1), 1)
         if reduction > 1:
@@ -63,7 +64,7 @@ class StoredImage:
 
 
 def _decode_reduced(data: bytes, width: int, height: int, reduction: int) -> np.ndarray | None:
-    """None for what is no plain JPEG of this size, and for what is broken: the whole way says what is wrong with it."""
+    """Returns None unless this is a sound RGB or grey JPEG of this size; `decode_image` then says what is wrong."""
     size = math.ceil(width / reduction), math.ceil(height / reduction)
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -76,42 +77,42 @@ def _decode_reduced(data: bytes, width: int, height: int, reduction: int) -> np.
 
 
 def decode_image(data: bytes, width: int, height: int, name: str) -> np.ndarray:
-    """The (height, width, 3) uint8 RGB image, sized as its JSON says.
+    """Returns the (height, width, 3) uint8 RGB image in the size that its JSON gives.
 
-    Grey, palette, CMYK and 16-bit images become RGB, the last stretched between percentiles and logged. Alpha is
-    dropped, the colours under it stay. An image whose EXIF orientation turns it is turned if that, and only that,
-    gives the JSON's size. Raises ValueError beginning with `name` for what is no image or has another size.
+    Grey, palette, CMYK and 16-bit images become RGB; 16-bit images are stretched between percentiles, which is logged. Alpha
+    is dropped and the colours under it stay. The image is turned by its EXIF orientation if only that gives the JSON's size.
+    Raises ValueError that begins with `name` if it cannot be decoded or has another size.
     """
     return to_rgb(decode_samples(data, width, height, name), name)
 
 
 def decode_shown(data: bytes, name: str) -> np.ndarray:
-    """The (H, W, 3) uint8 RGB image as a viewer shows it, EXIF obeyed; raises as `decode_image`."""
+    """Returns the (H, W, 3) uint8 RGB image as a viewer shows it, turned by EXIF; raises the errors of `decode_image`."""
     return to_rgb(_decode(data, name)[1], name)
 
 
 def decode_samples(data: bytes, width: int, height: int, name: str) -> np.ndarray:
-    """The (height, width) grey or (height, width, 3) RGB samples at their full depth; raises as `decode_image`."""
+    """Returns (height, width) grey or (height, width, 3) RGB samples at full depth; raises as `decode_image` does."""
     stored, shown = _decode(data, name)
     for samples in (stored, shown):
         if samples.shape[:2] == (height, width):
             return np.ascontiguousarray(samples)
     raise ValueError(
-        f"{name}: its image is {stored.shape[1]} x {stored.shape[0]} (width x height), its JSON says "
-        f"{width} x {height}; correct the JSON and its masks, or set data.on_error=skip"
+        f"{name}: its image is {stored.shape[1]} x {stored.shape[0]} (width x height) and its JSON says "
+        f"{width} x {height}: correct the JSON and its masks, or set data.on_error=skip"
     )
 
 
 def _decode(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The samples as the file stores them, and as its EXIF orientation shows them."""
+    """Returns the samples as the file stores them, and as its EXIF orientation shows them."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
             samples = _decode_deep(image, data) if _is_deep(image, data) else _decode_8_bits(image)
-            turned = isinstance(image, TiffImageFile)  # which PIL turns while it loads them
+            turned = isinstance(image, TiffImageFile)  # PIL turns a TIFF while loading it
     except UNREADABLE as error:
         raise ValueError(
-            f"{name}: its image cannot be read ({error}); replace it, or set data.on_error=skip"
+            f"{name}: its image cannot be read ({error}): replace it, or set data.on_error=skip"
         ) from error
     if turned:
         return BACK.get(orientation, TURNS[1])(samples), samples
@@ -119,7 +120,7 @@ def _decode(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _is_deep(image: Image.Image, data: bytes) -> bool:
-    """True for more than 8 bits a sample; PIL opens 16-bit colours as 8-bit, so the file's header is asked."""
+    """Returns whether a sample has more than 8 bits, by the file's header, because PIL opens 16-bit colours as 8-bit."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         return True
     if isinstance(image, TiffImageFile):
@@ -128,22 +129,22 @@ def _is_deep(image: Image.Image, data: bytes) -> bool:
 
 
 def _decode_8_bits(image: Image.Image) -> np.ndarray:
-    """(H, W) of a grey image, (H, W, 3) RGB of any other."""
+    """Returns (H, W) for a grey image and (H, W, 3) RGB for any other."""
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB, PIL would warn
+        image = image.convert("RGBA")  # PIL warns if this is converted to RGB directly
     return np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
 
 
 def _decode_deep(image: Image.Image, data: bytes) -> np.ndarray:
-    """(H, W) or (H, W, 3) samples at their full depth."""
+    """Returns (H, W) or (H, W, 3) samples at their full depth."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         return np.array(image)
     if isinstance(image, TiffImageFile) and image.tag_v2.get(TIFF_PLANES, 1) == 2:
-        raise ValueError("16-bit colours in planes of their own, which PIL misreads: save them interleaved")
-    # colours, of whose two bytes PIL reads the high one; with the order of bytes called the other way, the low one
+        raise ValueError("16-bit colours are stored in separate planes, which PIL misreads; save them interleaved")
+    # of a colour's two bytes PIL reads the high one, or the low one if the byte order is declared the other way round
     with Image.open(io.BytesIO(data)) as unread:
         rawmode = _rawmode(unread.tile[0][3])
-    if rawmode == "LA;16B":  # grey, alpha: four bytes a pixel, which PIL reads as if they were colours
+    if rawmode == "LA;16B":  # grey and alpha, two bytes each: read them as RGBA bytes
         high_low = _read_as(data, "RGBA").astype(np.uint16)
         return high_low[..., 0] << 8 | high_low[..., 1]
     high, low = _read_as(data, rawmode), _read_as(data, rawmode[:-1] + OTHER_ORDER[rawmode[-1]])
@@ -151,14 +152,14 @@ def _decode_deep(image: Image.Image, data: bytes) -> np.ndarray:
 
 
 def _read_as(data: bytes, rawmode: str) -> np.ndarray:
-    """(H, W, channels) uint8 of an image whose bytes are unpacked in PIL's `rawmode`."""
+    """Returns (H, W, channels) uint8 by unpacking the bytes of an image in PIL's `rawmode`."""
     with Image.open(io.BytesIO(data)) as image:
         image.tile = [ImageFile._Tile(t[0], t[1], t[2], _with_rawmode(t[3], rawmode)) for t in image.tile]
         return np.array(image)
 
 
 def _rawmode(args: Any) -> str:
-    """How PIL unpacks a tile, of the tile's arguments: the text alone for PNG, the first of several for TIFF."""
+    """Returns the raw mode among a tile's arguments: the only one for PNG, the first of several for TIFF."""
     return args if isinstance(args, str) else args[0]
 
 
@@ -167,21 +168,21 @@ def _with_rawmode(args: Any, rawmode: str) -> Any:
 
 
 def to_rgb(samples: np.ndarray, name: str) -> np.ndarray:
-    """(H, W, 3) uint8 of grey or RGB samples of any depth, more than 8 bits stretched between percentiles and logged."""
+    """Returns (H, W, 3) uint8 for grey or RGB samples; more than 8 bits are stretched between percentiles, and logged."""
     pixels = samples if samples.dtype == np.uint8 else _stretch(samples, name)
     return np.ascontiguousarray(pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2))
 
 
 def _stretch(samples: np.ndarray, name: str) -> np.ndarray:
-    """The samples as uint8 with the percentiles of them all at 0 and 255, so that colours keep their relations."""
+    """Returns uint8 samples with the percentiles at 0 and 255, the same for all channels so that hues stay."""
     values = np.nan_to_num(samples.astype(np.float32))
     low, high = np.percentile(values, STRETCH_PERCENTILES)
-    _say_stretched(name, float(low), float(high))
+    _log_stretched(name, float(low), float(high))
     stretched = np.clip((values - low) * (255 / max(high - low, 1e-12)), 0, 255)
     return np.rint(stretched).astype(np.uint8)
 
 
 @lru_cache(maxsize=4096)
-def _say_stretched(name: str, low: float, high: float) -> None:
-    """Log once for each image, not once for each time it is read."""
-    logger.info("%s: more than 8 bits a sample, stretched from [%g, %g] to [0, 255]", name, low, high)
+def _log_stretched(name: str, low: float, high: float) -> None:
+    """Logs once per image, not once per read."""
+    logger.info("%s has more than 8 bits per sample: [%g, %g] is stretched to [0, 255].", name, low, high)

@@ -1,7 +1,7 @@
-"""How hard a set of images is for one click: what a colour flood fill reaches, and what no single mask can exceed.
+"""Measures how hard a set of images is for one click: a colour flood fill as floor, the best single mask as ceiling.
 
-Both numbers stand beside a model's 1-click mIoU in the report, as floor and as ceiling. The click is the evaluation
-protocol's: the object's point farthest from its own outline.
+The report shows both beside a model's 1-click mIoU. The click is that of the evaluation protocol: the object's point farthest
+from its outline.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from samtrain.data.shards import Record
 from samtrain.ops.points import centre_points
 from samtrain.ops.rle import decode_rle
 
-ImageToAnnotate = tuple[np.ndarray, Sequence[np.ndarray]]  # ((H, W, 3) uint8, the (H, W) bool masks)
+ImageAndMasks = tuple[np.ndarray, Sequence[np.ndarray]]  # ((H, W, 3) uint8, the (H, W) bool masks)
 
 TOLERANCES = (8, 12, 16, 20, 25, 30, 35, 40, 50, 60, 75, 90)  # RGB distance; 441 is black to white
 
 
-def decoded_images(records: Iterable[Record]) -> Iterator[ImageToAnnotate]:
-    """Records of a shard as decoded images with all their masks, in original pixels."""
+def decoded_images(records: Iterable[Record]) -> Iterator[ImageAndMasks]:
+    """Yields the decoded image and all masks of each record, in original pixels."""
     for record in records:
         width, height = record.annotation["image"]["width"], record.annotation["image"]["height"]
         image = decode_image(record.image_bytes, width, height, record.name)
@@ -31,17 +31,17 @@ def decoded_images(records: Iterable[Record]) -> Iterator[ImageToAnnotate]:
 
 
 def centre_clicks(masks: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """The (row, column) of each mask that is farthest from its outline: the evaluation protocol's click."""
+    """Returns for each mask the (row, column) farthest from its outline, which is the evaluation protocol's click."""
     if not masks:
         return []
     coords, _ = centre_points(torch.from_numpy(np.stack(masks)))
     return [(int(y), int(x)) for x, y in coords.tolist()]
 
 
-def flood_fill_miou(images: Iterable[ImageToAnnotate], tolerances: Sequence[float] = TOLERANCES) -> float:
-    """Mean IoU over all objects of the connected region of like colour around the centre click.
+def flood_fill_miou(images: Iterable[ImageAndMasks], tolerances: Sequence[float] = TOLERANCES) -> float:
+    """Returns the mean IoU of a flood fill: the connected region around the centre click with a similar colour.
 
-    Like colour means an RGB distance to the clicked pixel of at most a tolerance: the one that serves the set best.
+    Similar means an RGB distance to the clicked pixel of at most a tolerance, the one that is best for the whole set.
     """
     scores = [
         [_iou(_flood(image, click, tolerance), mask) for tolerance in tolerances]
@@ -49,25 +49,24 @@ def flood_fill_miou(images: Iterable[ImageToAnnotate], tolerances: Sequence[floa
         for mask, click in zip(masks, centre_clicks(masks), strict=True)
     ]
     if not scores:
-        raise ValueError("no objects to measure a flood fill on")
+        raise ValueError("there are no objects to measure a flood fill on: check data.test")
     return float(np.max(np.mean(scores, axis=0)))
 
 
 def _flood(image: np.ndarray, click: tuple[int, int], tolerance: float) -> np.ndarray:
-    """The 4-connected region around the click."""
+    """Returns the 4-connected region of similar colour around the click."""
     difference = image.astype(np.float32) - image[click].astype(np.float32)
     labels, _ = ndimage.label(np.einsum("hwc,hwc->hw", difference, difference) <= tolerance**2)
     return labels == labels[click]
 
 
-def best_single_mask_miou(images: Iterable[ImageToAnnotate], reach: float | None = None) -> float:
-    """Mean IoU of the best guess that answers each centre click with one annotated mask, not knowing which object was
-    meant.
+def best_single_mask_miou(images: Iterable[ImageAndMasks], reach: float | None = None) -> float:
+    """Returns the highest mean IoU that one annotated mask per centre click can reach if the intended object is unknown.
 
-    Under a click lie all masks that contain it. Those that may be meant are the ones whose own centre is within `reach`
-    pixels of it, or all of them when `reach` is None; each is as likely as the other. The guess is the mask of highest
-    expected IoU, and its expectation is the score. None says that the place of a click tells nothing about the level
-    meant; 0 that it tells all it can.
+    Several masks may contain a click. The intended one is, with equal probability, any of those with their own centre within
+    `reach` pixels of the click, or any of them if `reach` is None. The guess is the mask with the highest expected IoU, and
+    that expectation is the score. None means that the place of a click says nothing about the intended object, 0 that it
+    says all it can.
     """
     scores = []
     for _, masks in images:
@@ -78,7 +77,7 @@ def best_single_mask_miou(images: Iterable[ImageToAnnotate], reach: float | None
             meant = near or [index]
             scores.append(max(np.mean([_iou(masks[guess], masks[i]) for i in meant]) for guess in under))
     if not scores:
-        raise ValueError("no objects to measure the ambiguity on")
+        raise ValueError("there are no objects to measure the ambiguity on: check data.test")
     return float(np.mean(scores))
 
 

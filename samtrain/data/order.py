@@ -1,8 +1,8 @@
-"""The order of training samples as a function of position: nothing to save, and workers change nothing.
+"""The order of training samples is a function of the position, so that nothing is saved and workers change nothing.
 
-A *virtual epoch* shows each source as often as its weight says. Its shards are shuffled, sources evenly mixed; then the
-samples are shuffled within blocks of neighbouring shards, so that reads stay near each other (DESIGN.md, "Shards"). A set of
-up to `block_shards` shards is one block: the same images in another number of shards come in the same order.
+A *virtual epoch* shows each source as often as its weight says. Its shards are shuffled with the sources evenly mixed; then
+the samples are shuffled within blocks of consecutive shards, so that reads stay local. A set of up to `block_shards` shards
+is one block, and then its order does not depend on how the images are divided into shards.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Sampler
 
-SHARD_ORDER, BLOCK_ORDER = 0x5A4D5348, 0x5A4D424C  # tags that keep these draws apart from those of the samples
+SHARD_ORDER, BLOCK_ORDER = 0x5A4D5348, 0x5A4D424C  # tags that separate these draws from those of the samples
 
 
 @dataclass(frozen=True)
 class _Epoch:
-    """The pieces of a virtual epoch in their order: (P,) shard, repetition, number of samples; ends of the blocks."""
+    """Holds the P pieces of a virtual epoch in order: (P,) shards, repetitions, sample counts; and the ends of the blocks."""
 
     shards: np.ndarray
     repetitions: np.ndarray
@@ -28,11 +28,13 @@ class _Epoch:
 
 
 class EndlessBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Yields batches of (epoch, index) for ever; batch k of a rank is a function of (seed, k, rank, world_size).
+    """Yields batches of (epoch, index) without end; batch k of a rank is a function of (seed, k, rank, world_size).
 
-    shard_lengths: for each source the number of samples in each of its shards; `index` counts through them all in this
-    order. weights: how often a source comes in a virtual epoch; a fraction is drawn anew each epoch. `epoch` is another
-    one for each time a sample comes, so that its own draws differ. Global batch k is split among the ranks.
+    `epoch` is different each time a sample is shown, so that its own random draws differ. The ranks share global batch k.
+
+    shard_lengths: for each source, the number of samples in each of its shards; `index` counts through them in this order
+    weights:       how often a source is shown per virtual epoch; a fraction is drawn again for each epoch
+    block_shards:  how many consecutive shards are shuffled together
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class EndlessBatchSampler(Sampler[list[tuple[int, int]]]):
         self._starts = np.concatenate([[0], np.cumsum(np.concatenate(self._sources))])
         self._repeats = max(math.ceil(weight) for weight in weights)
         self.epoch_length = sum(map(_count_shown, self._sources, weights))
-        self._held: dict[str, tuple] = {}
+        self._cache: dict[str, tuple] = {}
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         step = self.start_step
@@ -65,27 +67,27 @@ class EndlessBatchSampler(Sampler[list[tuple[int, int]]]):
             step += 1
 
     def batch(self, step: int) -> list[tuple[int, int]]:
-        """The (epoch, index) pairs of this rank's part of global batch `step`."""
+        """Returns the (epoch, index) pairs of this rank's part of global batch `step`."""
         first = (step * self.world_size + self.rank) * self.batch_size
         return [self.at(first + i) for i in range(self.batch_size)]
 
     def at(self, position: int) -> tuple[int, int]:
-        """The (epoch, index) pair at a place in the endless row of all ranks' samples."""
+        """Returns the (epoch, index) pair at a position in the endless sequence of all ranks' samples."""
         epoch, offset = divmod(position, self.epoch_length)
-        plan = self._hold("epoch", self._plan, epoch)
+        plan = self._cached("epoch", self._plan, epoch)
         block = int(np.searchsorted(plan.block_ends, offset, side="right"))
-        indexes, repetitions = self._hold("block", self._block, epoch, block)
+        indexes, repetitions = self._cached("block", self._block, epoch, block)
         place = offset - (int(plan.block_ends[block - 1]) if block else 0)
         return epoch * self._repeats + int(repetitions[place]), int(indexes[place])
 
-    def _hold(self, what: str, make, *key: int):
-        """The last result of `make`: positions come in order, so one epoch and one block are all that is needed."""
-        if self._held.get(what, (None,))[0] != key:
-            self._held[what] = (key, make(*key))
-        return self._held[what][1]
+    def _cached(self, what: str, make, *key: int):
+        """Returns `make(*key)` and keeps the last result only, which suffices because positions come in order."""
+        if self._cache.get(what, (None,))[0] != key:
+            self._cache[what] = (key, make(*key))
+        return self._cache[what][1]
 
     def _plan(self, epoch: int) -> _Epoch:
-        """Shuffle the shards of a virtual epoch: each source is spread evenly over it."""
+        """Shuffles the shards of a virtual epoch, with each source spread evenly over it."""
         rng = np.random.default_rng([SHARD_ORDER, self.seed, epoch])
         columns: list[tuple[np.ndarray, ...]] = []
         first_shard = 0
@@ -102,8 +104,8 @@ class EndlessBatchSampler(Sampler[list[tuple[int, int]]]):
         return _Epoch(shards[order], repetitions[order], counts[order], ends[last_of_block])
 
     def _block(self, epoch: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shuffled (indexes, repetitions) of the samples in one block of shards."""
-        plan = self._hold("epoch", self._plan, epoch)
+        """Returns the shuffled (indexes, repetitions) of the samples in one block of shards."""
+        plan = self._cached("epoch", self._plan, epoch)
         rng = np.random.default_rng([BLOCK_ORDER, self.seed, epoch, block])
         pieces = slice(block * self.block_shards, (block + 1) * self.block_shards)
         indexes = []
@@ -112,16 +114,16 @@ class EndlessBatchSampler(Sampler[list[tuple[int, int]]]):
             some = np.arange(length) if count == length else rng.choice(length, count, replace=False)
             indexes.append(start + some)
         index, repetition = np.concatenate(indexes), np.repeat(plan.repetitions[pieces], plan.counts[pieces])
-        # from one order, whatever the shards' was, so that a set that fits into one block may be cut into any shards
+        # sort before shuffling, so that the order of the shards has no influence within a block
         order = np.lexsort((repetition, index))[rng.permutation(len(index))]
         return index[order], repetition[order]
 
 
 def _repeat_shards(lengths: np.ndarray, weight: float, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """(shard, repetition, number of samples) of one source's pieces.
+    """Returns (shard, repetition, number of samples) of one source's pieces.
 
-    Whole repetitions take each shard entirely. For the fraction that is left each shard gives its share, rounded by a
-    random offset in such a way that the sum is the same in every epoch: positions stay a division.
+    Full repetitions take each shard entirely. For the remaining fraction each shard gives its share, rounded by a random
+    offset in such a way that every epoch has the same length: the epoch of a position is then a division.
     """
     whole = int(weight)
     shards, repetitions = np.tile(np.arange(len(lengths)), whole), np.repeat(np.arange(whole), len(lengths))
@@ -137,7 +139,7 @@ def _repeat_shards(lengths: np.ndarray, weight: float, rng: np.random.Generator)
 
 
 def _count_shown(lengths: np.ndarray, weight: float) -> int:
-    """Samples of one source in a virtual epoch: at least one."""
+    """Returns how many samples of one source a virtual epoch shows, which is at least one."""
     total = int(lengths.sum())
     return max(round(total * weight), 1) if total else 0
 
@@ -147,10 +149,10 @@ def _check(
 ) -> None:
     if len(weights) != len(shard_lengths) or not all(0 < weight < math.inf for weight in weights):
         raise ValueError(
-            f"weights are {list(weights)} for {len(shard_lengths)} sources: give each source a weight above 0 "
-            "(10 shows it ten times, 0.5 half of it); leave a source out instead of weighting it with 0"
+            f"data.train has the weights {list(weights)} for {len(shard_lengths)} sources: give each source a weight above 0 "
+            "(10 shows it ten times, 0.5 half of it), and remove a source instead of giving it weight 0"
         )
     if sum(sum(lengths) for lengths in shard_lengths) == 0:
-        raise ValueError("there are no samples to train on: all shards are empty; check data.train")
+        raise ValueError("all shards of data.train are empty: give shards that hold images")
     if batch_size < 1 or block_shards < 1:
-        raise ValueError(f"batch_size is {batch_size}, block_shards is {block_shards}: both have to be at least 1")
+        raise ValueError(f"loader.batch_size is {batch_size} and block_shards is {block_shards}: give 1 or more for both")

@@ -1,4 +1,4 @@
-"""A look at a handful of samples before training: what is wrong with them, in plain words."""
+"""Checks a few samples before training and reports what is wrong with them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from samtrain.data.datasets import SamDataset
 from samtrain.data.transforms import Sample, mask_area
 
-SMALL_SIDE = 8  # input pixels: with patch 16 the decoder's grid gives such an object 2 x 2 cells
-LARGE_SHARE = 0.9  # of the image; what the transforms drop (paper, appendix A)
-ENLARGED = 2.0  # times; beyond that most input pixels are interpolated
-EMPTY_SHARE = 0.25  # of the square input; an image that fills less leaves most of the encoder's work to padding
-DARK = 16  # of 255, mean of an image
+SMALL_SIDE = 8  # input pixels: with patch 16 such an object has 2 x 2 cells of the decoder's grid
+LARGE_SHARE = 0.9  # of the image: the transforms drop larger masks (paper, appendix A)
+ENLARGED = 2.0  # times: beyond that, most input pixels are interpolated
+EMPTY_SHARE = 0.25  # of the square input: below that, the encoder mostly computes padding
+DARK = 16  # of 255, the mean of an image
 
 
 @dataclass
-class _Look:
-    """What is known of one record: its key, the areas of its masks as shares of the image, and its sample."""
+class _Probe:
+    """Holds one record's key, the areas of its masks as shares of the image, and its sample."""
 
     key: str
     shares: np.ndarray
@@ -26,92 +26,92 @@ class _Look:
 
 
 def check_samples(dataset: SamDataset, n: int = 16) -> list[str]:
-    """Findings about n records spread evenly over the set, one sentence each with what to do; none for a sound set."""
-    looks, findings = [], []
+    """Returns the problems of n records spread evenly over the set, each as a sentence that says what to do."""
+    probes, findings = [], []
     for index in np.unique(np.linspace(0, len(dataset) - 1, min(n, len(dataset))).astype(int)).tolist():
         try:
-            looks.append(_look(dataset, index))
+            probes.append(_probe(dataset, index))
         except ValueError as error:
             name = dataset.name(index)
-            findings.append(f"unreadable: {'' if str(error).startswith(name) else f'{name}: '}{error}")
+            findings.append(f"cannot be read: {'' if str(error).startswith(name) else f'{name}: '}{error}")
     if dataset.num_skipped:
-        findings.append(f"{dataset.num_skipped} faults in the shards were skipped; the log names each")
-    if looks:
-        findings += [text for check in _CHECKS if (text := check(looks))]
+        findings.append(f"{dataset.num_skipped} faults in the shards were skipped: the log names each of them")
+    if probes:
+        findings += [text for check in _CHECKS if (text := check(probes))]
     return findings
 
 
-def _look(dataset: SamDataset, index: int) -> _Look:
+def _probe(dataset: SamDataset, index: int) -> _Probe:
     record = dataset.record(index)
     pixels = record.annotation["image"]["width"] * record.annotation["image"]["height"]
     sample = dataset.get(0, index)
     areas = [mask_area(annotation) for annotation in record.annotation["annotations"]]
-    return _Look(record.key, np.array(areas) / pixels, sample)
+    return _Probe(record.key, np.array(areas) / pixels, sample)
 
 
-def _check_annotated(looks: list[_Look]) -> str:
-    """Images without masks."""
-    bare = [look.key for look in looks if len(look.shares) == 0]
-    return _some(bare, looks, "have no masks: they teach nothing, annotate them or leave them out") if bare else ""
+def _check_annotated(probes: list[_Probe]) -> str:
+    """Reports images without masks."""
+    bare = [probe.key for probe in probes if len(probe.shares) == 0]
+    return _sentence(bare, probes, "have no masks and teach nothing: annotate them, or leave them out") if bare else ""
 
 
-def _check_left(looks: list[_Look]) -> str:
-    """Images whose masks were all dropped by the transform."""
-    lost = [look.key for look in looks if len(look.shares) and len(look.sample.masks) == 0]
-    cure = "have masks, but the transform keeps none: too large, too small or outside the crop; see task=preview"
-    return _some(lost, looks, cure) if len(lost) * 2 > len(looks) else ""
+def _check_left(probes: list[_Probe]) -> str:
+    """Reports images that lose all their masks in the transform."""
+    lost = [probe.key for probe in probes if len(probe.shares) and len(probe.sample.masks) == 0]
+    cure = "have masks, but all are too large, too small or outside the crop: check with task=preview"
+    return _sentence(lost, probes, cure) if len(lost) * 2 > len(probes) else ""
 
 
-def _check_large(looks: list[_Look]) -> str:
-    """Masks that are the image."""
-    large = [look.key for look in looks if (look.shares > LARGE_SHARE).any()]
-    cure = f"have masks over {LARGE_SHARE:.0%} of the image, which are dropped: is the background labelled?"
-    return _some(large, looks, cure) if large else ""
+def _check_large(probes: list[_Probe]) -> str:
+    """Reports masks that cover almost the whole image."""
+    large = [probe.key for probe in probes if (probe.shares > LARGE_SHARE).any()]
+    cure = f"have masks over {LARGE_SHARE:.0%} of the image, which are dropped: check whether the background is labelled"
+    return _sentence(large, probes, cure) if large else ""
 
 
-def _check_small(looks: list[_Look]) -> str:
-    """Objects that vanish in the input."""
-    areas = np.concatenate([look.sample.masks.sum((1, 2)).numpy() for look in looks])
+def _check_small(probes: list[_Probe]) -> str:
+    """Reports objects that are too small in the input."""
+    areas = np.concatenate([probe.sample.masks.sum((1, 2)).numpy() for probe in probes])
     if len(areas) == 0 or (median := float(np.median(np.sqrt(areas)))) >= SMALL_SIDE:
         return ""
-    side = looks[0].sample.image.shape[-1]
+    side = probes[0].sample.image.shape[-1]
     return (
-        f"the median object side is {median:.1f} input pixels at image_size {side}: too small to be told apart; "
-        "use native crops for training and tiles for prediction (data.frame=native) or a larger image_size"
+        f"the median object has a side of {median:.1f} input pixels at model.image_size={side}, which is too small to segment: "
+        "set data.frame=native to train on crops and predict by tiles, or a larger model.image_size"
     )
 
 
-def _check_enlarged(looks: list[_Look]) -> str:
-    """Images that are much smaller than the input."""
-    scales = [max(look.sample.input_size) / max(look.sample.original_size) for look in looks]
-    enlarged = [look.key for look, scale in zip(looks, scales, strict=True) if scale > ENLARGED]
-    if len(enlarged) * 2 <= len(looks):
+def _check_enlarged(probes: list[_Probe]) -> str:
+    """Reports images that are much smaller than the input."""
+    scales = [max(probe.sample.input_size) / max(probe.sample.original_size) for probe in probes]
+    enlarged = [probe.key for probe, scale in zip(probes, scales, strict=True) if scale > ENLARGED]
+    if len(enlarged) * 2 <= len(probes):
         return ""
-    cure = f"are enlarged, by {np.median(scales):.1f} in the median: a smaller image_size sees as much and is faster"
-    return _some(enlarged, looks, cure)
+    cure = f"are enlarged {np.median(scales):.1f} times (median): a smaller model.image_size shows as much and is faster"
+    return _sentence(enlarged, probes, cure)
 
 
-def _check_padding(looks: list[_Look]) -> str:
-    """Inputs that are mostly padding."""
-    square = looks[0].sample.image.shape[-1] ** 2
-    empty = [look.key for look in looks if np.prod(look.sample.input_size) < EMPTY_SHARE * square]
-    cure = f"fill less than {EMPTY_SHARE:.0%} of the input, the rest is padding: use a smaller image_size"
-    return _some(empty, looks, cure) if len(empty) * 2 > len(looks) else ""
+def _check_padding(probes: list[_Probe]) -> str:
+    """Reports inputs that are mostly padding."""
+    square = probes[0].sample.image.shape[-1] ** 2
+    empty = [probe.key for probe in probes if np.prod(probe.sample.input_size) < EMPTY_SHARE * square]
+    cure = f"fill less than {EMPTY_SHARE:.0%} of the input, and the rest is padding: use a smaller model.image_size"
+    return _sentence(empty, probes, cure) if len(empty) * 2 > len(probes) else ""
 
 
-def _check_dark(looks: list[_Look]) -> str:
-    """Images with little light, or with none at all; common in fluorescence, but also a sign of lost bits."""
+def _check_dark(probes: list[_Probe]) -> str:
+    """Reports very dark images: common in fluorescence microscopy, but also a sign that bits were lost."""
     dark = []
-    for look in looks:
-        height, width = look.sample.input_size
-        dark += [look.key] * (float(look.sample.image[:, :height, :width].float().mean()) < DARK)
-    cure = f"are very dark (mean under {DARK} of 255): if they were made from 16-bit images, give those, we stretch"
-    return _some(dark, looks, cure) if len(dark) * 2 > len(looks) else ""
+    for probe in probes:
+        height, width = probe.sample.input_size
+        dark += [probe.key] * (float(probe.sample.image[:, :height, :width].float().mean()) < DARK)
+    cure = f"are very dark (mean below {DARK} of 255): if they come from 16-bit images, give those, because they are stretched"
+    return _sentence(dark, probes, cure) if len(dark) * 2 > len(probes) else ""
 
 
-def _some(keys: list[str], looks: list[_Look], text: str) -> str:
-    """A finding with how many images it is about, and the first by name."""
-    return f"{len(keys)} of {len(looks)} images (as {keys[0]}) {text}"
+def _sentence(keys: list[str], probes: list[_Probe], text: str) -> str:
+    """Returns a finding with the number of images that it is about, and the key of the first one."""
+    return f"{len(keys)} of {len(probes)} images (for example {keys[0]}) {text}"
 
 
 _CHECKS = (

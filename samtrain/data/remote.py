@@ -1,7 +1,6 @@
-"""Shards behind URLs, streamed by webdataset: endless, mixed, paired by name, and a stream that is cut is noticed.
+"""Streams shards from URLs with webdataset: without end, mixed by weight, paired by name, and checked for cut streams.
 
-A stream has no positions, so a resumed run goes on with other images than an uninterrupted one; local shards have no
-such limit.
+A stream has no positions, so a resumed run sees other images than an uninterrupted one. Local shards have no such limit.
 """
 
 from __future__ import annotations
@@ -30,11 +29,14 @@ Pair = tuple[str, str, bytes, bytes]  # key, extension, image, JSON
 
 
 class RemoteSamDataset(IterableDataset):
-    """Endless samples from URLs; each worker of each rank streams shards of its own, weights repeat shards.
+    """Yields samples from URLs without end; each worker of each rank streams its own shards, and weights repeat shards.
 
-    sources: (urls, weight) pairs. Raises ValueError for a URL that would run a command (`pipe:`, and `s3://`, which
-    runs the `aws` tool) unless `allow_pipe`. What cannot be read raises ValueError, or with on_error="skip" is left
-    out, logged and counted in `num_skipped`. `start_step` draws another order for a run that goes on.
+    Raises ValueError for a URL that would run a command (`pipe:`, and `s3://`, which runs the `aws` tool) unless `allow_pipe`
+    is set. A record that cannot be read raises ValueError; with on_error="skip" it is left out, logged and counted in
+    `num_skipped`.
+
+    sources:    (urls, weight) pairs
+    start_step: draws another order for a resumed run
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class RemoteSamDataset(IterableDataset):
 
     @property
     def num_skipped(self) -> int:
-        """How many records and shards have been left out."""
+        """Returns how many records and shards have been left out."""
         return int(self._skips)
 
     def check_parts(self, num_workers: int) -> None:
@@ -69,9 +71,9 @@ class RemoteSamDataset(IterableDataset):
         workers, shards = max(num_workers, 1), len({url for urls, _ in self.sources for url in urls})
         if shards < self.world_size * workers:
             raise ValueError(
-                f"{shards} remote shards for {self.world_size} ranks with {workers} workers each, but each worker "
-                f"streams shards of its own: set loader.num_workers to {shards // self.world_size} or less, or split "
-                "the set into more shards"
+                f"data.train has {shards} remote shards for {self.world_size} ranks with {workers} workers each, but each "
+                f"worker needs its own: set loader.num_workers to {shards // self.world_size} or less, or write "
+                "more shards"
             )
 
     def __iter__(self) -> Iterator[Sample]:
@@ -81,16 +83,16 @@ class RemoteSamDataset(IterableDataset):
         part, parts = self.rank * workers + number, self.world_size * workers
         for epoch in itertools.count():
             mine = list(enumerate(self._order(epoch)))[part::parts]
-            came = 0
+            num_samples = 0
             for place, url in mine:
                 for sample in self._samples(url, (*self.seeds, epoch, place)):
-                    came += 1
+                    num_samples += 1
                     yield sample
-            if mine and not came:
-                raise ValueError(f"none of {[url for _, url in mine]} gave a single sample; see the log for why")
+            if mine and not num_samples:
+                raise ValueError(f"{[url for _, url in mine]} contain no usable sample: the log above says why")
 
     def _order(self, epoch: int) -> list[str]:
-        """The URLs of a virtual epoch, the same on all ranks; a fraction of a weight is a chance for each shard."""
+        """Returns the URLs of a virtual epoch, equal on all ranks; the fraction of a weight is a probability per shard."""
         rng = np.random.default_rng([*self.seeds, epoch])
         shown = []
         for urls, weight in self.sources:
@@ -99,18 +101,18 @@ class RemoteSamDataset(IterableDataset):
         return [shown[i] for i in rng.permutation(len(shown))]
 
     def _samples(self, url: str, seeds: tuple[int, ...]) -> Iterator[Sample]:
-        """The samples of one shard; one that breaks off gives what came before."""
+        """Yields the samples of one shard; a stream that breaks off yields those before the break."""
         for pair in _shuffled(self._pairs(url), self.shuffle_records, np.random.default_rng(seeds)):
             sample = self._sample(pair, url, seeds)
             if sample is not None:
                 yield sample
 
     def _pairs(self, url: str) -> Iterator[Pair]:
-        """The records of one shard; a fault of the stream ends them, so that those still being shuffled come too."""
+        """Yields the records of one shard and ends at a fault, so that the records in the shuffle buffer are still used."""
         try:
             yield from stream_pairs(url)
         except ValueError as error:
-            self._leave_out(error)
+            self._skip(error)
 
     def _sample(self, pair: Pair, url: str, seeds: tuple[int, ...]) -> Sample | None:
         key, ext, image_bytes, json_bytes = pair
@@ -123,33 +125,34 @@ class RemoteSamDataset(IterableDataset):
             image = stored if self.reduced_jpeg else stored.decode(1.0)[0]
             sample = self.transform(image, record.annotation["annotations"], self.max_masks, rng)
         except ValueError as error:
-            self._leave_out(error if str(error).startswith(name) else ValueError(f"{name}: {error}"))
+            self._skip(error if str(error).startswith(name) else ValueError(f"{name}: {error}"))
             return None
         sample.key = key
         return sample
 
-    def _leave_out(self, error: ValueError) -> None:
+    def _skip(self, error: ValueError) -> None:
         if self.on_error == "raise":
             raise error
         self._skips += 1
-        logger.warning("left out: %s", error)
+        logger.warning("Skipped: %s", error)
 
 
 def _opened_as(url: str, allow_pipe: bool) -> str:
-    """The URL as webdataset opens it; commands only when they are allowed."""
+    """Returns the URL as webdataset opens it; raises ValueError for a command that is not allowed."""
     scheme = url.split(":")[0]
     if scheme in ("http", "https"):
         return url
     if scheme not in ("pipe", "s3"):
-        raise ValueError(f"{url}: {scheme}: is not streamed, allowed are http, https, s3, pipe; or mount it as files")
+        raise ValueError(f"{url} cannot be streamed: use http, https, s3 or pipe, or mount it as files")
     if not allow_pipe:
-        raise ValueError(f"{url} runs a command on this machine; set data.allow_pipe=true if you trust its origin")
+        raise ValueError(f"{url} runs a command on this machine: set data.allow_pipe=true if you trust its origin")
     return url if scheme == "pipe" else f"pipe:aws s3 cp {shlex.quote(url)} -"
 
 
 def stream_pairs(url: str) -> Iterator[Pair]:
-    """The records of a shard in the order in which their second half arrives; raises ValueError at its end if it is cut
-    or holds half records.
+    """Yields the records of a shard in the order in which they become complete.
+
+    Raises ValueError at the end of the shard if it is cut or has incomplete records.
     """
     waiting: dict[str, dict[str, tuple[str, bytes]]] = {}
     for name, data in _stream_members(url):
@@ -164,28 +167,28 @@ def stream_pairs(url: str) -> Iterator[Pair]:
     if waiting:
         key, halves = next(iter(waiting.items()))
         lacking = "image" if "json" in halves else "JSON"
-        raise ValueError(f"{url}: {len(waiting)} half records, the first, {key}, has no {lacking}; write it again")
+        raise ValueError(f"{url} has {len(waiting)} incomplete records: {key} has no {lacking}, so write the tar again")
 
 
 def _stream_members(url: str) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of the files in a streamed tar; raises ValueError where it cannot be opened or is cut."""
+    """Yields (name, bytes) of the files in a streamed tar; raises ValueError if it cannot be opened or is cut."""
     try:
         with gopen(url) as stream:
-            counted = _Counted(stream)
+            counted = _CountingStream(stream)
             with tarfile.open(fileobj=counted, mode="r|") as tar:  # type: ignore[call-overload]  # reads alone suffice
                 while (member := tar.next()) is not None:
                     if member.isreg():
                         yield member.name, tar.extractfile(member).read()
-                    tar.members = []  # tarfile would remember them all
-                whole = counted.total >= tar.offset + BLOCK  # the end mark stands where the next header would
+                    tar.members = []  # tarfile would keep them all in memory
+                complete = counted.total >= tar.offset + BLOCK  # the end mark is where the next header would be
     except (OSError, tarfile.ReadError) as error:
-        raise ValueError(f"{url} cannot be streamed as a tar ({error}); try it with curl, or download it") from error
-    if not whole:
-        raise ValueError(f"{url}: this tar is cut, it has no end-of-archive mark; upload it again")
+        raise ValueError(f"{url} cannot be streamed as a tar ({error}): try it with curl, or download it") from error
+    if not complete:
+        raise ValueError(f"{url} is cut, because it has no end-of-archive mark: upload it again")
 
 
-class _Counted:
-    """A stream that knows how many bytes were read from it."""
+class _CountingStream:
+    """Counts the bytes that are read from a stream."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream, self.total = stream, 0
@@ -197,7 +200,7 @@ class _Counted:
 
 
 def _shuffled(pairs: Iterable[Pair], size: int, rng: np.random.Generator) -> Iterator[Pair]:
-    """The pairs in an order drawn from a buffer of `size`."""
+    """Yields the pairs in random order, drawn from a buffer of `size`."""
     buffer: list[Pair] = []
     for pair in pairs:
         buffer.append(pair)

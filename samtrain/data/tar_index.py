@@ -1,7 +1,7 @@
-"""The index of a local tar: where the image and the JSON of each record lie, kept in a NumPy sidecar.
+"""The index of a local tar: the offsets of each record's image and JSON, stored in a NumPy sidecar file.
 
-webdataset's own reader needs pairs that stand next to each other and lets a cut tar end silently; SA-1B's tars promise
-neither, so we walk over the headers once (11,000 pairs take under a second) and then read any record by its place.
+webdataset's own reader needs adjacent pairs and ends silently at a cut tar. SA-1B's tars do not guarantee either, so we scan
+the headers once (11,000 pairs take less than a second) and then read any record by its offset.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ INDEX_VERSION = 1  # part of the sidecar's stamp: raise it when the arrays chang
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the n records of a local tar lie, in the order of their images.
+    """Locates the n records of a local tar, in the order of their images.
 
-    keys: (n,) bytes, utf-8. extensions: (n,) bytes. offsets, sizes: (n, 2) int64 bytes of image and JSON.
-    problems: what was left out and why, empty for a sound tar.
+    keys:          (n,) bytes, utf-8
+    extensions:    (n,) bytes
+    offsets, sizes: (n, 2) int64, bytes of image and JSON
+    problems:      what was left out and why; empty for a tar without faults
     """
 
     path: str
@@ -45,16 +47,16 @@ class ShardIndex:
         return len(self.keys)
 
     def key(self, i: int) -> str:
-        """The name of record i: its path inside the tar without `./` and extension."""
+        """Returns the name of record i: its path in the tar without `./` and extension."""
         return self.keys[i].decode(errors="surrogateescape")
 
 
 def index_tar(path: str | Path, *, on_error: str = "raise", cache_dir: str | Path | None = None) -> ShardIndex:
-    """The index of a local tar, from its sidecar while the tar's size and modification time stay, else built anew.
+    """Returns the index of a local tar, from its sidecar if the tar's size and modification time are unchanged.
 
-    The sidecar lies beside the tar; in `cache_dir` (default `$XDG_CACHE_HOME/samtrain`) if that folder cannot be
-    written. A tar that is cut or holds half records raises ValueError, or with on_error="skip" is used as far as it
-    goes and the rest logged.
+    The sidecar is stored beside the tar, or in `cache_dir` (default `$XDG_CACHE_HOME/samtrain`) if that folder is not
+    writable. A tar that is cut or has incomplete records raises ValueError; with on_error="skip" its complete records are
+    used and the problems are logged.
     """
     check_on_error(on_error)
     path = str(path)
@@ -63,14 +65,14 @@ def index_tar(path: str | Path, *, on_error: str = "raise", cache_dir: str | Pat
         more = f"; and {len(index.problems) - 3} more" if len(index.problems) > 3 else ""
         message = f"{path}: {'; '.join(index.problems[:3])}{more}"
         if on_error == "raise":
-            cure = f"copy or download it again, or set data.on_error=skip to use its {len(index)} whole records"
+            cure = f"copy or download it again, or set data.on_error=skip to use its {len(index)} complete records"
             raise ValueError(f"{message}. What to do: {cure}")
-        logger.warning("%s: using %d whole records", message, len(index))
+        logger.warning("%s. Using its %d complete records.", message, len(index))
     return index
 
 
 def last_records(shards: Sequence[ShardIndex]) -> list[ShardIndex]:
-    """The same shards, of each key only the record that comes last in them."""
+    """Returns the same shards with only the last record of each key."""
     seen: set[bytes] = set()
     kept: list[ShardIndex] = []
     for shard in reversed(shards):
@@ -85,11 +87,11 @@ def last_records(shards: Sequence[ShardIndex]) -> list[ShardIndex]:
 def check_on_error(on_error: str) -> None:
     """Raises ValueError unless it is "raise" or "skip"."""
     if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error is {on_error!r}, allowed are 'raise' and 'skip'; set data.on_error")
+        raise ValueError(f"data.on_error is {on_error!r}: choose raise or skip")
 
 
 def _cached_index(path: str, cache_dir: str | Path | None) -> ShardIndex:
-    """The sidecar's arrays if its stamp is the tar's, else those of a new scan, which are kept for the next time."""
+    """Returns the index from a sidecar that matches the tar, or scans the tar and stores the index for the next time."""
     status = os.stat(path)
     stamp = hashlib.sha256(f"{INDEX_VERSION} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
     beside = sidecar_path(path)
@@ -101,12 +103,15 @@ def _cached_index(path: str, cache_dir: str | Path | None) -> ShardIndex:
     index = _scan_tar(path)
     saved = os.access(beside.parent, os.W_OK) and _save_index(index, beside, stamp)
     if not saved and not (_make_writable(away.parent) and _save_index(index, away, stamp)):
-        logger.warning("%s: neither its folder nor %s can be written, it is indexed each time", path, away.parent)
+        logger.warning(
+            "The index of %s cannot be stored: neither its folder nor %s is writable. The tar is scanned each time.",
+            path, away.parent,
+        )  # fmt: skip
     return index
 
 
 def sidecar_path(path: str) -> Path:
-    """Where the index of a tar is kept."""
+    """Returns the file beside a tar that holds its index."""
     return Path(path + ".index.npz")
 
 
@@ -117,7 +122,7 @@ def _cache_folder(cache_dir: str | Path | None) -> Path:
 
 
 def _make_writable(folder: Path) -> bool:
-    """Make the folder if its nearest existing parent lets us; says whether it can be written."""
+    """Makes the folder if its nearest existing parent is writable; returns whether the folder is writable."""
     parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     if not os.access(parent, os.W_OK):
         return False
@@ -135,27 +140,24 @@ def _load_index(path: str, sidecar: Path, stamp: str) -> ShardIndex | None:
             fields = {name: arrays[name] for name in ("keys", "extensions", "offsets", "sizes")}
             return ShardIndex(path=path, problems=tuple(arrays["problems"].tolist()), **fields)
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
-        logger.warning("%s cannot be read as an index, building it anew", sidecar)
+        logger.warning("%s is damaged: the tar is scanned again.", sidecar)
         return None
 
 
 def _save_index(index: ShardIndex, sidecar: Path, stamp: str) -> bool:
-    """Write the arrays beside their place and move them there, so that a reader sees a whole index or none.
-
-    Says whether that went well: on a full disk training goes on without.
-    """
+    """Writes the arrays and returns whether that succeeded: on a full disk, training continues without the sidecar."""
     arrays = {name: getattr(index, name) for name in ("keys", "extensions", "offsets", "sizes")}
     try:
         with atomic_path(sidecar) as temporary, open(temporary, "wb") as file:
             np.savez(file, stamp=np.array(stamp), problems=np.array(index.problems, dtype=np.str_), **arrays)
     except OSError as error:
-        logger.warning("%s cannot be written (%s)", sidecar, error)
+        logger.warning("%s cannot be written (%s).", sidecar, error)
         return False
     return True
 
 
 def _scan_tar(path: str) -> ShardIndex:
-    """Walk over the headers of a tar and pair images with JSONs by name, wherever in the tar they stand."""
+    """Reads the headers of a tar and pairs images with JSONs by name, wherever they are in the tar."""
     images: dict[str, tuple[int, int, str]] = {}
     jsons: dict[str, tuple[int, int]] = {}
     members, problems = list_members(path)
@@ -183,7 +185,7 @@ def _scan_tar(path: str) -> ShardIndex:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """The key of a member and its extension in lower case; the extension is empty for what belongs to no record."""
+    """Returns a member's key and its extension in lower case; the extension is empty if it belongs to no record."""
     key, ext = os.path.splitext(os.path.normpath(name))
     ext = ext[1:].lower()
     hidden = os.path.basename(key).startswith(".")  # macOS writes `._name` beside each file
@@ -191,7 +193,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def list_members(path: str) -> tuple[list[tuple[str, int, int]], list[str]]:
-    """(name, offset, size) of the whole files in a tar, and what is wrong with its end."""
+    """Returns (name, offset, size) of the complete files in a tar, and what is wrong with its end."""
     length = os.path.getsize(path)
     members: list[tuple[str, int, int]] = []
     end = 0
@@ -204,7 +206,7 @@ def list_members(path: str) -> tuple[list[tuple[str, int, int]], list[str]]:
                         members.append((member.name, member.offset_data, member.size))
         except tarfile.ReadError as error:
             if end == 0:
-                return [], [f"this is no plain tar ({error}; a .tar.gz has to be unpacked to .tar)"]
+                return [], [f"this is not an uncompressed tar ({error}; a .tar.gz has to be unpacked to .tar)"]
         file.seek(end)
         mark = file.read(BLOCK)
     if mark == bytes(BLOCK):

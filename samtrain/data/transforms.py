@@ -1,7 +1,7 @@
-"""From an image and its annotations to a sample: where to look and which masks to decode, drawn from one generator.
+"""Turns an image and its annotations into a sample: chooses a window and masks, then renders both.
 
-A transform decides on a `Window`; image and masks are then brought into it alike. Masks stay RLE until chosen: boxes
-and areas of the JSON say which can be seen, `max_masks` of those are drawn, and only they are decoded.
+A transform chooses a `Window`, and image and masks are rendered in it in the same way. Masks stay RLE until they are chosen:
+the boxes and areas of the JSON say which masks are visible, `max_masks` of those are drawn, and only they are decoded.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ Annotation = dict[str, Any]
 
 @dataclass
 class Sample:
-    """One image in the input frame with the N masks chosen in it; N may be 0.
+    """One image in the input frame with the N masks that were drawn; N may be 0.
 
-    image: (3, S, S) uint8 RGB, zero in the padding. masks: (N, S, S) bool. input_size: (H, W) of the part that is not
-    padding. original_size: (H, W) of the image as stored.
+    image:         (3, S, S) uint8 RGB, zero in the padding
+    masks:         (N, S, S) bool
+    input_size:    (H, W) of the part that is not padding
+    original_size: (H, W) of the stored image
     """
 
     image: Tensor
@@ -39,11 +41,11 @@ class Sample:
 
 
 class WindowTransform(ABC):
-    """What all transforms share: `transform(image, annotations, max_masks, rng) -> Sample`.
+    """The base of all transforms: `transform(image, annotations, max_masks, rng)` returns a `Sample`.
 
-    image is (H, W, 3) uint8, or a `StoredImage` to be decoded no larger than the window needs; the annotations are
-    SA-1B's. Masks over `max_mask_area` of the image or of the window are dropped (paper, appendix A: 90 %), and those
-    under `min_mask_area` input pixels.
+    The image is (H, W, 3) uint8, or a `StoredImage` that is decoded no larger than the window needs; the annotations are
+    SA-1B's. Masks above `max_mask_area` of the image or of the window are dropped (paper, appendix A: 90 %), as are masks
+    below `min_mask_area` input pixels.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class WindowTransform(ABC):
         flip_probability: float = 0.0,
     ) -> None:
         if min_mask_area < 1:
-            raise ValueError(f"min_mask_area is {min_mask_area}, allowed is 1 or more; set it in the transform")
+            raise ValueError(f"loader.min_mask_area is {min_mask_area}: give 1 or more pixels")
         self.image_size = image_size
         self.max_mask_area = max_mask_area
         self.min_mask_area = min_mask_area
@@ -63,7 +65,7 @@ class WindowTransform(ABC):
 
     @abstractmethod
     def window(self, size: tuple[int, int], boxes_N4: np.ndarray, rng: np.random.Generator) -> Window:
-        """Where to look in an image of `size` (H, W) with objects at these boxes (xyxy)."""
+        """Returns the window of an image of `size` (H, W) with objects at these boxes (xyxy)."""
 
     def __call__(
         self,
@@ -73,15 +75,15 @@ class WindowTransform(ABC):
         rng: np.random.Generator,
     ) -> Sample:
         size = image.shape[:2]
-        # decide where to look and which objects to decode, by boxes and areas alone
+        # choose the window and the objects by boxes and areas, without decoding a mask
         areas_N = np.array([mask_area(a) for a in annotations], dtype=np.float64)
         kept = np.flatnonzero(areas_N <= self.max_mask_area * size[0] * size[1])
         boxes_N4 = np.array([_box_xyxy(annotations[i]) for i in kept.tolist()], dtype=np.float64).reshape(-1, 4)
         window = self.window(size, boxes_N4, rng)
-        visible = kept[self._may_be_seen(areas_N[kept], boxes_N4, window)]
+        visible = kept[self._visible(areas_N[kept], boxes_N4, window)]
         chosen = np.sort(rng.permutation(visible)[:max_masks])
-        # bring them into the window
-        masks = [_of_annotation(render_mask, annotations[i], size, window) for i in chosen.tolist()]
+        # render the chosen masks and the image in the window
+        masks = [_call_on_rle(render_mask, annotations[i], size, window) for i in chosen.tolist()]
         largest = self.max_mask_area * window.size[0] * window.size[1]
         masks = [mask for mask in masks if self.min_mask_area <= mask.area <= largest]
         pixels, reduction = image.decode(max(window.scale)) if isinstance(image, StoredImage) else (image, 1)
@@ -90,16 +92,16 @@ class WindowTransform(ABC):
             _mirror(sample)
         return sample
 
-    def _may_be_seen(self, areas_N: np.ndarray, boxes_N4: np.ndarray, window: Window) -> np.ndarray:
-        """(N,) bool: the box meets the window, and the whole object would be large enough in it."""
+    def _visible(self, areas_N: np.ndarray, boxes_N4: np.ndarray, window: Window) -> np.ndarray:
+        """Returns (N,) bool: the box overlaps the window, and the whole object would be large enough in it."""
         x0, y0, x1, y1 = window.box
-        meets = (boxes_N4[:, 0] < x1) & (boxes_N4[:, 2] > x0) & (boxes_N4[:, 1] < y1) & (boxes_N4[:, 3] > y0)
+        overlaps = (boxes_N4[:, 0] < x1) & (boxes_N4[:, 2] > x0) & (boxes_N4[:, 1] < y1) & (boxes_N4[:, 3] > y0)
         if self.min_mask_area == 1:
-            return meets  # what is seen at all keeps one pixel
-        return meets & (areas_N * window.scale[0] * window.scale[1] >= self.min_mask_area)
+            return overlaps  # a visible mask keeps at least one pixel
+        return overlaps & (areas_N * window.scale[0] * window.scale[1] >= self.min_mask_area)
 
     def _pad(self, image: np.ndarray, masks: Sequence[MaskPatch]) -> tuple[Tensor, Tensor]:
-        """(3, S, S) and (N, S, S): image and masks in the top left corner of the square."""
+        """Returns (3, S, S) and (N, S, S): image and masks in the top left corner of the square."""
         square = np.zeros((3, self.image_size, self.image_size), dtype=np.uint8)
         square[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
         masks_NSS = np.zeros((len(masks), self.image_size, self.image_size), dtype=bool)
@@ -110,26 +112,26 @@ class WindowTransform(ABC):
 
 
 def _mirror(sample: Sample) -> None:
-    """Exchange left and right of the part that is not padding."""
+    """Mirrors the part that is not padding from left to right."""
     width = sample.input_size[1]
     sample.image[..., :width] = sample.image[..., :width].flip(-1)
     sample.masks[..., :width] = sample.masks[..., :width].flip(-1)
 
 
 class ResizeLongestSide(WindowTransform):
-    """The whole image, its longest side resized to `image_size`: SAM's own preprocessing."""
+    """Shows the whole image with its longest side resized to `image_size`, as SAM's own preprocessing does."""
 
     def window(self, size: tuple[int, int], boxes_N4: np.ndarray, rng: np.random.Generator) -> Window:
         return Window((0, 0, size[1], size[0]), resized_size(size, self.image_size))
 
 
 class LargeScaleJitter(WindowTransform):
-    """The longest side at a random multiple of `image_size`, then a random crop or padding (paper: [0.1, 2.0])."""
+    """Resizes the longest side to a random multiple of `image_size`, then crops at random or pads (paper: [0.1, 2.0])."""
 
     def __init__(self, *, scale: Sequence[float] = (0.1, 2.0), **kwargs) -> None:
         super().__init__(**kwargs)
         if not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"scale is {tuple(scale)}, allowed is 0 < smallest <= largest; set the transform's scale")
+            raise ValueError(f"loader.large_scale_jitter is {list(scale)}: give [smallest, largest], both above 0")
         self.smallest, self.largest = scale
 
     def window(self, size: tuple[int, int], boxes_N4: np.ndarray, rng: np.random.Generator) -> Window:
@@ -142,10 +144,10 @@ class LargeScaleJitter(WindowTransform):
 
 
 class NativeCrop(WindowTransform):
-    """A square of `image_size` of the image's own pixels that holds an object; a smaller image is padded.
+    """Crops a square of `image_size` original pixels that contains an object; a smaller image is padded.
 
-    With `centre` it is the one nearest to the middle of the image, the same each time; else a random object is
-    chosen, and a random place for the square around it.
+    Each call draws an object, and a place for the square around it. With `centre`, the crop is deterministic: it contains the
+    object nearest to the middle of the image.
     """
 
     def __init__(self, *, centre: bool = False, **kwargs) -> None:
@@ -159,7 +161,7 @@ class NativeCrop(WindowTransform):
         return Window((left, top, right, bottom), (bottom - top, right - left))
 
     def _anchor(self, size: tuple[int, int], boxes_N4: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The box to be held: of the objects that fit into the crop, if any does, a random one or the most central."""
+        """Returns the box that the crop contains: a random or the most central object, of those that fit if any does."""
         if len(boxes_N4) == 0:
             return np.array([0, 0, size[1], size[0]], dtype=np.float64)
         sides_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
@@ -172,7 +174,7 @@ class NativeCrop(WindowTransform):
         return choice[distance.argmin()]
 
     def _span(self, side: int, anchor: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
-        """Start and end of the crop along one axis: it holds the anchor, or lies inside one that is larger."""
+        """Returns start and end of the crop along one axis: it contains the anchor, or is inside a larger anchor."""
         length = min(side, self.image_size)
         inside = sorted((int(np.ceil(anchor[1])) - length, int(np.floor(anchor[0]))))
         low, high = (min(max(start, 0), side - length) for start in inside)
@@ -181,38 +183,38 @@ class NativeCrop(WindowTransform):
 
 
 def resized_size(size: tuple[int, int], longest: float) -> tuple[int, int]:
-    """(H, W) with the longest side brought to `longest`, rounded as SAM's ResizeLongestSide does, at least 1."""
+    """Returns (H, W) with the longest side scaled to `longest`, rounded as SAM's ResizeLongestSide does, at least 1."""
     scale = longest / max(size)
     return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
 
 
 def mask_area(annotation: Annotation) -> float:
-    """Pixels of the mask, by the JSON or else by the RLE; raises ValueError for a mask without pixels."""
+    """Returns the pixels of a mask, from the JSON or else from the RLE; raises ValueError for an empty mask."""
     area = annotation.get("area")
     if isinstance(area, (int, float)) and area > 0:
         return area
-    return _of_annotation(_count_pixels, annotation)
+    return _call_on_rle(_count_pixels, annotation)
 
 
 def _count_pixels(rle: RLE) -> int:
     pixels = rle_area(rle)
     if pixels == 0:
-        raise ValueError("its mask has no pixels")
+        raise ValueError("the mask is empty")
     return pixels
 
 
 def _box_xyxy(annotation: Annotation) -> tuple[float, float, float, float]:
-    """A box that surely holds the mask: SA-1B's own boxes count from pixel to pixel and are one short."""
+    """Returns a box that contains the mask for certain: SA-1B's own boxes end at the last pixel, so 1 is added."""
     box = annotation.get("bbox")
     if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) and isfinite(v) for v in box)):
-        box = _of_annotation(rle_to_box_xywh, annotation)
+        box = _call_on_rle(rle_to_box_xywh, annotation)
     return box[0], box[1], box[0] + box[2] + 1, box[1] + box[3] + 1
 
 
-def _of_annotation(function, annotation: Annotation, *arguments) -> Any:
-    """A function of the annotation's RLE, with the annotation's id in front of what it complains about."""
+def _call_on_rle(function, annotation: Annotation, *arguments) -> Any:
+    """Calls a function on the annotation's RLE; an error begins with the annotation's id."""
     try:
         return function(annotation["segmentation"], *arguments)
     except (ValueError, TypeError) as error:
         cure = "correct it, leave it out of the JSON, or set data.on_error=skip"
-        raise ValueError(f"annotation {annotation.get('id')}: {error}; {cure}") from error
+        raise ValueError(f"annotation {annotation.get('id')}: {error}: {cure}") from error

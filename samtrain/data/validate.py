@@ -1,4 +1,4 @@
-"""Whether a set is sound SA-1B: tars or a folder, Meta's own or anybody's, looked at record by record and as a whole."""
+"""Checks whether a data set is valid SA-1B, record by record and as a whole: tars or a folder, Meta's own or any other."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from samtrain.data.shards import Record, expand_urls, index_tar, parse_annotatio
 from samtrain.ops.rle import rle_area, rle_to_box_xywh, to_compressed
 
 KEYS = ("id", "segmentation", "bbox", "area", "predicted_iou", "stability_score", "crop_box", "point_coords")
-PREDICTED_IOU = (0.0, 1.5)  # the IoU head has no sigmoid and at times says a little more than 1
-BOX_TOLERANCE = 1  # pixels: segment_anything's boxes end at the last pixel, COCO's after it
+PREDICTED_IOU = (0.0, 1.5)  # the IoU head has no sigmoid and sometimes predicts a little more than 1
+BOX_TOLERANCE = 1  # pixels: segment_anything's boxes end at the last pixel, COCO's one pixel later
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, of a kind that can be counted, and where: the file and the record in it."""
+    """One fault: its kind, which is counted, the file and record in which it is, and details."""
 
     kind: str
     where: str
@@ -35,7 +35,7 @@ class Fault:
 
 @dataclass
 class Verdict:
-    """What there is and what is wrong with it; `notes` are worth knowing and no faults."""
+    """The result of a validation; `notes` are worth knowing but are not faults."""
 
     images: int = 0
     masks: int = 0
@@ -47,17 +47,17 @@ class Verdict:
         return not self.faults and self.images > 0
 
     def counts(self) -> dict[str, int]:
-        """Faults by kind, the most frequent first."""
+        """Returns the number of faults by kind, the most frequent first."""
         kinds = [fault.kind for fault in self.faults]
         return {kind: kinds.count(kind) for kind in sorted(set(kinds), key=lambda kind: (-kinds.count(kind), kind))}
 
 
 def validate(dataset: str | Sequence[str]) -> Verdict:
-    """Look at every record of shards, or of a folder of images with a JSON each.
+    """Checks every record of shards, or of a folder of images with a JSON each.
 
-    Raises ValueError where there is nothing of either.
+    Raises ValueError if there is neither.
     """
-    verdict, whole = Verdict(), _Whole()
+    verdict, duplicates = Verdict(), _Duplicates()
     for found in _records(dataset):
         if isinstance(found, Fault):
             verdict.faults.append(found)
@@ -65,26 +65,26 @@ def validate(dataset: str | Sequence[str]) -> Verdict:
         verdict.images += 1
         verdict.masks += len(found.annotation["annotations"])
         verdict.faults += _record_faults(found)
-        whole.add(found)
-    verdict.faults += whole.faults()
-    verdict.notes = whole.same_images()
+        duplicates.add(found)
+    verdict.faults += duplicates.faults()
+    verdict.notes = duplicates.same_images()
     return verdict
 
 
 def _records(dataset: str | Sequence[str]) -> Iterator[Record | Fault]:
-    """All records, and what keeps others from being any."""
+    """Yields every record, or the fault because of which it cannot be read."""
     if isinstance(dataset, str) and Path(dataset).is_dir() and not list(Path(dataset).glob("*.tar")):
         source = Sa1bFolder(Path(dataset))
         entries = source.entries()
         if not entries:
-            raise ValueError(f"validate.dataset is {dataset!r}: there are neither tars in it nor images with JSONs")
+            raise ValueError(f"validate.dataset is {dataset!r}: give a folder with tars, or with images and a JSON each")
         for entry in entries:
-            yield _of_folder(entry)
+            yield _read_entry(entry)
         return
     for url in expand_urls(dataset):
         index = index_tar(url, on_error="skip")
         for problem in index.problems:
-            yield Fault("the tar is not whole", url, problem)
+            yield Fault("the tar is damaged", url, problem)
         for i in range(len(index)):
             try:
                 yield read_record(index, i)
@@ -92,7 +92,7 @@ def _records(dataset: str | Sequence[str]) -> Iterator[Record | Fault]:
                 yield Fault("the record cannot be read", f"{url}, record {index.key(i)}", str(error))
 
 
-def _of_folder(entry: Entry) -> Record | Fault:
+def _read_entry(entry: Entry) -> Record | Fault:
     if not entry.evidence:
         return Fault("no JSON beside the image", str(entry.image))
     if not entry.image.is_file():
@@ -106,37 +106,41 @@ def _of_folder(entry: Entry) -> Record | Fault:
 
 
 def _record_faults(record: Record) -> Iterator[Fault]:
-    """Faults of one image and its masks."""
+    """Yields the faults of one image and its masks."""
+    # the image
     image = record.annotation["image"]
     W, H = image["width"], image["height"]
     try:
         decode_samples(record.image_bytes, W, H, record.name)
     except ValueError as error:
         yield Fault("the image does not fit its JSON", record.name, str(error).removeprefix(f"{record.name}: "))
-    if not _is_whole(image.get("image_id")):
-        yield Fault("image_id is no whole number", record.name, repr(image.get("image_id")))
+    if not _is_id(image.get("image_id")):
+        yield Fault("image_id is not an integer of 0 or more", record.name, repr(image.get("image_id")))
     name = f"{Path(record.key).name}.{record.ext}"
     if Path(str(image.get("file_name"))).name.lower() != name.lower():
-        yield Fault("file_name is another file's", record.name, f"{image.get('file_name')!r}, the image is {name}")
+        yield Fault("file_name is that of another file", record.name, f"{image.get('file_name')!r}, the image is {name}")
 
+    # its masks
     seen: dict[Any, int] = {}
     for number, each in enumerate(record.annotation["annotations"]):
         where = f"{record.name}, annotation {each.get('id', f'number {number}')}"
         yield from _annotation_faults(each, (H, W), where)
         text = str(each["segmentation"].get("counts") if isinstance(each["segmentation"], dict) else number)
         if text in seen:
-            yield Fault("the same mask twice in an image", where, f"as annotation number {seen[text]}")
+            yield Fault("the same mask twice in an image", where, f"also annotation number {seen[text]}")
         seen.setdefault(text, number)
 
 
 def _annotation_faults(each: dict[str, Any], size: tuple[int, int], where: str) -> Iterator[Fault]:
+    """Yields the faults of one annotation."""
+    # keys and id
     H, W = size
     if missing := [key for key in KEYS if key not in each]:
         yield Fault("keys are missing", where, ", ".join(missing))
-    if "id" in each and not _is_whole(each["id"]):
-        yield Fault("id is no whole number", where, repr(each["id"]))
+    if "id" in each and not _is_id(each["id"]):
+        yield Fault("id is not an integer of 0 or more", where, repr(each["id"]))
 
-    # the mask, and what is said of it
+    # the mask, its box and its area
     try:
         rle = to_compressed(each["segmentation"], size)
     except ValueError as error:
@@ -147,22 +151,22 @@ def _annotation_faults(each: dict[str, Any], size: tuple[int, int], where: str) 
         yield Fault("the mask is empty", where)
     else:
         if "bbox" in each and not _is_near(each["bbox"], box):
-            yield Fault("bbox is not the mask's", where, f"{each['bbox']}, the mask's is {box}")
+            yield Fault("bbox does not fit the mask", where, f"{each['bbox']}, the mask's is {box}")
         if "area" in each and each["area"] != area:
-            yield Fault("area is not the mask's", where, f"{each['area']}, the mask has {area} pixels")
+            yield Fault("area does not fit the mask", where, f"{each['area']}, the mask has {area} pixels")
 
-    # scores, crop, click
+    # the scores, the crop and the click
     for key, (low, high) in (("predicted_iou", PREDICTED_IOU), ("stability_score", (0.0, 1.0))):
         if key in each and not (_is_number(each[key]) and low <= each[key] <= high):
-            yield Fault(f"{key} is out of range", where, f"{each[key]!r}, it is {low:g} to {high:g}")
-    if "crop_box" in each and not _lies_in(each["crop_box"], (0, 0, W, H)):
-        yield Fault("crop_box does not lie in the image", where, repr(each["crop_box"]))
+            yield Fault(f"{key} is out of range", where, f"{each[key]!r}, allowed is {low:g} to {high:g}")
+    if "crop_box" in each and not _is_inside(each["crop_box"], (0, 0, W, H)):
+        yield Fault("crop_box is not inside the image", where, repr(each["crop_box"]))
     elif "point_coords" in each and "crop_box" in each and not _are_points(each["point_coords"], each["crop_box"]):
-        yield Fault("point_coords do not lie in the crop", where, repr(each["point_coords"])[:80])
+        yield Fault("point_coords are not inside the crop", where, repr(each["point_coords"])[:80])
 
 
-class _Whole:
-    """What only all records together tell: ids and images that come twice."""
+class _Duplicates:
+    """Collects ids and images over all records, to find those that occur twice."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -174,36 +178,38 @@ class _Whole:
     def add(self, record: Record) -> None:
         self.names.append(record.name)
         image_id = record.annotation["image"].get("image_id")
-        self.image_ids.append(image_id if _is_whole(image_id) else None)
+        self.image_ids.append(image_id if _is_id(image_id) else None)
         self.keys.append(Path(record.key).name)
         self.digests.append(hashlib.sha256(record.image_bytes).digest())
         ids = [each.get("id") for each in record.annotation["annotations"]]
-        self.ids.append(np.array([i for i in ids if _is_whole(i)], dtype=np.int64))
+        self.ids.append(np.array([i for i in ids if _is_id(i)], dtype=np.int64))
 
     def faults(self) -> Iterator[Fault]:
-        yield from self._twice(self.image_ids, "image_id is another image's too")
-        yield from self._twice(self.keys, "an image of this name came before")
+        """Yields ids and names that occur twice."""
+        yield from self._twice(self.image_ids, "another image has the same image_id")
+        yield from self._twice(self.keys, "another image has the same name")
         ids = np.concatenate(self.ids) if self.ids else np.zeros(0, dtype=np.int64)
         owner = np.repeat(np.arange(len(self.ids)), [len(each) for each in self.ids])
         order = np.argsort(ids, kind="stable")
         for place in np.flatnonzero(np.diff(ids[order]) == 0):
             first, second = order[place], order[place + 1]
             where = f"{self.names[owner[second]]}, annotation {ids[second]}"
-            yield Fault("id is another mask's too", where, f"of {self.names[owner[first]]}")
+            yield Fault("another mask has the same id", where, f"in {self.names[owner[first]]}")
 
     def same_images(self) -> list[Fault]:
-        return list(self._twice(self.digests, "the same bytes as another image"))
+        """Returns a note for each image with the same bytes as another one."""
+        return list(self._twice(self.digests, "another image has the same bytes"))
 
     def _twice(self, values: Sequence[Any], kind: str) -> Iterator[Fault]:
         seen: dict[Any, str] = {}
         for name, value in zip(self.names, values, strict=True):
             if value is not None and value in seen:
-                shown = f"{value}, of {seen[value]}" if not isinstance(value, bytes) else f"as {seen[value]}"
+                shown = f"{value}, in {seen[value]}" if not isinstance(value, bytes) else seen[value]
                 yield Fault(kind, name, shown)
             seen.setdefault(value, name)
 
 
-def _is_whole(value: Any) -> bool:
+def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
@@ -219,15 +225,15 @@ def _is_near(box: Any, other: Sequence[float]) -> bool:
     return _are_numbers(box, 4) and all(abs(a - b) <= BOX_TOLERANCE for a, b in zip(box, other, strict=True))
 
 
-def _lies_in(box: Any, image: tuple[float, float, float, float]) -> bool:
-    """Whether an xywh box has an area and lies in the image."""
+def _is_inside(box: Any, image: tuple[float, float, float, float]) -> bool:
+    """Returns whether an xywh box has an area and is inside the image."""
     if not _are_numbers(box, 4) or min(box[2:]) <= 0:
         return False
     return min(box[:2]) >= 0 and all(box[i] + box[i + 2] <= image[i + 2] + 1e-6 for i in (0, 1))
 
 
 def _are_points(points: Any, box: Any) -> bool:
-    """Whether these are one or more [x, y] in an xywh box."""
+    """Returns whether these are one or more [x, y] inside an xywh box."""
     if not isinstance(points, list) or not points or not all(_are_numbers(point, 2) for point in points):
         return False
     return all(box[i] <= point[i] <= box[i] + box[i + 2] for point in points for i in (0, 1))

@@ -1,4 +1,4 @@
-"""A window: the part of an image that becomes the network's input, and how image and masks are brought into it."""
+"""A window is the part of an image that becomes the network's input; here image and masks are rendered in it."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ Box = tuple[int, int, int, int]  # xyxy, the lower right corner exclusive
 
 @dataclass(frozen=True)
 class Window:
-    """`box` (xyxy, original pixels, fractions allowed, lower right exclusive) seen at `size` (H, W) input pixels."""
+    """Maps `box` (xyxy, original pixels, fractions allowed, lower right exclusive) to `size` (H, W) input pixels."""
 
     box: tuple[float, float, float, float]
     size: tuple[int, int]
 
     @property
     def scale(self) -> tuple[float, float]:
-        """(x, y) input pixels for one original pixel."""
+        """Returns the (x, y) input pixels per original pixel."""
         x0, y0, x1, y1 = self.box
         return self.size[1] / (x1 - x0), self.size[0] / (y1 - y0)
 
     @property
     def is_native(self) -> bool:
-        """True where input pixels are original pixels."""
+        """Returns whether the input pixels are the original pixels."""
         return self.scale == (1.0, 1.0) and all(float(edge).is_integer() for edge in self.box)
 
 
 def render_image(image: np.ndarray, window: Window, reduction: int = 1) -> np.ndarray:
-    """The (h, w, 3) uint8 image in the window: PIL's bilinear filter with antialias, as SAM resizes.
+    """Returns the (h, w, 3) uint8 image in the window, resized by PIL's bilinear filter with antialiasing, as in SAM.
 
-    `image` may be the image at 1/`reduction` of its sides, rounded up.
+    `image` may have been decoded with its sides divided by `reduction` and rounded up.
     """
     if window.is_native and reduction == 1:
         x0, y0, x1, y1 = (int(edge) for edge in window.box)
@@ -48,7 +48,7 @@ def render_image(image: np.ndarray, window: Window, reduction: int = 1) -> np.nd
 
 @dataclass(frozen=True)
 class MaskPatch:
-    """A mask in a window: its pixels (h, w) bool and where in the window their top left corner lies."""
+    """Holds the (h, w) bool pixels of a mask in a window, and the place of their top left corner there."""
 
     pixels: np.ndarray
     top: int
@@ -60,19 +60,19 @@ class MaskPatch:
 
 
 def render_mask(rle: RLE, size: tuple[int, int], window: Window) -> MaskPatch:
-    """A mask in the window, cut to its own extent; only what the window shows of it is decoded.
+    """Returns a mask in the window, cropped to its own extent; only the visible part is decoded.
 
-    An input pixel belongs to the mask where the mask covers half of it. A mask of which the window shows anything keeps
-    at least one pixel. Raises ValueError for an RLE that is not `size` (H, W) of the image, is broken, or is empty.
+    An input pixel belongs to the mask if the mask covers at least half of it. A visible mask keeps at least one pixel. Raises
+    ValueError for an RLE that is broken, empty, or not of the image's `size` (H, W).
     """
     rle = to_compressed(rle, size)
     x, y, width, height = rle_to_box_xywh(rle)
     if width == 0 or height == 0:
-        raise ValueError("its mask has no pixels")
+        raise ValueError("the mask is empty")
     left, top, right, bottom = target = _target_box((x, y, x + width, y + height), window)
     if left >= right or top >= bottom:
         return MaskPatch(np.zeros((0, 0), dtype=bool), 0, 0)
-    # what the window's pixels see of the image, and the whole pixels that hold it
+    # the region of the image that these input pixels show, and the original pixels around it
     source = _source_box(target, window)
     x0, y0, x1, y1 = math.floor(source[0]), math.floor(source[1]), math.ceil(source[2]), math.ceil(source[3])
     part = decode_rle_box(rle, (x0, y0, min(x1, size[1]), min(y1, size[0])))
@@ -85,7 +85,7 @@ def render_mask(rle: RLE, size: tuple[int, int], window: Window) -> MaskPatch:
 
 
 def _target_box(box: tuple[float, float, float, float], window: Window) -> Box:
-    """The input pixels that a box (xyxy, original pixels) touches."""
+    """Returns the input pixels that a box (xyxy, original pixels) touches."""
     (scale_x, scale_y), (height, width) = window.scale, window.size
     left, top = (box[0] - window.box[0]) * scale_x, (box[1] - window.box[1]) * scale_y
     right, bottom = (box[2] - window.box[0]) * scale_x, (box[3] - window.box[1]) * scale_y
@@ -98,7 +98,7 @@ def _target_box(box: tuple[float, float, float, float], window: Window) -> Box:
 
 
 def _source_box(target: Box, window: Window) -> tuple[float, float, float, float]:
-    """What input pixels see, in original pixels."""
+    """Returns the region of the image, in original pixels, that these input pixels show."""
     (scale_x, scale_y), (x0, y0) = window.scale, window.box[:2]
     return x0 + target[0] / scale_x, y0 + target[1] / scale_y, x0 + target[2] / scale_x, y0 + target[3] / scale_y
 
@@ -106,7 +106,7 @@ def _source_box(target: Box, window: Window) -> tuple[float, float, float, float
 def _resize(
     part: np.ndarray, source: tuple[float, float, float, float], corner: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """The decoded part (top left at `corner`) at `size`: shares of area when shrinking, else bilinear, cut at half."""
+    """Resizes the decoded part (top left at `corner`): by area when shrinking, else bilinear, with threshold 1/2."""
     x0, y0 = corner
     box = (
         max(source[0] - x0, 0.0),
@@ -122,7 +122,7 @@ def _resize(
 def _keep_one_pixel(
     pixels: np.ndarray, part: np.ndarray, corner: tuple[int, int], source: tuple[float, float, float, float]
 ) -> None:
-    """Set the input pixel in which the middle one of the visible mask pixels lies, if any is visible."""
+    """Sets the input pixel that contains the middle one of the visible mask pixels, if any is visible."""
     rows, columns = np.nonzero(part)
     x, y = corner[0] + columns + 0.5, corner[1] + rows + 0.5
     seen = np.flatnonzero((source[0] <= x) & (x < source[2]) & (source[1] <= y) & (y < source[3]))
@@ -134,15 +134,15 @@ def _keep_one_pixel(
 
 
 def decode_rle_box(rle: RLE, box: Box) -> np.ndarray:
-    """The pixels of a compressed RLE inside a box (xyxy of whole pixels, inside the image), (h, w) bool.
+    """Returns the (h, w) bool pixels of a compressed RLE inside a box (xyxy in integer pixels, inside the image).
 
-    RLE runs down the columns, so the columns of the box are one stretch of runs; a whole SA-1B mask takes pycocotools
-    3 ms, a box of 60 columns takes 0.1 ms here. The RLE has to be `to_compressed`'s: checked, counts as bytes.
+    RLE runs down the columns, so the columns of the box are consecutive runs. pycocotools decodes a full SA-1B mask in 3 ms;
+    this decodes a box of 60 columns in 0.1 ms. The RLE must come from `to_compressed`: checked, with counts as bytes.
     """
     x0, y0, x1, y1 = box
     height = rle["size"][0]
     ends = np.cumsum(rle_runs(rle["counts"]))
-    # the stretch of the columns, cut out of the runs
+    # cut the runs of these columns out of all runs
     first, last = x0 * height, x1 * height
     lengths = np.diff(np.clip(ends, first, last), prepend=first)
     values = np.arange(len(lengths)) % 2 == 1

@@ -51,7 +51,7 @@ def test_sources_and_weights(tmp_path, write_set):
     dataset = SamDataset(sources, RESIZE)
     assert [dataset[i].key for i in range(5)] == ["a_0", "a_1", "b_0", "b_1", "b_2"]
     assert (dataset.shard_lengths, dataset.weights) == ([[2], [3]], [1.0, 10])
-    with pytest.raises(ValueError, match=r"keys \['url'\], allowed are urls and weight"):
+    with pytest.raises(ValueError, match="has the keys url: give urls and weight"):
         SamDataset([{"url": "x"}], RESIZE)
     with pytest.raises(ValueError, match="has to be streamed"):
         SamDataset(["https://host/a.tar"], RESIZE)
@@ -112,9 +112,9 @@ def broken_set(folder, write_tar, making, **changes):
 EMPTY = {"segmentation": encode_mask(np.zeros((40, 60))), "area": 0}
 BROKEN = {
     "cut image": ({"image": b"\x89PNG\r\n"}, "its image cannot be read"),
-    "no JSON": ({"json": b"{oops"}, "its JSON is no JSON"),
+    "no JSON": ({"json": b"{oops"}, "its JSON cannot be parsed"),
     "wrong size": ({"mask": {"segmentation": encode_mask(np.ones((3, 3)))}}, r"annotation 0: RLE has size \(3, 3\)"),
-    "no area": ({"mask": EMPTY}, "annotation 0: its mask has no pixels"),
+    "no area": ({"mask": EMPTY}, "annotation 0: the mask is empty"),
 }
 
 
@@ -157,7 +157,7 @@ def test_a_set_of_broken_records_ends_in_an_error(tmp_path, write_tar):
     with pytest.raises(ValueError, match="records in a row cannot be read, the last one .*record a"):
         SamDataset([path], RESIZE, on_error="skip")[0]
     write_tar(path, [("a.png", b"no")])
-    with pytest.raises(ValueError, match="no whole records"):
+    with pytest.raises(ValueError, match="hold no complete records"):
         SamDataset([path], RESIZE, on_error="skip")
 
 

@@ -74,7 +74,7 @@ def test_16_bit_grey_is_stretched_and_said(caplog):
     image = decode(encode(Image.fromarray(ramp)))
     assert image.min() == 0 and image.max() == 255
     assert (np.diff(image[..., 0].ravel().astype(int)) >= 0).all() and len(np.unique(image)) > 45
-    assert "here: more than 8 bits a sample, stretched from [1000" in caplog.text
+    assert "here has more than 8 bits per sample: [1000" in caplog.text
 
 
 def test_16_bit_tiff_and_float_tiff():
@@ -158,7 +158,7 @@ def test_exif_that_does_not_change_the_size_is_left_alone(kind, orientation):
 
 
 def test_other_size_is_refused():
-    with pytest.raises(ValueError, match="here: its image is 9 x 6 .*its JSON says 6 x 9; correct the JSON"):
+    with pytest.raises(ValueError, match="here: its image is 9 x 6 .*its JSON says 6 x 9: correct the JSON"):
         decode(encode(Image.fromarray(RGB)), (9, 6))
 
 

@@ -63,7 +63,7 @@ def test_groups_by_csv_and_by_expression(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("group_by", "message"),
-    [("images.csv:slide", "no column 'slide'.*patient"), ("none.csv:patient", "no such file"), ("(", "expression")],
+    [("images.csv:slide", "no column 'slide'.*patient"), ("none.csv:patient", "was not found"), ("(", "expression")],
 )
 def test_a_wrong_group_by_is_told(tmp_path: Path, group_by: str, message: str) -> None:
     (tmp_path / "images.csv").write_text("file_name,patient\na.png,p1\n")

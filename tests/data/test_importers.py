@@ -263,9 +263,9 @@ def broken(name: str, folder: Path) -> None:
     """One unsound pair called `bad`."""
     good = sa1b(masks())
     contents = {
-        "the JSON is no JSON": '{"image": ',
+        "the JSON cannot be parsed": '{"image": ',
         "the JSON is not in SA-1B's form": "[1, 2]",
-        "the image is not of its JSON's size": sa1b(masks(), (H + 1, W)),
+        "the image does not have its JSON's size": sa1b(masks(), (H + 1, W)),
         "no usable mask": sa1b([np.zeros((H, W), bool)]),
     }
     write_pair(folder, "bad", contents.get(name, good))
@@ -281,7 +281,7 @@ def broken(name: str, folder: Path) -> None:
 
 
 IMAGE_REASONS = [
-    "the JSON is no JSON", "the JSON is not in SA-1B's form", "the image is not of its JSON's size", "no usable mask",
+    "the JSON cannot be parsed", "the JSON is not in SA-1B's form", "the image does not have its JSON's size", "no usable mask",
     "the image cannot be read", "the image is missing", "no JSON beside the image", "the image is a stack",
 ]  # fmt: skip
 
@@ -300,7 +300,7 @@ def test_an_unsound_image_is_refused_and_counted(tmp_path: Path, reason: str) ->
 
 
 BAD_MASKS = {
-    "mask of zero area": [np.zeros((H, W), bool)],
+    "empty mask": [np.zeros((H, W), bool)],
     "RLE of the wrong size": [np.ones((H + 1, W), bool)],
     "the same mask twice": [masks()[0]],
     "no valid RLE or polygon": [
@@ -356,7 +356,7 @@ def test_label_maps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert set(report_of(folder)["refused"]["images"]) == {
         "the mask file holds fractions",
         "the mask file has several channels",
-        "the image is not of its JSON's size",
+        "the image does not have its JSON's size",
         "not exactly one label map",
     }
 
@@ -382,13 +382,13 @@ def test_wrong_settings_are_told(tmp_path: Path, changed: dict, message: str) ->
 
 def test_shards_are_not_written_into_their_own_input(tmp_path: Path) -> None:
     write_pair(tmp_path, "p")
-    with pytest.raises(ValueError, match="inside of data.root"):
+    with pytest.raises(ValueError, match="data_dir is .*inside of data.root"):
         prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path)))
 
 
 def test_nothing_usable_is_an_error_with_the_reasons(tmp_path: Path) -> None:
-    broken("the JSON is no JSON", tmp_path / "set")
-    with pytest.raises(ValueError, match="the JSON is no JSON': 1"):
+    broken("the JSON cannot be parsed", tmp_path / "set")
+    with pytest.raises(ValueError, match="the JSON cannot be parsed: 1"):
         prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set")))
 
 
@@ -434,7 +434,7 @@ def test_a_set_that_lost_a_shard_is_not_taken_for_whole(tmp_path: Path) -> None:
     config = many(tmp_path)
     folder = prepare(tmp_path / "out", config)
     (folder / "test" / "test_000000.tar").unlink()
-    with pytest.raises(ValueError, match=r"test_000000.tar is gone \(1 of \d+ shards\): bring it back, or delete"):
+    with pytest.raises(ValueError, match=r"test_000000.tar is gone \(1 of \d+ shards\): restore it, or delete"):
         prepare(tmp_path / "out", config)
 
 

@@ -87,7 +87,7 @@ def test_sources_are_mixed_evenly():
     [
         ({"weights": [0]}, "give each source a weight above 0"),
         ({"weights": [1, 1]}, "for 1 sources"),
-        ({"shard_lengths": [[0, 0]]}, "all shards are empty"),
+        ({"shard_lengths": [[0, 0]]}, "all shards of data.train are empty"),
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )

@@ -28,32 +28,33 @@ def findings(tmp_path, making):
     return find
 
 
-def test_a_sound_set_has_no_findings(findings):
+def test_a_valid_set_has_no_findings(findings):
     assert findings([(10, 10, 40, 40), (50, 20, 80, 50)]) == ""
 
 
 def test_small_objects(findings):
     text = findings([(10, 10, 16, 16), (50, 20, 56, 26)], image_size=48)
-    assert "median object side is 3.0 input pixels at image_size 48" in text and "data.frame=native" in text
+    assert "median object has a side of 3.0 input pixels at model.image_size=48" in text and "data.frame=native" in text
 
 
-def test_no_masks_and_masks_that_are_the_image(findings):
-    assert "1 of 1 images (as sa_1) have no masks" in findings([])
+def test_no_masks_and_masks_of_the_whole_image(findings):
+    assert "1 of 1 images (for example sa_1) have no masks" in findings([])
     text = findings([(0, 0, 96, 64)])
-    assert "masks over 90% of the image" in text and "the transform keeps none" in text
+    assert "masks over 90% of the image" in text and "all are too large" in text
 
 
 def test_enlarged_padded_and_dark_images(findings):
-    assert "are enlarged, by 4.0 in the median" in findings([(10, 10, 40, 40)], image_size=384)
+    assert "are enlarged 4.0 times (median)" in findings([(10, 10, 40, 40)], image_size=384)
     text = findings([(10, 10, 40, 40)], transform=NativeCrop(image_size=256))
     assert "fill less than 25% of the input" in text
     assert "are very dark" in findings([(10, 10, 40, 40)], brightness=9)
 
 
-def test_what_cannot_be_read(tmp_path, write_tar):
+def test_records_that_cannot_be_read_are_reported(tmp_path, write_tar):
     path = write_tar(tmp_path / "a.tar", [("a.png", b"no"), ("a.json", b"no"), ("b.png", b"no"), ("b.json", b"no")])
     found = check_samples(SamDataset([path], ResizeLongestSide(image_size=32)))
-    assert len(found) == 2 and all(text.startswith("unreadable: ") and "its JSON is no JSON" in text for text in found)
+    assert len(found) == 2
+    assert all(text.startswith("cannot be read: ") and "its JSON cannot be parsed" in text for text in found)
 
 
 def test_skipped_faults_are_counted(tmp_path, write_set, write_tar):
@@ -71,5 +72,5 @@ def test_nuclei_are_too_small_when_the_image_is_shrunk(tmp_path, shared_data):
             writer.write(safe_key(path.stem), image, "png", json.loads(path.read_text()))
     shrunk = check_samples(SamDataset([tmp_path], ResizeLongestSide(image_size=128)))
     native = check_samples(SamDataset([tmp_path], NativeCrop(image_size=128)))
-    assert any("median object side" in text for text in shrunk)
-    assert not any("median object side" in text for text in native)
+    assert any("median object has a side" in text for text in shrunk)
+    assert not any("median object has a side" in text for text in native)

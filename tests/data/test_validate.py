@@ -90,28 +90,28 @@ FAULTS = {
     "another form": (lambda content: json.dumps([1]), "cannot be read", None),
     "no size": (at("image.width", KeyError), "cannot be read", None),
     "another size": (at("image.width", 81), "does not fit its JSON", None),
-    "image_id": (at("image.image_id", "two"), "image_id is no whole number", None),
-    "image_id is a list": (at("image.image_id", [2]), "image_id is no whole number", None),
-    "file_name": (at("image.file_name", "sa_7.jpg"), "file_name is another file's", None),
+    "image_id": (at("image.image_id", "two"), "image_id is not an integer of 0 or more", None),
+    "image_id is a list": (at("image.image_id", [2]), "image_id is not an integer of 0 or more", None),
+    "file_name": (at("image.file_name", "sa_7.jpg"), "file_name is that of another file", None),
     "keys": (at("mask.crop_box", KeyError), "keys are missing", 201),
-    "id": (at("mask.id", "x"), "id is no whole number", "x"),
+    "id": (at("mask.id", "x"), "id is not an integer of 0 or more", "x"),
     "RLE of another size": (at("mask.segmentation.size", [80, 60]), "RLE does not fit", 201),
     "RLE too short": (at("mask.segmentation.counts", "0"), "RLE does not fit", 201),
     "RLE is garbage": (at("mask.segmentation.counts", "\x7f\x01"), "RLE does not fit", 201),
     "RLE is none": (at("mask.segmentation", 5), "RLE does not fit", 201),
     "empty mask": (at("mask.segmentation", encode_mask(np.zeros(SIZE, bool))), "the mask is empty", 201),
-    "area": (at("mask.area", 199), "area is not the mask's", 201),
-    "box": (at("mask.bbox", [7, 5, 19, 12]), "bbox is not the mask's", 201),
-    "box of words": (at("mask.bbox", "7 5 19 9"), "bbox is not the mask's", 201),
+    "area": (at("mask.area", 199), "area does not fit the mask", 201),
+    "box": (at("mask.bbox", [7, 5, 19, 12]), "bbox does not fit the mask", 201),
+    "box of words": (at("mask.bbox", "7 5 19 9"), "bbox does not fit the mask", 201),
     "predicted_iou": (at("mask.predicted_iou", 17.0), "predicted_iou is out of range", 201),
     "predicted_iou is none": (at("mask.predicted_iou", None), "predicted_iou is out of range", 201),
     "stability_score": (at("mask.stability_score", 1.2), "stability_score is out of range", 201),
-    "crop_box": (at("mask.crop_box", [0, 0, 81, 60]), "crop_box does not lie in the image", 201),
-    "point": (at("mask.point_coords", [[99.0, 1.0]]), "point_coords do not lie in the crop", 201),
-    "no point": (at("mask.point_coords", []), "point_coords do not lie in the crop", 201),
-    "id twice in an image": (at("mask.id", 200), "id is another mask's too", 200),
-    "id twice in the set": (at("mask.id", 100), "id is another mask's too", 100),
-    "image_id twice": (at("image.image_id", 1), "image_id is another image's too", None),
+    "crop_box": (at("mask.crop_box", [0, 0, 81, 60]), "crop_box is not inside the image", 201),
+    "point": (at("mask.point_coords", [[99.0, 1.0]]), "point_coords are not inside the crop", 201),
+    "no point": (at("mask.point_coords", []), "point_coords are not inside the crop", 201),
+    "id twice in an image": (at("mask.id", 200), "another mask has the same id", 200),
+    "id twice in the set": (at("mask.id", 100), "another mask has the same id", 100),
+    "image_id twice": (at("image.image_id", 1), "another image has the same image_id", None),
 }  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def test_halves_of_pairs(tmp_path: Path) -> None:
     verdict = validate(str(folder))
     assert [str(f).split("/")[-1].split(":")[0] for f in verdict.faults] == ["sa_1.jpg", "sa_3.json"]
     verdict = validate(str(as_tar(folder, tmp_path / "sa.tar")))
-    assert verdict.counts() == {"the tar is not whole": 2} and "sa_1" in str(verdict.faults) and "sa_3" in str(verdict.faults)
+    assert verdict.counts() == {"the tar is damaged": 2} and "sa_1" in str(verdict.faults) and "sa_3" in str(verdict.faults)
 
 
 def test_a_cut_tar(tmp_path: Path) -> None:
@@ -174,11 +174,11 @@ def test_a_name_in_two_tars(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "in")
     as_tar(folder, tmp_path / "a.tar"), as_tar(folder, tmp_path / "b.tar")
     counts = validate(str(tmp_path / "*.tar")).counts()
-    assert counts["an image of this name came before"] == 3 and counts["id is another mask's too"] == 9
+    assert counts["another image has the same name"] == 3 and counts["another mask has the same id"] == 9
 
 
 def test_nothing_is_not_sound(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="neither tars"):
+    with pytest.raises(ValueError, match="give a folder with tars"):
         validate(str(tmp_path))
 
 

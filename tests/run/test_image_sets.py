@@ -76,7 +76,7 @@ def test_only_training_images_are_streamed(tmp_path: Path, split: str) -> None:
 def test_on_error_skip_leaves_out_records_that_cannot_be_read(tmp_path: Path, caplog: Any) -> None:
     (tar,) = Path(write_shard(tmp_path, side=64, object_side=8)).glob("*.tar")
     tar.write_bytes(tar.read_bytes().replace(b'{"image":{"image_id":1', b'?"image":{"image_id":1'))
-    with pytest.raises(ValueError, match="record image_1: its JSON is no JSON"):
+    with pytest.raises(ValueError, match="record image_1: its JSON cannot be parsed"):
         list(records([str(tar)]))
     assert [record.key for record in records([str(tar)], "skip")] == ["image_0", "image_2"]
     assert "Skipped a record: " in caplog.text

@@ -1,1 +1,1 @@
-"""Importing other formats: reading them, checking their records, holding images back, writing shards."""
+"""Imports other formats: reads them, checks their records, holds images back, and writes shards."""

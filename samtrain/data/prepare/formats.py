@@ -1,7 +1,7 @@
-"""The forms that people keep masks in: SA-1B JSONs, COCO or LVIS instances, label maps, one binary mask an object.
+"""Readers for the forms in which people store masks: SA-1B JSONs, COCO or LVIS, label maps, and binary masks per object.
 
-Each form is a class that lists what there is and reads one image's masks. Nothing is checked here beyond what reading
-needs; what cannot be read is `Refused`, with a short reason to count and a detail to show.
+Each form is a class that lists the images and reads the masks of one image. It checks only what reading needs. If an image
+cannot be read it raises `Refused`, with a short reason to count and a detail to show.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of a source: its name relative to the source, its file, and the files that say what is in it."""
+    """One image: its name relative to the source, its file, and the files that hold its masks."""
 
     name: str
     image: Path
@@ -31,24 +31,24 @@ class Entry:
 
 @dataclass(frozen=True)
 class RawAnnotations:
-    """What a form says of one image: its size if known, and objects with a `segmentation` each."""
+    """The contents of one image: its size if known, and objects that each have a `segmentation`."""
 
     image: dict[str, Any]
     objects: list[dict[str, Any]]
 
 
 class MaskSource(Protocol):
-    """A form of keeping masks."""
+    """Reads images and masks that are stored in one form."""
 
     def entries(self) -> list[Entry]:
-        """Every image, in the order of names."""
+        """Returns every image, sorted by name."""
 
     def read(self, entry: Entry) -> RawAnnotations:
-        """The masks of one image; raises Refused."""
+        """Returns the masks of one image; raises Refused."""
 
 
 class Sa1bFolder:
-    """Images at any depth with a JSON of the same stem beside each; what lacks the other is listed, to be refused."""
+    """Reads images at any depth with a JSON of the same stem beside each; if one of the two is missing, `read` refuses."""
 
     def __init__(self, source: Path) -> None:
         self.source = Path(os.path.abspath(source))
@@ -69,50 +69,53 @@ class Sa1bFolder:
         try:
             content = json.loads(entry.evidence[0].read_bytes())
         except ValueError as error:
-            raise Refused("the JSON is no JSON", str(error)) from error
+            raise Refused("the JSON cannot be parsed", str(error)) from error
         image = content.get("image", {}) if isinstance(content, dict) else None
         objects = content.get("annotations") if isinstance(content, dict) else None
-        sound = isinstance(image, dict) and isinstance(objects, list) and all(isinstance(o, dict) for o in objects)
-        if not sound or image is None or objects is None:
+        valid = isinstance(image, dict) and isinstance(objects, list) and all(isinstance(o, dict) for o in objects)
+        if not valid or image is None or objects is None:
             raise Refused(
-                "the JSON is not in SA-1B's form", 'want {"image": {}, "annotations": [{"segmentation": RLE}]}'
+                "the JSON is not in SA-1B's form", 'expected {"image": {}, "annotations": [{"segmentation": RLE}]}'
             )
-        # x.jpg and x.png beside x.json: the one that the JSON names
+        # if x.jpg and x.png are beside x.json, the JSON belongs to the one that it names
         named = entry.image.with_name(Path(str(image.get("file_name") or entry.image)).name)
         if named != entry.image and named.is_file():
-            raise Refused("the JSON beside the image names another one", named.name)
+            raise Refused("the JSON beside the image names another image", named.name)
         return RawAnnotations(image, objects)
 
 
 class CocoInstances:
-    """COCO's or LVIS' instance JSON and the folder of its images; polygons and RLE alike."""
+    """Reads COCO's or LVIS's instance JSON, with polygons or RLE, and the folder of its images."""
 
     def __init__(self, source: Path, annotations: Path) -> None:
         self.source, self.annotations = source, annotations
         content = self._content()
         self._images = {self._name(image): image for image in content["images"]}
         if len(self._images) < len(content["images"]):
-            raise ValueError(f"{annotations}: two of its images have one file_name; make them one, masks and all")
+            raise ValueError(f"data.annotations: {annotations} has two images of one file_name: merge them and their masks")
         self._objects = defaultdict(list)
-        frequencies = {c.get("id"): c["frequency"] for c in content.get("categories", []) if "frequency" in c}  # LVIS has them
+        # only LVIS has frequencies
+        frequencies = {c.get("id"): c["frequency"] for c in content.get("categories", []) if "frequency" in c}
         for each in content["annotations"]:
             of_category = frequencies.get(each.get("category_id"))
             self._objects[each.get("image_id")].append(each if of_category is None else {**each, "frequency": of_category})
         known = {image.get("id") for image in content["images"]}
         if lost := sum(len(objects) for key, objects in self._objects.items() if key not in known):
-            log.warning("%s: %d annotations belong to no image in it", annotations, lost)
+            log.warning("%s has %d annotations of images that it does not list.", annotations, lost)
 
     def _content(self) -> dict[str, Any]:
-        """The JSON with its two lists; raises ValueError."""
+        """Returns the JSON, with its two lists checked; raises ValueError."""
         try:
             content = json.loads(self.annotations.read_bytes())
         except ValueError as error:
-            raise ValueError(f"data.annotations: {self.annotations} is no JSON ({error})") from error
+            raise ValueError(
+                f"data.annotations: {self.annotations} cannot be parsed as JSON ({error}): give the instance JSON"
+            ) from error
         lists = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations")]
         if not all(isinstance(each, list) and all(isinstance(e, dict) for e in each) for each in lists):
             raise ValueError(
-                f"data.annotations: {self.annotations} is no COCO JSON: that has lists 'images' and 'annotations'; "
-                "for SA-1B's JSONs beside the images leave data.annotations unset"
+                f"data.annotations: {self.annotations} is not a COCO JSON, which has the lists 'images' and 'annotations': "
+                "for SA-1B's JSONs beside the images set data.annotations=null"
             )
         return content
 
@@ -125,19 +128,19 @@ class CocoInstances:
         return RawAnnotations({"image_id": image.get("id"), **kept}, self._objects[image.get("id")])
 
     def _name(self, image: dict[str, Any]) -> str:
-        # LVIS has no file_name: the last part of the URL is the file, the part before it COCO's own split
+        # LVIS has no file_name; its URL ends with COCO's split and the file
         name = image.get("file_name") or "/".join(str(image.get("coco_url", "")).split("/")[-2:])
         if not name:
-            raise ValueError(f"{self.annotations}: image {image.get('id')} has neither file_name nor coco_url")
-        return name if (self.source / name).is_file() else self._shorter(name)
+            raise ValueError(f"data.annotations: image {image.get('id')} in {self.annotations} needs a file_name or coco_url")
+        return name if (self.source / name).is_file() else self._without_split(name)
 
-    def _shorter(self, name: str) -> str:
-        """Only the file's own name where the folder was given without the split."""
+    def _without_split(self, name: str) -> str:
+        """Returns the file's own name if that is found in the folder, which then is the split's own."""
         return Path(name).name if (self.source / Path(name).name).is_file() else name
 
 
 class LabelMaps:
-    """Images, and a map of the same size for each whose every value above 0 is one object: PNG, TIFF or npy."""
+    """Reads one label map per image (PNG, TIFF or npy), of the same size, in which each value above 0 is one object."""
 
     def __init__(self, source: Path, masks: str) -> None:
         self.finder = MaskFinder(source, masks, several=False)
@@ -155,7 +158,7 @@ class LabelMaps:
 
 
 class BinaryMasks:
-    """Images, and a file for each object, bright where the object is."""
+    """Reads one mask file per object, which is bright inside the object."""
 
     def __init__(self, source: Path, masks: str) -> None:
         self.finder = MaskFinder(source, masks, several=True)
@@ -170,7 +173,7 @@ class BinaryMasks:
         for path in entry.evidence:
             values = read_labels(path)
             sizes.add(values.shape)
-            # half of the brightest value: 0/1, 0/255 and edges that a resize or JPEG has softened
+            # half of the maximum fits 0/1, 0/255, and edges that a resize or JPEG has softened
             objects.append({"segmentation": encode_mask(values > values.max() / 2), "file": path.name})
         if len(sizes) > 1:
             raise Refused("mask files of different sizes", f"{sorted(sizes)} (H, W)")

@@ -1,4 +1,4 @@
-"""Which images are held back for validation and test: by image or by group, so that no scene straddles."""
+"""Chooses the images that are held back for validation and test, by image or by group so that no group is in two splits."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-Grouping = Callable[[str], str | None]  # the relative name of an image -> its group, None where none is known
+Grouping = Callable[[str], str | None]  # the relative name of an image -> its group, or None
 
 
 def grouping(group_by: str | None, source: Path) -> Grouping:
-    """The function that `data.group_by` names.
+    """Returns the function that maps the name of an image to its group, as `data.group_by` says.
 
     - None: each image is its own group.
-    - `images.csv:patient`: a column of a CSV whose column `file_name`, or else its first, names the image; the path
-      is absolute, or from the working folder, the folder of images or the one above.
-    - Anything else: a regular expression searched in the relative file name; its first parenthesis, or all of it, is
-      the group.
+    - `images.csv:patient`: the group is in this column of the CSV, and the image's name in its column `file_name` or else
+      the first one. The path is absolute, or relative to the working directory, the folder of images, or its parent.
+    - Anything else is a regular expression that is searched in the relative file name. The group is what its first
+      parenthesis matches, or the whole match.
     """
     if group_by is None:
         return lambda name: name
@@ -30,13 +30,13 @@ def grouping(group_by: str | None, source: Path) -> Grouping:
         pattern = re.compile(group_by)
     except re.error as error:
         raise ValueError(
-            f"data.group_by is {group_by!r}, no regular expression ({error}); give one, or <file>.csv:<column>"
+            f"data.group_by is {group_by!r}, which is not a regular expression ({error}): give one, or <file>.csv:<column>"
         ) from error
     return lambda name: (match := pattern.search(name)) and match[1 if pattern.groups else 0]
 
 
 def group_csv(group_by: str | None, source: Path) -> tuple[Path, str] | None:
-    """The CSV and its column, if that is what `group_by` names."""
+    """Returns the CSV and its column, if that is what `group_by` names."""
     column = re.fullmatch(r"(.+\.csv):([^:]+)", group_by or "", flags=re.IGNORECASE)
     if not column:
         return None
@@ -44,17 +44,19 @@ def group_csv(group_by: str | None, source: Path) -> tuple[Path, str] | None:
     for path in candidates:
         if path.is_file():
             return path, column[2]
-    raise ValueError(f"data.group_by names {column[1]!r}, no such file among {', '.join(map(str, candidates))}")
+    raise ValueError(
+        f"data.group_by is {group_by!r} and the CSV was not found: save it as one of {', '.join(map(str, candidates))}"
+    )
 
 
 def _read_column(path: Path, column: str, group_by: str) -> dict[str, str]:
-    """ImageToAnnotate name -> group."""
+    """Returns {image name: group}."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         fields = reader.fieldnames or []
         if column not in fields:
             raise ValueError(
-                f"data.group_by is {group_by!r}: {path} has no column {column!r}, its columns are {fields}"
+                f"data.group_by is {group_by!r} and {path} has no column {column!r}: choose one of {', '.join(fields)}"
             )
         key = "file_name" if "file_name" in fields else fields[0]
         return {row[key]: row[column] for row in reader}
@@ -63,11 +65,11 @@ def _read_column(path: Path, column: str, group_by: str) -> dict[str, str]:
 def hold_back(
     groups: Iterable[str], *, fractions: Mapping[str, float], seed: int, rest: str = "pool"
 ) -> dict[str, str]:
-    """Group -> split, for the group of each image.
+    """Returns {group: split}; `groups` has the group of every image.
 
-    Groups are put in the order of a hash of (seed, group); each split of `fractions` takes from it until it has its
-    share of the images, the `rest` keeps what is left. With as many groups as splits every split gets at least one;
-    with fewer, the rest comes first, then the last of `fractions`.
+    Groups are sorted by a hash of (seed, group). Each split of `fractions` takes groups in this order until it has its share
+    of the images, and `rest` gets the others. No split stays empty if there are as many groups as splits. With fewer, `rest`
+    is served first, then `fractions` from its last split.
     """
     sizes = Counter(groups)
     order = sorted(sizes, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode(errors="surrogateescape")).digest())
@@ -75,7 +77,7 @@ def hold_back(
     chosen: dict[str, str] = {}
     held: Counter[str] = Counter()
     for group in order:
-        # the first split that comes nearer to its share by taking the group
+        # the first split that is closer to its share with this group than without
         split = next((s for s in wanted if held[s] + sizes[group] / 2 <= wanted[s]), rest)
         chosen[group] = split
         held[split] += sizes[group]
@@ -83,12 +85,12 @@ def hold_back(
 
 
 def _without_empty(chosen: dict[str, str], sizes: Counter[str], splits: list[str]) -> dict[str, str]:
-    """Gives an empty split the smallest group of a split that has several; `splits` in the order of need."""
+    """Gives each empty split the smallest group of a split that has several; `splits` is in order of priority."""
     for split in splits:
         if split in chosen.values():
             continue
         counts = Counter(chosen.values())
-        # with few groups a split of less need gives up its only one
+        # with fewer groups than splits, a split of lower priority gives up its only group
         donors = [s for s in splits if counts[s] > 1] or [s for s in splits[splits.index(split) + 1 :] if counts[s]]
         if donors:
             group = min((g for g, s in chosen.items() if s in donors), key=sizes.__getitem__)

@@ -1,8 +1,7 @@
-"""`task=prepare`: one's own images and masks become a prepared set, `{pool,val,test}/*.tar` and `prepare.json`.
+"""`task=prepare` converts your images and masks to a prepared set: `{pool,val,test}/*.tar` and `prepare.json`.
 
-Two passes, both resumable. The first checks every record and keeps the verdicts in files of `CHUNK` images; only then
-is it known which images can be held back. The second writes the shards. A killed run goes on after its last whole
-file.
+There are two passes. The first checks every record and stores the results in files of `CHUNK` images, because which images are
+held back depends on all usable ones. The second writes the shards. A killed run resumes after the last complete file.
 """
 
 from __future__ import annotations
@@ -34,26 +33,26 @@ __all__ = ["PrepareConfig", "prepare"]
 log = logging.getLogger(__name__)
 
 MANIFEST = "prepare.json"
-PREPARE_VERSION = 3  # raise it when the same input gives other shards: sets on disk are keyed by it
-CHUNK = 32  # images checked between two savings of the progress
-EXAMPLES = 20  # refusals of one reason that prepare.json names; the log has all
+PREPARE_VERSION = 3  # raise it if the same input gives other shards: the folder of a set is named by it
+CHUNK = 32  # images per file of checked records
+EXAMPLES = 20  # examples per reason in prepare.json; the log has all refusals
 
 
 def prepare(root: str | Path, config: PrepareConfig) -> Path:
-    """The prepared set of `config` below `root`; returns its folder, `<root>/<name of the source>_<digest>`.
+    """Prepares the set of `config` below `root` and returns its folder, `<root>/<name of the source>_<digest>`.
 
-    The digest is that of the parameters and of names, sizes and times of the input files, so the same call again does
-    nothing, and changed input gives another folder. Interrupted, it goes on where it was; the result is the same to the
-    byte. What was refused, and why, stands in prepare.json and in the log. Raises ValueError if nothing is left, or, if
-    `strict`, for the first refusal, or if a shard of a set prepared before is gone.
+    The digest covers the parameters and the names, sizes and times of the input files: the same call again does nothing, and
+    changed input gives another folder. An interrupted call resumes, and the result is the same to the byte. prepare.json and
+    the log say what was refused and why. Raises ValueError if nothing is usable, at the first refusal if `strict`, and if a
+    shard of an earlier call is gone.
     """
     folder = Path(config.absolute().root)
     if folder in (out := Path(os.path.abspath(root)), *out.parents):
-        raise ValueError(f"{out} lies inside of data.root, {folder}; write shards elsewhere, or they become input")
+        raise ValueError(f"data_dir is {out}, inside of data.root: give a data_dir outside of {folder}, or shards become input")
     source = mask_source(config)
     entries = source.entries()
     if not entries:
-        raise ValueError(f"data.root is {config.root!r}: it holds no images ({', '.join(sorted(IMAGES))})")
+        raise ValueError(f"data.root is {config.root!r}, which holds no images: give a folder with {', '.join(sorted(IMAGES))}")
     target = Path(root) / f"{safe_key(folder.name)}_{_digest(config, entries)[:10]}"
     made = build_once(target, partial(_make, config=config, source=source, entries=entries), MANIFEST)
     _check_shards(made)
@@ -61,18 +60,18 @@ def prepare(root: str | Path, config: PrepareConfig) -> Path:
 
 
 def _check_shards(folder: Path) -> None:
-    """Raises ValueError if a shard that prepare.json names is gone: half copied, or cleared away."""
+    """Raises ValueError if a shard that prepare.json names is gone, for example after an incomplete copy."""
     splits = json.loads((folder / MANIFEST).read_text())["splits"]
     named = [folder / split / name for split, content in splits.items() for name in content["shards"]]
     if gone := [path for path in named if not path.is_file()]:
         raise ValueError(
-            f"{gone[0]} is gone ({len(gone)} of {len(named)} shards): bring it back, or delete {folder} and the same "
-            "command prepares it again"
+            f"{gone[0]} is gone ({len(gone)} of {len(named)} shards): restore it, or delete {folder} and run the same command "
+            "again to prepare it"
         )
 
 
 def _digest(config: PrepareConfig, entries: list[Entry]) -> str:
-    """Of everything that decides the result; file contents are stood for by size and time."""
+    """Returns a digest of everything that decides the result; files count by name, size and time instead of content."""
     state = hashlib.sha256(json.dumps([PREPARE_VERSION, config.absolute().parameters()], sort_keys=True).encode())
     files = {path for entry in entries for path in (entry.image, *entry.evidence)}
     for path in sorted(files):
@@ -86,16 +85,22 @@ def _digest(config: PrepareConfig, entries: list[Entry]) -> str:
 
 
 def _make(folder: Path, config: PrepareConfig, source: MaskSource, entries: list[Entry]) -> dict[str, Any]:
-    """Both passes; returns prepare.json's content."""
+    """Runs both passes and returns the content of prepare.json."""
+    # pass 1: check every record
     chunks = _check_all(folder / "checked", config, source, entries)
     names = {entry.name: entry for entry in entries}
     groups = {line["name"]: line["group"] for line in _lines(chunks) if "annotation" in line}
     if not groups:
         reasons = Counter(line["refused"][0] for line in _lines(chunks))
         shutil.rmtree(folder)
-        raise ValueError(f"nothing of {config.root} can be used; refused: {dict(reasons)}")
+        listed = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+        raise ValueError(f"data.root is {config.root!r} and all its images were refused ({listed}): correct them")
+
+    # choose the split of each group
     chosen = hold_back(groups.values(), fractions={"val": config.val, "test": config.test}, seed=config.seed)
     splits = {name: chosen[group] for name, group in groups.items()}
+
+    # pass 2: write the shards of each split
     report = _report(config, chunks, splits)
     for split in ("pool", "val", "test"):
         records = (line for line in _lines(chunks) if splits.get(line["name"]) == split)
@@ -106,7 +111,7 @@ def _make(folder: Path, config: PrepareConfig, source: MaskSource, entries: list
 
 
 def _check_all(folder: Path, config: PrepareConfig, source: MaskSource, entries: list[Entry]) -> list[Path]:
-    """The first pass: a file of verdicts for each chunk of images."""
+    """Runs the first pass and returns a file of checked records for each chunk of images."""
     folder.mkdir(exist_ok=True)
     group_of = grouping(config.group_by, Path(config.root))
     keys = _keys(entries)
@@ -116,7 +121,7 @@ def _check_all(folder: Path, config: PrepareConfig, source: MaskSource, entries:
             continue
         lines = []
         for place in range(number * CHUNK, min((number + 1) * CHUNK, len(entries))):
-            line = _verdict(entries[place], place, keys[place], source, group_of)
+            line = _checked_line(entries[place], place, keys[place], source, group_of)
             if config.strict:
                 _raise_if_refused(line)
             lines.append(json.dumps(line) + "\n")
@@ -125,7 +130,7 @@ def _check_all(folder: Path, config: PrepareConfig, source: MaskSource, entries:
 
 
 def _keys(entries: list[Entry]) -> list[str]:
-    """A key for each image: its path below the folder that all share, made safe; a taken one gets a digest behind."""
+    """Returns a key for each image: its path below the common folder, made safe; a key in use gets a digest as suffix."""
     parents = {str(Path(entry.name).parent) for entry in entries}
     shared = f"{parents.pop()}/" if len(parents) == 1 else ""
     keys: dict[str, None] = {}
@@ -137,21 +142,21 @@ def _keys(entries: list[Entry]) -> list[str]:
     return list(keys)
 
 
-def _verdict(entry: Entry, place: int, key: str, source: MaskSource, group_of: Grouping) -> dict[str, Any]:
-    """One image as a line of JSON: its annotation and what of it was refused, or why all of it was."""
+def _checked_line(entry: Entry, place: int, key: str, source: MaskSource, group_of: Grouping) -> dict[str, Any]:
+    """Returns one image as a line of JSON: its annotation and the refused masks, or why the image was refused."""
     try:
         group = group_of(entry.name)
         if not group:
-            raise Refused("no group", "data.group_by says nothing of this image")
+            raise Refused("no group", "data.group_by gives no group for this image")
         checked = check_record(entry.image, source.read(entry))
     except Refused as error:
-        log.warning("refused %s: %s", entry.name, error)
+        log.warning("Refused %s: %s", entry.name, error)
         return {"name": entry.name, "refused": [error.reason, error.detail]}
     for refusal in checked.refused:
-        log.info("refused an object of %s: %s", entry.name, refusal)
+        log.info("Refused an object of %s: %s", entry.name, refusal)
     image_id = checked.image.get("image_id")
     image_id = image_id if isinstance(image_id, int) else place + 1
-    image = {**checked.image, "image_id": image_id, "source_name": entry.name}  # the shard gives it another file_name
+    image = {**checked.image, "image_id": image_id, "source_name": entry.name}  # the shard changes its file_name
     return {
         "name": entry.name,
         "key": key,
@@ -163,7 +168,7 @@ def _verdict(entry: Entry, place: int, key: str, source: MaskSource, group_of: G
 
 def _raise_if_refused(line: dict[str, Any]) -> None:
     for reason, detail in [line["refused"]] if "refused" in line else line["refused_masks"]:
-        raise ValueError(f"{line['name']}: {reason} ({detail}); correct it, or set data.strict=false to leave it out")
+        raise ValueError(f"{line['name']}: {reason} ({detail}): correct it, or set data.strict=false to leave it out")
 
 
 def _lines(chunks: list[Path]) -> Iterator[dict[str, Any]]:
@@ -175,7 +180,7 @@ def _lines(chunks: list[Path]) -> Iterator[dict[str, Any]]:
 def _write_split(
     folder: Path, config: PrepareConfig, records: Iterator[dict[str, Any]], names: dict[str, Entry], count: int
 ) -> list[Path]:
-    """The second pass for one split; shards that an interrupted run has finished stay."""
+    """Runs the second pass for one split; the shards that an interrupted run has finished stay."""
     done = sorted(folder.glob("*.tar"))
     if len(done) * config.max_count >= count:
         return done
@@ -189,7 +194,7 @@ def _write_split(
 
 
 def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -> dict[str, Any]:
-    """Counts and refusals; the same for the same input."""
+    """Returns counts and refusals, which depend on the input only."""
     counts: dict[str, dict[str, Any]] = {
         s: {"images": 0, "masks": 0, "groups": set()} for s in ("pool", "val", "test")
     }
@@ -206,12 +211,12 @@ def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -
             _count(refused["masks"], line["name"], *refusal)
     for name, content in counts.items():
         content["groups"] = len(content["groups"])
-        log.info("%s: %d images, %d masks, %d groups", name, *content.values())
+        log.info("The split %s has %d images with %d masks, in %d groups.", name, *content.values())
         if not content["images"]:
-            log.warning("%s is empty: there are fewer groups than splits, or its share is 0", name)
+            log.warning("The split %s is empty, because its share is 0 or there are fewer groups than splits.", name)
     for kind, reasons in refused.items():
         for reason, content in reasons.items():
-            log.warning("refused %d %s: %s", content["count"], kind, reason)
+            log.warning("Refused %d %s: %s", content["count"], kind, reason)
     return {"version": PREPARE_VERSION, "config": config.parameters(), "splits": counts, "refused": refused}
 
 

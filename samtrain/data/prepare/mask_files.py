@@ -1,4 +1,4 @@
-"""Mask files on a disk: which belong to an image, and what is in them."""
+"""Finds the mask files of an image, and reads them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MASKS = IMAGES | {".npy"}
 
 
 class Refused(ValueError):
-    """What is left out: `reason` is one of few, to be counted; `detail` says what came."""
+    """Raised for an image or object that is left out: `reason` is one of a few and counted, `detail` says what was found."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -29,12 +29,12 @@ class Refused(ValueError):
 
 
 class MaskFinder:
-    """Pairs images with their mask files: one for each image or, with `several`, one for each object.
+    """Pairs images with their mask files: one file per image, or one per object if `several` is true.
 
-    `masks` is a folder, from `source`: `masks/<image>.*` or, with `several`, `masks/<image>/*` and
-    `masks/<image>_<k>.*`, where <image> is the image's path without its extension and, if need be, without its
-    first folder. Or it is a glob with `{folder}` and `{stem}` of the image in it: `{folder}/{stem}_masks.*`,
-    `{folder}/../masks/*.png`.
+    `masks` is a folder below `source` with the files `masks/<image>.*` or, if `several`, `masks/<image>/*` and
+    `masks/<image>_<k>.*`. There <image> is the image's path without its extension, and also without its first folder if that
+    is needed to find files. Or `masks` is a glob with the image's `{folder}` and `{stem}`, such as `{folder}/{stem}_masks.*`
+    or `{folder}/../masks/*.png`.
     """
 
     def __init__(self, source: Path, masks: str, *, several: bool) -> None:
@@ -42,11 +42,11 @@ class MaskFinder:
         self._is_glob = "{stem}" in masks or "{folder}" in masks
         if not self._is_glob and not (source / masks).is_dir():
             raise ValueError(
-                f"data.masks is {masks!r}, no folder below {source}; give a folder or a glob with {{stem}} in it"
+                f"data.masks is {masks!r}, which is not a folder below {source}: give one, or a glob with {{stem}} in it"
             )
 
     def images(self) -> list[tuple[str, Path, tuple[Path, ...]]]:
-        """(name relative to the source, file, mask files) of each image that is not a mask itself, by name."""
+        """Returns (name relative to the source, file, mask files) of each image that is not a mask itself, sorted by name."""
         folder = None if self._is_glob else _normal(self.source / self.masks)
         known = {} if folder is None else self._by_image(folder)
         files = files_below(self.source, IMAGES)
@@ -57,7 +57,7 @@ class MaskFinder:
         return [(path.relative_to(self.source).as_posix(), path, found[path]) for path in files if path not in masks]
 
     def _by_image(self, folder: Path) -> dict[str, list[Path]]:
-        """Mask files below the folder by the path of the image that they may belong to."""
+        """Returns the mask files below the folder, by the path of the image that they may belong to."""
         known = defaultdict(list)
         for path in files_below(folder, MASKS):
             stem = path.relative_to(folder).with_suffix("").as_posix()
@@ -82,12 +82,12 @@ class MaskFinder:
 
 
 def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """All files with one of the suffixes at any depth but hidden ones, numbers in names in their natural order."""
+    """Returns all files with one of the suffixes at any depth, without hidden ones, sorted with numbers in natural order."""
     folder = _normal(folder)
     found = []
     seen = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in seen:  # links may lead in a circle
+        if (real := os.path.realpath(parent)) in seen:  # symbolic links may form a cycle
             folders.clear()
             continue
         seen.add(real)
@@ -101,7 +101,7 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
 
 def _natural(path: Path) -> tuple:
-    """Sorts mask_2 before mask_10."""
+    """Returns a sort key that puts mask_2 before mask_10."""
     return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.as_posix()))
 
 
@@ -110,9 +110,7 @@ def _normal(path: Path) -> Path:
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """(H, W) integers of a label map or binary mask; raises Refused for what is no image of one channel of whole
-    numbers.
-    """
+    """Returns the (H, W) integers of a label map or binary mask; raises Refused unless it has one channel of integers."""
     try:
         if path.suffix.lower() == ".npy":
             values = np.load(path, allow_pickle=False)
@@ -125,19 +123,19 @@ def read_labels(path: Path) -> np.ndarray:
     if values.ndim == 3 and (values.shape[2] == 2 or (values[..., :1] == values[..., 1:3]).all()):
         values = values[..., 0]  # grey with alpha, or grey saved as colour
     if values.ndim != 2:
-        raise Refused("the mask file has several channels", f"{path.name}: shape {values.shape}, want (H, W)")
+        raise Refused("the mask file has several channels", f"{path.name}: shape {values.shape}, expected (H, W)")
     if values.dtype.kind == "f" and np.array_equal(values, np.rint(values)):
         values = values.astype(np.int64)
     if values.dtype.kind not in "bui":
-        raise Refused("the mask file holds fractions", f"{path.name}: {values.dtype}, want whole numbers")
+        raise Refused("the mask file holds fractions", f"{path.name}: {values.dtype}, expected integers")
     return values
 
 
 def split_labels(labels_HW: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(value, (H, W) bool mask) of each value above 0, ascending."""
+    """Yields (value, (H, W) bool mask) for each value above 0, in ascending order."""
     positive = np.maximum(labels_HW, 0)
     values, dense = np.unique(positive, return_inverse=True)
-    dense = dense.reshape(labels_HW.shape) + 1  # numbers without gaps; find_objects leaves 0 out
+    dense = dense.reshape(labels_HW.shape) + 1  # consecutive numbers from 1, because find_objects ignores 0
     for number, (value, window) in enumerate(zip(values, ndimage.find_objects(dense), strict=True), start=1):
         if value > 0:
             mask = np.zeros(labels_HW.shape, bool)

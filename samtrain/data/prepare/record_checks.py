@@ -1,4 +1,4 @@
-"""What a record has to pass before it goes into a shard: an image that decodes, masks that fit and are not empty."""
+"""Checks a record before it goes into a shard: the image decodes, and its masks fit and are not empty."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from samtrain.data.prepare.formats import RawAnnotations
 from samtrain.data.prepare.mask_files import Refused
 from samtrain.ops.rle import RLE, rle_area, rle_to_box_xywh, to_compressed
 
-# PIL's name of a format that every reader of SA-1B's form knows -> extension; MPO: a phone's JPEG with a second behind
+# PIL's names of the formats that every reader of SA-1B's form knows; MPO is a phone's JPEG followed by a second image
 KEPT_AS_THEY_ARE = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}
 CANNOT_BE_READ = "the image cannot be read"
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A sound record without its image's bytes, and the objects that were left out of it."""
+    """A checked record without its image's bytes, and the objects that were left out of it."""
 
     image: dict[str, Any]
     annotations: list[dict[str, Any]]
@@ -32,9 +32,9 @@ class Checked:
 
 
 def check_record(image: Path, raw: RawAnnotations) -> Checked:
-    """The record with every mask in RLE of the image's size, `bbox` and `area` computed anew; raises Refused.
+    """Returns the record with every mask as RLE of the image's size, and `bbox` and `area` recomputed; raises Refused.
 
-    The JSON's width and height decide how an EXIF-rotated image lies; without them it has the sides that its EXIF says.
+    The JSON's width and height decide how an image with an EXIF orientation is turned; without them the EXIF decides.
     """
     if not image.is_file():
         raise Refused("the image is missing", str(image))
@@ -43,33 +43,33 @@ def check_record(image: Path, raw: RawAnnotations) -> Checked:
     _decoded(data, (width, height), image.name)
     annotations, refused = _checked_objects(raw.objects, (height, width))
     if not annotations:
-        reasons = ", ".join(sorted({each.reason for each in refused})) or "none came"
+        reasons = ", ".join(sorted({each.reason for each in refused})) or "the image has none"
         raise Refused("no usable mask", reasons)
     return Checked({**raw.image, "width": width, "height": height}, annotations, refused)
 
 
 def _json_size(image: dict[str, Any]) -> tuple[int, int] | None:
-    """(width, height) if both are given."""
+    """Returns (width, height), or None if neither is given."""
     width, height = image.get("width"), image.get("height")
     if width is None and height is None:
         return None
     if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
-        raise Refused("the JSON is not in SA-1B's form", f"width, height are {width}, {height}")
+        raise Refused("the JSON is not in SA-1B's form", f"width and height are {width} and {height}")
     return width, height
 
 
 def shown_size(path: Path) -> tuple[int, int]:
-    """(width, height) as a viewer shows the path, EXIF obeyed."""
+    """Returns (width, height) of the image as a viewer shows it, turned by EXIF."""
     try:
         with Image.open(path) as image:
-            image.load()  # PIL itself turns a TIFF here, and drops the tag
+            image.load()  # PIL turns a TIFF while loading it and drops the tag
             return ImageOps.exif_transpose(image).size
     except UNREADABLE as error:
         raise Refused(CANNOT_BE_READ, f"{path.name}: {error}") from error
 
 
 def image_bytes(image: Path, size: tuple[int, int]) -> tuple[bytes, str]:
-    """The bytes of a file to store, as `storable_bytes` of what is in it."""
+    """Reads a file and returns `storable_bytes` of it."""
     try:
         data = image.read_bytes()
     except OSError as error:
@@ -78,10 +78,10 @@ def image_bytes(image: Path, size: tuple[int, int]) -> tuple[bytes, str]:
 
 
 def storable_bytes(data: bytes, size: tuple[int, int], name: str) -> tuple[bytes, str]:
-    """The bytes to store and their extension: JPEG and PNG untouched, unless EXIF has to turn them; all else as PNG.
+    """Returns the bytes to store and their extension: JPEG and PNG unchanged unless they have to be turned, others as PNG.
 
-    `size` is the (width, height) that it shall have: readers of SA-1B's form do not look at EXIF, so what has to be
-    turned is. Of grey, 16 bits are kept. Raises Refused.
+    `size` is the (width, height) that the image must have. It is turned here if needed, because readers of SA-1B's form ignore
+    EXIF. Grey images keep 16 bits. Raises Refused.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -92,23 +92,23 @@ def storable_bytes(data: bytes, size: tuple[int, int], name: str) -> tuple[bytes
     if kept and size == stored_size:
         return data, kept
     if not kept and pages > 1:
-        raise Refused("the image is a stack", f"{name} has {pages} pages; save the one that counts")
+        raise Refused("the image is a stack", f"{name} has {pages} pages; save the one to use")
     stream = io.BytesIO()
     Image.fromarray(_storable(_decoded(data, size, name), name)).save(stream, "png")
     return stream.getvalue(), "png"
 
 
 def _decoded(data: bytes, size: tuple[int, int], name: str) -> np.ndarray:
-    """The samples at their full depth; raises Refused."""
+    """Returns the samples at their full depth; raises Refused."""
     try:
         return decode_samples(data, *size, name)
     except ValueError as error:
-        reason = CANNOT_BE_READ if "cannot be read" in str(error) else "the image is not of its JSON's size"
+        reason = CANNOT_BE_READ if "cannot be read" in str(error) else "the image does not have its JSON's size"
         raise Refused(reason, str(error)) from error
 
 
 def _storable(samples: np.ndarray, name: str) -> np.ndarray:
-    """What a PNG by PIL can hold: 8 bits, or 16 of grey, to which more and fractions are scaled; colours are stretched."""
+    """Returns samples that PIL can write as PNG: 8 bits, or 16-bit grey to which other grey values are scaled."""
     if samples.dtype == np.uint8:
         return samples
     if samples.ndim == 3:
@@ -122,7 +122,7 @@ def _storable(samples: np.ndarray, name: str) -> np.ndarray:
 def _checked_objects(
     objects: Sequence[dict[str, Any]], size: tuple[int, int]
 ) -> tuple[list[dict[str, Any]], list[Refused]]:
-    """Objects with a sound mask, and why the others are none."""
+    """Returns the objects with a valid mask, and a refusal for each of the others."""
     kept, refused, seen = [], [], set()
     for number, each in enumerate(objects):
         try:
@@ -140,21 +140,21 @@ def _checked_objects(
 
 
 def _object_rle(each: dict[str, Any], size: tuple[int, int]) -> RLE:
-    """The mask as RLE with text counts; raises Refused."""
+    """Returns the mask as RLE with text counts; raises Refused."""
     if each.get("iscrowd"):
-        raise Refused("a crowd", "iscrowd is set: many objects in one mask")
+        raise Refused("a crowd", "iscrowd is set, which means many objects in one mask")
     try:
         rle = to_rle(each.get("segmentation"), size)
-    except (ValueError, TypeError, OverflowError) as error:  # the latter two: sizes or counts of a wrong kind
+    except (ValueError, TypeError, OverflowError) as error:  # the last two: sizes or counts of the wrong type
         reason = "RLE of the wrong size" if "RLE has size" in str(error) else "no valid RLE or polygon"
         raise Refused(reason, str(error)) from error
     if rle_area(rle) == 0:
-        raise Refused("mask of zero area")
+        raise Refused("empty mask")
     return rle
 
 
 def to_rle(segmentation: Any, size: tuple[int, int]) -> RLE:
-    """RLE with text counts of a COCO `segmentation` of any form: polygons, runs as a list, compressed runs.
+    """Converts any COCO `segmentation` (polygons, a list of runs, compressed runs) to RLE with text counts.
 
     Raises ValueError for anything else, and for runs that do not fill `size` (H, W).
     """
@@ -170,8 +170,8 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> RLE:
 
 
 def _polygon(values: Any) -> list[float]:
-    """x, y, x, y, ... of at least three corners; pycocotools would take two for a box."""
+    """Returns x, y, x, y, ... after checking for three corners or more, because pycocotools takes two for a box."""
     numbers = isinstance(values, list) and all(isinstance(value, (int, float)) for value in values)
     if not numbers or len(values) < 6 or len(values) % 2 or not np.isfinite(values).all():
-        raise ValueError(f"a polygon is a list of x, y, x, y, ... of three corners or more, got {str(values)[:60]}")
+        raise ValueError(f"a polygon is a list of x, y, x, y, ... with three corners or more, not {str(values)[:60]}")
     return values

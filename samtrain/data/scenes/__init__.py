@@ -1,4 +1,4 @@
-"""Synthetic scenes: shapes, surfaces, the canvas, parts, and the scene that is made of them."""
+"""Synthetic scenes are composed of shapes, surfaces and parts that are painted on a canvas."""
 
 from samtrain.data.scenes.scene import CROWDED, SCENES_VERSION, SPARSE, Scene, generate_scene
 

@@ -1,4 +1,4 @@
-"""The canvas that a scene is painted on, back to front, and the full-size masks that fall out of it."""
+"""The canvas on which a scene is painted from back to front, with the full-size masks of its objects."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from samtrain.data.scenes.shapes import REACH, draw_shape
 from samtrain.data.scenes.surfaces import Surface, paint
 
-MIN_AREA = 400.0  # pixels of a scene of 128: 56 cells of a decoder's grid of 48 x 48
-SHADOW = 8.0  # how far a shadow reaches, in pixels of a scene of 128
+MIN_AREA = 400.0  # pixels of a 128 x 128 scene, which are 56 cells of a 48 x 48 decoder grid
+SHADOW = 8.0  # reach of a shadow in pixels of a 128 x 128 scene
 
 
 @dataclass
 class Patch:
-    """One object while it is painted: its window of the canvas and its field there."""
+    """One object while it is painted: its window on the canvas, and its distance field there."""
 
     rows: slice
     columns: slice
@@ -27,10 +27,11 @@ class Patch:
 
 @dataclass
 class Canvas:
-    """The image so far, float32, and the full-size masks of the objects in it.
+    """Holds the float32 image painted so far, and the full-size masks of its objects.
 
-    `areas` are those before anything hid them, `x` and `y` (H, W) pixel coordinates, `unit` is how many pixels one of a
-    scene of 128 x 128 is.
+    areas: pixels of each object before anything hid it
+    x, y:  (H, W) pixel coordinates
+    unit:  pixels per pixel of a 128 x 128 scene
     """
 
     rng: np.random.Generator
@@ -45,14 +46,14 @@ class Canvas:
 
     @property
     def min_area(self) -> float:
-        """Visible pixels below which nothing is annotated."""
+        """Returns the visible pixels below which an object is not annotated."""
         return MIN_AREA * self.unit**2
 
 
 def draw_patch(
     canvas: Canvas, kind: str, centre: tuple[float, float], radius: float, surface: Surface, *, angle: float
 ) -> Patch:
-    """The window around a shape and its field there."""
+    """Returns a shape in the window around it."""
     (height, width), reach = canvas.x.shape, REACH * radius
     top, bottom = (int(np.clip(centre[1] + d, 0, height)) for d in (-reach, reach + 1))
     left, right = (int(np.clip(centre[0] + d, 0, width)) for d in (-reach, reach + 1))
@@ -64,7 +65,7 @@ def draw_patch(
 
 
 def cropped(patch: Patch, margin: float) -> Patch:
-    """The same object in the smallest window that holds all pixels up to `margin` outside of its outline."""
+    """Returns the same object in the smallest window that contains all pixels up to `margin` outside of its outline."""
     near = patch.field < margin
     y, x = np.flatnonzero(near.any(1)).tolist(), np.flatnonzero(near.any(0)).tolist()
     if not y:
@@ -79,7 +80,7 @@ def cropped(patch: Patch, margin: float) -> Patch:
 
 
 def put(canvas: Canvas, patch: Patch, parent: int) -> int:
-    """Paints one object over all that is there; returns its index."""
+    """Paints one object over everything painted so far; returns its index."""
     if parent < 0:
         _cast_shadow(canvas, patch)
     window = (patch.rows, patch.columns)
@@ -89,7 +90,7 @@ def put(canvas: Canvas, patch: Patch, parent: int) -> int:
 
 
 def _colours(canvas: Canvas, patch: Patch) -> np.ndarray:
-    """The object's surface in its window, lit: rounded by light from one side, some with a dark contour line."""
+    """Returns the lit surface of an object in its window: shaded from one side, sometimes with a dark contour."""
     rng = canvas.rng
     x, y = canvas.x[patch.rows, patch.columns], canvas.y[patch.rows, patch.columns]
     colours = paint(rng, patch.surface, x, y, canvas.unit)
@@ -102,7 +103,7 @@ def _colours(canvas: Canvas, patch: Patch) -> np.ndarray:
 
 
 def _add_mask(canvas: Canvas, window: tuple[slice, slice], inside: np.ndarray, parent: int) -> int:
-    """Enters the new object's mask and takes it from all those that it is no part of."""
+    """Adds the new object's mask, and removes its pixels from the masks of all objects that it is not a part of."""
     owners = []
     while parent >= 0:
         owners.append(parent)
@@ -120,7 +121,7 @@ def _add_mask(canvas: Canvas, window: tuple[slice, slice], inside: np.ndarray, p
 
 
 def _cast_shadow(canvas: Canvas, patch: Patch) -> None:
-    """Darkens what lies behind an object along its outline, most on one side."""
+    """Darkens the background along an object's outline, most on one side."""
     rng = canvas.rng
     strength, softness = rng.uniform(0.0, 0.5), rng.uniform(2, 6) * canvas.unit
     down, right = (int(v) for v in rng.integers(-3, 4, 2) * max(round(canvas.unit), 1))

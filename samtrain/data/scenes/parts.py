@@ -1,4 +1,4 @@
-"""Parts of an object: what lies along its outline, across it, or inside it."""
+"""Paints parts of an object: along its outline, across it, or inside it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from samtrain.data.scenes.surfaces import Surface
 
 
 def _inner(owner: Patch, inner: np.ndarray, surface: Surface, radius: float | None = None) -> Patch:
-    """A part in its owner's window, cut to the owner; its centre is that of its pixels."""
+    """Returns a part in its owner's window, clipped to the owner; its centre is the mean of its pixels."""
     inner = np.maximum(inner, owner.field)
     rows, columns = np.nonzero(inner < 0)
     centre = owner.centre
@@ -20,33 +20,33 @@ def _inner(owner: Patch, inner: np.ndarray, surface: Surface, radius: float | No
 
 
 def core(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
-    """The inside of an outline that runs parallel to the owner's: a plate's bottom, a screen."""
+    """Returns the inside of an outline parallel to the owner's, like a plate's bottom or a screen."""
     depth = -owner.field.min() * canvas.rng.uniform(0.14, 0.3)
     return [_inner(owner, owner.field + depth, surface)]
 
 
 def cap(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
-    """What a straight cut takes off: a roof, a lid."""
+    """Returns the part on one side of a straight cut, like a roof or a lid."""
     along = _along(canvas, owner)
     cut = np.quantile(along[owner.field < 0], canvas.rng.uniform(0.36, 0.5))
     return [_inner(owner, along - cut, surface)]
 
 
 def band(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
-    """A strip across the owner: a belt, a label."""
+    """Returns a strip across the owner, like a belt or a label."""
     along, start = _along(canvas, owner), canvas.rng.uniform(0.05, 0.15)
     low, high = np.quantile(along[owner.field < 0], (start, start + canvas.rng.uniform(0.34, 0.46)))
     return [_inner(owner, np.maximum(low - along, along - high), surface)]
 
 
 def _along(canvas: Canvas, owner: Patch) -> np.ndarray:
-    """Coordinates along a random direction in the owner's window."""
+    """Returns coordinates along a random direction in the owner's window."""
     angle = canvas.rng.uniform(0, 2 * np.pi)
     return canvas.x[owner.rows, owner.columns] * np.cos(angle) + canvas.y[owner.rows, owner.columns] * np.sin(angle)
 
 
 def inset(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
-    """One shape somewhere inside: a nucleus, an eye, a door."""
+    """Returns one shape inside, like a nucleus, an eye or a door."""
     rng = canvas.rng
     depth = owner.field / owner.field.min()  # 0 at the outline, 1 at the middle
     rows, columns = np.nonzero((depth > 0.4) & (depth < 0.7))
@@ -57,13 +57,13 @@ def inset(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
 
 
 def windows(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
-    """Up to three equal shapes on a lattice."""
+    """Returns up to three equal shapes on a lattice."""
     rng = canvas.rng
     radius = max(float(-owner.field.min()) * rng.uniform(0.3, 0.42), 4.2 * canvas.unit)
     angle, pitch = rng.uniform(0, np.pi), radius * 2.5
     x, y = canvas.x[owner.rows, owner.columns], canvas.y[owner.rows, owner.columns]
     u, v = (x * np.cos(angle) + y * np.sin(angle)) / pitch, (y * np.cos(angle) - x * np.sin(angle)) / pitch
-    # the pixel nearest to each lattice point, where the shape fits
+    # for each lattice point at which the shape fits, the nearest pixel
     off = np.hypot(u - np.rint(u), v - np.rint(v))
     rows, columns = np.nonzero((off < 0.71 / pitch) & (owner.field < -0.95 * radius))
     cells = np.stack([np.rint(u[rows, columns]), np.rint(v[rows, columns])], axis=1)
@@ -76,10 +76,10 @@ def windows(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
 def _placed(
     canvas: Canvas, owner: Patch, kind: str, place: tuple[int, int], radius: float, surface: Surface, angle: float
 ) -> Patch:
-    """A shape around a pixel (row, column) of the owner's window, cut a pixel inside the owner's outline."""
+    """Returns a shape around a pixel (row, column) of the owner's window, clipped one pixel inside the owner's outline."""
     x, y = canvas.x[owner.rows, owner.columns], canvas.y[owner.rows, owner.columns]
     inner = draw_shape(canvas.rng, kind, x - x[0, place[1]], y - y[place[0], 0], radius, angle=angle, stretch=1.0)
     return _inner(owner, np.maximum(inner, owner.field + canvas.unit).astype(np.float32), surface, radius)
 
 
-LAYOUTS = [core, cap, band, inset]  # for any object; windows need a large one
+LAYOUTS = [core, cap, band, inset]  # these fit any object; windows need a large one

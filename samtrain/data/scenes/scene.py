@@ -1,7 +1,7 @@
-"""Synthetic scenes: wholes, parts and subparts that hide one another, painted back to front.
+"""Synthetic scenes of wholes, parts and subparts that hide one another, painted from back to front.
 
-A scene is what SA-1B's images are to a click: a place belongs to several things at once. A window is a window and a
-part of its house, and both have a mask.
+Clicks are ambiguous in a scene as they are in SA-1B: one place belongs to several objects. A window is an object and a part
+of its house, and both have a mask.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from samtrain.data.scenes.parts import LAYOUTS, windows
 from samtrain.data.scenes.shapes import SHAPES
 from samtrain.data.scenes.surfaces import Surface, camera, draw_ground, draw_surface, light, paint
 
-SCENES_VERSION = 10  # raise it when a seed gives another scene than before: sets on disk are keyed by it
-NATIVE_SIDE = 128  # sizes below are in pixels of a scene of this side; other sizes scale them
-MIN_VISIBLE = 0.4  # of its area; an object hidden further is not annotated: a sliver looks like its neighbours' part
-MAX_SHARE = 0.65  # a part that covers more of what is visible of its whole would be its duplicate
-HAS_PARTS = (0.9, 0.35, 0.0)  # chance by level: four or five of ten objects then lie in another (measured: 0.43 to 0.46)
+SCENES_VERSION = 10  # raise it if a seed gives another scene: the folder of a set is named by it
+NATIVE_SIDE = 128  # the sizes below are in pixels of a scene with this side, and are scaled for others
+MIN_VISIBLE = 0.4  # visible share below which an object is not annotated: a sliver looks like a part of its neighbour
+MAX_SHARE = 0.65  # a part that covers more of its visible whole would be a duplicate of it
+HAS_PARTS = (0.9, 0.35, 0.0)  # probability by level; 43 to 46 % of the objects are then inside another one (measured)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How many wholes there are, of which radii (pixels), and where: at the freest of `tries` places, or, with the chance
-    `anywhere`, at any.
+    """Says how many wholes there are, their range of radii (pixels), and where they are placed.
+
+    Each is placed at the freest of `tries` random places or, with probability `anywhere`, at a random one.
     """
 
     num_wholes: tuple[int, int]
@@ -35,18 +36,18 @@ class Layout:
     anywhere: float
 
 
-SPARSE = Layout((2, 3), (30.0, 46.0), tries=6, anywhere=0.2)  # 4.4 objects (measured), hiding one another
-CROWDED = Layout((5, 7), (15.0, 25.0), tries=20, anywhere=0.0)  # more, smaller, and apart
+SPARSE = Layout((2, 3), (30.0, 46.0), tries=6, anywhere=0.2)  # 4.4 objects per scene (measured), hiding one another
+CROWDED = Layout((5, 7), (15.0, 25.0), tries=20, anywhere=0.0)  # more and smaller objects, apart from each other
 
 
 @dataclass
 class Scene:
-    """An image and everything in it.
+    """An image and its objects.
 
     image:    (H, W, 3) uint8 RGB
-    masks:    one (H, W) bool an object, its visible pixels; a whole's mask includes its parts
-    parents:  the index of the object that an object is a part of, -1 for wholes
-    levels:   0 whole, 1 part, 2 subpart
+    masks:    (H, W) bool for each object, its visible pixels; a whole's mask includes its parts
+    parents:  for each object the index of the object that it is a part of, -1 for wholes
+    levels:   for each object 0 (whole), 1 (part) or 2 (subpart)
     """
 
     image: np.ndarray
@@ -61,7 +62,7 @@ def generate_scene(
     *,
     layout: Layout = SPARSE,
 ) -> Scene:
-    """One scene of `size` (H, W), a function of its arguments alone."""
+    """Returns a scene of `size` (H, W) as a pure function of the arguments."""
     rng = np.random.default_rng(seed)
     canvas, ground = _background(rng, size)
     for centre, radius in _places(canvas, layout):
@@ -73,7 +74,7 @@ def generate_scene(
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Canvas, Surface]:
-    """A canvas covered by one textured surface."""
+    """Returns a canvas covered by one textured surface."""
     y, x = np.meshgrid(*(np.arange(side, dtype=np.float32) for side in size), indexing="ij")
     unit, ground = min(size) / NATIVE_SIDE, draw_ground(rng)
     image = paint(rng, ground, x, y, unit)
@@ -81,11 +82,12 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Canvas
 
 
 def _places(canvas: Canvas, layout: Layout) -> list[tuple[tuple[float, float], float]]:
-    """Centres (x, y) and radii; places that are not the freest make occlusion."""
+    """Returns centres (x, y) and radii; objects overlap where the place is not the freest one."""
     rng, (height, width) = canvas.rng, canvas.x.shape
     count = int(rng.integers(layout.num_wholes[0], layout.num_wholes[1] + 1))
     smallest, largest = np.log(layout.radius)
-    radii = np.sort(np.exp(rng.uniform(smallest, largest, count)) * canvas.unit)[::-1]  # large ones behind
+    # large objects are painted first, behind the others
+    radii = np.sort(np.exp(rng.uniform(smallest, largest, count)) * canvas.unit)[::-1]
     centres = np.zeros((count, 2))
     for i in range(count):
         tries = 1 if rng.random() < layout.anywhere else layout.tries
@@ -96,16 +98,16 @@ def _places(canvas: Canvas, layout: Layout) -> list[tuple[tuple[float, float], f
 
 
 def _whole(canvas: Canvas, centre: tuple[float, float], radius: float, ground: Surface) -> Patch:
-    """An object of any shape at one place."""
+    """Returns an object of a random shape."""
     rng = canvas.rng
     surface = draw_surface(rng, ground)
     return draw_patch(canvas, rng.choice(list(SHAPES)), centre, radius, surface, angle=rng.uniform(0, 2 * np.pi))
 
 
 def _parts(canvas: Canvas, owner: Patch, index: int) -> None:
-    """Parts of an object and their own parts."""
+    """Paints parts of an object, and their own parts."""
     rng, level = canvas.rng, canvas.levels[index]
-    room = canvas.areas[index] / canvas.min_area  # how many smallest objects would cover it
+    room = canvas.areas[index] / canvas.min_area  # how many objects of the minimum size would cover it
     if HAS_PARTS[level] == 0 or room < 3 or rng.random() > HAS_PARTS[level]:
         return
     layouts = [*LAYOUTS, windows] if room > 10 else LAYOUTS
@@ -116,9 +118,9 @@ def _parts(canvas: Canvas, owner: Patch, index: int) -> None:
 
 
 def _visible(canvas: Canvas) -> Scene:
-    """The scene with the objects that show enough of themselves.
+    """Returns the scene with the objects that are visible enough.
 
-    Parts of an object that does not become parts of what it is a part of itself.
+    The parts of an object that is dropped become parts of that object's parent.
     """
     scene = Scene(camera(canvas.rng, canvas.image, canvas.unit))
     kept: dict[int, int] = {-1: -1}

@@ -1,7 +1,7 @@
-"""Outlines of the synthetic objects, each a field over the pixels: the signed distance, about, negative inside.
+"""Outlines of the synthetic objects, each as a field over the pixels: approximately the signed distance, negative inside.
 
-A field and not a polygon, because everything a scene needs follows from it by arithmetic: the mask (below 0), the
-antialiased edge (around 0), the rim and the core (between two values), the shadow (a wider ramp).
+A field is used instead of a polygon because everything that a scene needs follows from it by arithmetic: the mask (below 0),
+the antialiased edge (around 0), the rim and the core (between two values), the shadow (a wider ramp).
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ Field = np.ndarray  # (h, w) float32, pixels, negative inside
 
 
 def ellipse(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
-    """A disc; `draw_shape` stretches it."""
+    """Returns a disc, which `draw_shape` stretches."""
     return np.hypot(x, y) - radius
 
 
 def blob(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
-    """A smooth closed curve: the radius is a short Fourier series of the angle."""
+    """Returns a smooth closed curve; its radius is a short Fourier series of the angle."""
     angle = np.arctan2(y, x)
     waves = np.zeros_like(x)
     for frequency in range(2, 6):
-        amplitude = rng.uniform(0.0, 0.32) / (frequency - 0.5)  # falls with the frequency, so the curve stays smooth
+        amplitude = rng.uniform(0.0, 0.32) / (frequency - 0.5)  # decreases with the frequency, so that the curve stays smooth
         waves += amplitude * np.cos(frequency * angle + rng.uniform(0, 2 * np.pi))
     return np.hypot(x, y) - radius * (1 + waves)
 
 
 def polygon(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
-    """A convex polygon of 3 to 6 sides with rounded corners: the p-norm of the distances to its sides."""
+    """Returns a convex polygon of 3 to 6 sides with rounded corners, by the p-norm of the distances to its sides."""
     sides = int(rng.integers(3, 7))
     angles = 2 * np.pi * (np.arange(sides) + rng.uniform(-0.15, 0.15, sides)) / sides
-    sharpness = rng.uniform(6, 16)  # p: 2 would be round, infinity has sharp corners
-    inner = radius * (0.68 if sides == 3 else 0.86)  # triangles reach further out than their incircle
+    sharpness = rng.uniform(6, 16)  # p of the norm: 2 gives a circle, infinity sharp corners
+    inner = radius * (0.68 if sides == 3 else 0.86)  # a triangle extends further beyond its incircle
     reach = [np.maximum(x * np.cos(a) + y * np.sin(a), 0) / inner for a in angles]
     sides_only = (np.sum(np.power(reach, sharpness), axis=0) ** (1 / sharpness) - 1) * inner
-    return np.maximum(sides_only, np.hypot(x, y) - 1.3 * radius)  # a narrow corner would run far out
+    return np.maximum(sides_only, np.hypot(x, y) - 1.3 * radius)  # clip narrow corners, which extend far
 
 
 def box(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
-    """A rectangle with slightly rounded corners."""
+    """Returns a rectangle with slightly rounded corners."""
     return _rounded_box(x, y, radius * 0.88, radius * rng.uniform(0.55, 0.88), radius * 0.1)
 
 
 def bunch(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
-    """Two or three overlapping discs."""
+    """Returns two or three overlapping discs."""
     field = np.hypot(x, y) - radius * 0.7
     for _ in range(int(rng.integers(1, 3))):
         angle, size = rng.uniform(0, 2 * np.pi), radius * rng.uniform(0.4, 0.6)
@@ -55,7 +55,7 @@ def bunch(rng: np.random.Generator, x: Field, y: Field, radius: float) -> Field:
 
 
 def _rounded_box(x: Field, y: Field, half_x: float, half_y: float, corner: float) -> Field:
-    """The exact distance to a rectangle whose corners are arcs of radius `corner`."""
+    """Returns the exact distance to a rectangle that has arcs of radius `corner` as corners."""
     out_x, out_y = np.abs(x) - (half_x - corner), np.abs(y) - (half_y - corner)
     return np.hypot(np.maximum(out_x, 0), np.maximum(out_y, 0)) + np.minimum(np.maximum(out_x, out_y), 0) - corner
 
@@ -67,15 +67,15 @@ SHAPES: dict[str, Callable[[np.random.Generator, Field, Field, float], Field]] =
     "box": box,
     "bunch": bunch,
 }
-REACH = 1.9  # no outline leaves this many radii around its centre: a polygon's 1.3, the root of its stretch, a margin
+REACH = 1.9  # radii around the centre that contain any outline: a polygon's 1.3, times the root of its stretch, plus a margin
 
 
 def draw_shape(
     rng: np.random.Generator, kind: str, x: Field, y: Field, radius: float, *, angle: float, stretch: float
 ) -> Field:
-    """The field of one outline around (0, 0), turned by `angle` (radians) and stretched along its own x axis."""
+    """Returns the field of one outline around (0, 0), turned by `angle` (radians) and stretched along its own x axis."""
     cos, sin = np.cos(angle), np.sin(angle)
     long, short = np.sqrt(stretch), 1 / np.sqrt(stretch)
     own_x, own_y = (x * cos + y * sin) / long, (y * cos - x * sin) / short
-    # the short axis' scale: the field never overstates the distance
+    # scaled by the short axis, so that the field never exceeds the distance
     return SHAPES[kind](rng, own_x, own_y, radius) * short

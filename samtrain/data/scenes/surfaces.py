@@ -1,9 +1,9 @@
-"""What the synthetic objects are covered with and lit by: two-tone textures, shadows, the camera's blur and noise.
+"""Surfaces and light of the synthetic scenes: two-tone textures, shadows, the camera's blur and noise.
 
-The ground is dull, an object has a warm hue, its parts have cold ones and their parts are warm again: hue is what an object has
-in common. In brightness a surface has two tones farther apart than neighbouring surfaces are, so that a flood fill either stays
-in one tone or leaks. (Surfaces that borrowed a tone from what surrounds them, and hues without order, were tried first: a small
-model had learnt little of them after ten minutes, see experiments/LOG.md.)
+The ground is dull, an object has a warm hue, its parts have cold hues and their parts warm ones again, so that an object is
+recognised by its hue. The two tones of a surface differ more in brightness than neighbouring surfaces do, so that a flood fill
+either stays in one tone or leaks. (Surfaces that share a tone with their surroundings, and unordered hues, were tried first: a
+small model learned little from them in ten minutes, see experiments/LOG.md.)
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-TONE_DISTANCE = (125.0, 195.0)  # RGB; wide enough that a flood fill which spans both tones also leaks
+TONE_DISTANCE = (125.0, 195.0)  # RGB; so large that a flood fill that covers both tones also leaks
 GROUND_TONE_DISTANCE = (70.0, 130.0)  # RGB
-WARM, COLD = (-0.14, 0.2), (0.42, 0.72)  # hues, of a circle that is 1 round: magenta to yellow, green to violet
+WARM, COLD = (-0.14, 0.2), (0.42, 0.72)  # hues on a circle of length 1: magenta to yellow, green to violet
 SATURATION = (0.65, 1.0)
 PATTERNS = ("stripes", "bands", "checker", "dots", "clouds", "grain")
 
@@ -32,14 +32,14 @@ class Surface:
 
 
 def draw_ground(rng: np.random.Generator) -> Surface:
-    """A dull surface: two greys with a tint."""
+    """Returns a dull surface of two tinted greys."""
     half = rng.uniform(*GROUND_TONE_DISTANCE) / 2 / np.sqrt(3)
     middle = rng.uniform(60, 195) + rng.uniform(-9, 9, 3)
     return Surface(np.clip(middle - half, 0, 255), np.clip(middle + half, 0, 255), _draw_pattern(rng))
 
 
 def draw_surface(rng: np.random.Generator, around: Surface) -> Surface:
-    """A cold surface on a warm one, a warm one on all else."""
+    """Returns a cold surface if the surrounding one is warm, else a warm one."""
     warm = not around.warm
     hue = rng.uniform(*(WARM if warm else COLD)) % 1
     pure = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(*SATURATION), 1.0)) * 255
@@ -56,13 +56,13 @@ def _draw_pattern(rng: np.random.Generator) -> str:
 
 
 def paint(rng: np.random.Generator, surface: Surface, x: np.ndarray, y: np.ndarray, unit: float) -> np.ndarray:
-    """(h, w, 3) float32: the surface at pixel coordinates x, y; `unit` is the length of a 128 px scene's pixel."""
+    """Returns the (h, w, 3) float32 surface at pixel coordinates x, y; `unit` is the size of a 128 px scene's pixel."""
     mix = _pattern(rng, surface.pattern, x, y, unit)
     return (surface.first + mix[..., None] * (surface.second - surface.first)).astype(np.float32)
 
 
 def _pattern(rng: np.random.Generator, name: str, x: np.ndarray, y: np.ndarray, unit: float) -> np.ndarray:
-    """(h, w) in [0, 1], mean about a half."""
+    """Returns (h, w) values in [0, 1] with a mean of about 0.5."""
     angle, length = rng.uniform(0, np.pi), rng.uniform(4, 9) * unit
     along = (x * np.cos(angle) + y * np.sin(angle)) * (2 * np.pi / length) + rng.uniform(0, 2 * np.pi)
     across = (y * np.cos(angle) - x * np.sin(angle)) * (2 * np.pi / length) + rng.uniform(0, 2 * np.pi)
@@ -80,16 +80,16 @@ def _pattern(rng: np.random.Generator, name: str, x: np.ndarray, y: np.ndarray, 
 
 
 def smooth_noise(rng: np.random.Generator, size: tuple[int, int], length: float) -> np.ndarray:
-    """(H, W) noise in [0, 1] in patches about `length` pixels wide: random numbers on two grids, interpolated."""
+    """Returns (H, W) noise in [0, 1] with patches about `length` pixels wide: interpolated random numbers on two grids."""
     total = np.zeros(size)
-    for scale in (1.0, 0.63):  # two grids that share no lines: one alone looks like tiles
+    for scale in (1.0, 0.63):  # the two grids share no lines, because one grid alone looks like tiles
         rows, columns = (_interpolation(side, length * scale) for side in size)
         total += rows @ rng.random((rows.shape[1], columns.shape[1])) @ columns.T
-    return np.clip(2.5 * (total / 2 - 0.5) + 0.5, 0, 1)  # 2.5: mostly one of two tones, or a flood fill runs through
+    return np.clip(2.5 * (total / 2 - 0.5) + 0.5, 0, 1)  # 2.5 gives mostly one of two tones, which stops a flood fill
 
 
 def _interpolation(side: int, length: float) -> np.ndarray:
-    """(side, cells) weights, two a row: smoothstep between neighbouring grid values."""
+    """Returns (side, cells) weights, two per row, for a smoothstep between neighbouring grid values."""
     position = np.arange(side) / max(length, 1.0)
     left = position.astype(np.int64)
     t = position - left
@@ -101,7 +101,7 @@ def _interpolation(side: int, length: float) -> np.ndarray:
 
 
 def light(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(H, W) factor on the image: light from one side, vignetting, in half of the scenes a shadow across it."""
+    """Returns an (H, W) factor for the image: light from one side, vignetting, and in half of the scenes a shadow."""
     height, width = x.shape
     u, v = x / width - 0.5, y / height - 0.5
     angle = rng.uniform(0, 2 * np.pi)
@@ -115,7 +115,7 @@ def light(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def camera(rng: np.random.Generator, image: np.ndarray, unit: float) -> np.ndarray:
-    """(H, W, 3) uint8: the image after the lens (blur) and the sensor (noise)."""
+    """Returns the (H, W, 3) uint8 image after the lens (blur) and the sensor (noise)."""
     sigma = rng.uniform(0.0, 0.7) * unit
     if sigma > 0.25:
         image = ndimage.gaussian_filter(image, (sigma, sigma, 0), truncate=3.0)

@@ -1,4 +1,4 @@
-"""The embedded default data: synthetic scenes written once as a prepared set, then read like any other."""
+"""Writes the synthetic scenes, which are the default data, as a prepared set that is read like any other."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from samtrain.ops.rle import encode_mask, rle_to_box_xywh
 __all__ = ["SPLITS", "Scene", "generate_scene", "make_synthetic"]
 log = logging.getLogger(__name__)
 
-# a split's place here seeds its scenes, so that none repeats in another; "crowded" has more and smaller objects
+# the index of a split seeds its scenes, so that no two splits share one; "crowded" has more and smaller objects
 SPLITS = ("public", "pool", "val", "test", "crowded")
-MIN_SIDE = 32  # pixels; smaller scenes cannot hold objects of more than a handful of pixels
+MIN_SIDE = 32  # pixels; in smaller scenes the objects would have only a few pixels
 MANIFEST = "synthetic.json"
 
 
@@ -41,11 +41,11 @@ def make_synthetic(
     max_count: int = 500,
     num_workers: int = 0,
 ) -> Path:
-    """The folder `<root>/<parameters>/<split>/*.tar` with `splits[name]` scenes of `size` (H, W) for each split.
+    """Returns the folder `<root>/<parameters>/<split>/*.tar` with `splits[name]` scenes of `size` (H, W) for each split.
 
-    It is made once: the same parameters again find it complete and return at once, others get a folder of their own. A
-    run killed in between leaves nothing under the final name. Any number of processes may call it at the same time: one
-    makes, the rest wait. `num_workers` processes paint (0: this one); the result does not hang on it.
+    It is made once: a call with the same parameters finds it and returns at once, and other parameters get another folder. A
+    killed call leaves nothing under the final name. If several processes call this, one paints and the others wait.
+    `num_workers` processes paint, or this one if 0; the result does not depend on it.
     """
     check_splits(splits, size, seed)
     parameters = {
@@ -73,13 +73,13 @@ def check_splits(splits: Mapping[str, int], size: Sequence[int], seed: int) -> N
 
 
 def _make(folder: Path, parameters: dict[str, Any], num_workers: int) -> dict[str, Any]:
-    """All splits; what an interrupted run left is painted anew, which takes seconds."""
+    """Paints all splits, from the beginning after an interruption, because that takes only seconds."""
     jobs = [
         (parameters["seed"], SPLITS.index(split), number, tuple(parameters["size"]))
         for split, count in parameters["splits"].items()
         for number in range(count)
     ]
-    log.info("painting %d synthetic scenes into %s", len(jobs), folder)
+    log.info("Painting %d synthetic scenes into %s.", len(jobs), folder)
     records = iter(track(_painted(jobs, num_workers), "synthetic scenes", len(jobs), disable=not sys.stdout.isatty()))
     for split, count in parameters["splits"].items():
         shutil.rmtree(folder / split, ignore_errors=True)
@@ -89,34 +89,35 @@ def _make(folder: Path, parameters: dict[str, Any], num_workers: int) -> dict[st
     return parameters
 
 
-Job = tuple[int, int, int, tuple[int, int]]  # seed, place of the split, number of the scene, (H, W)
+Job = tuple[int, int, int, tuple[int, int]]  # seed, index of the split, number of the scene, (H, W)
 
 
 def _painted(jobs: list[Job], num_workers: int) -> Iterator[tuple[str, bytes, str, dict[str, Any]]]:
-    """The records in the order of their jobs."""
+    """Yields the records in the order of their jobs."""
     if num_workers < 1:
         yield from map(paint_record, jobs)
         return
-    # spawned, not forked: the caller may hold threads of torch
+    # spawned instead of forked, because the caller may have threads of torch
     with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
         yield from pool.map(paint_record, jobs, chunksize=16)
 
 
 def paint_record(job: Job) -> tuple[str, bytes, str, dict[str, Any]]:
-    """Key, PNG bytes, extension and annotation of one scene."""
+    """Returns key, PNG bytes, extension and annotation of one scene."""
     seed, split, number, size = job
     scene = generate_scene((seed, split, number), size, layout=CROWDED if SPLITS[split] == "crowded" else SPARSE)
     stream = io.BytesIO()
-    Image.fromarray(scene.image).save(stream, "png", compress_level=1)  # noise hardly packs: level 6 takes 3 times as long
+    # noise hardly compresses, and level 6 takes 3 times as long
+    Image.fromarray(scene.image).save(stream, "png", compress_level=1)
     image_id = number * len(SPLITS) + split + 1
     key = f"{SPLITS[split]}_{seed}_{number:06d}"
     return key, stream.getvalue(), "png", scene_annotation(scene, image_id, key)
 
 
 def scene_annotation(scene: Scene, image_id: int, key: str) -> dict[str, Any]:
-    """The scene in SA-1B's form; `parent_id` (-1: none) and `level` say how its objects are nested."""
+    """Returns the scene in SA-1B's form; `parent_id` (-1: none) and `level` say how its objects are nested."""
     height, width = scene.image.shape[:2]
-    ids = [image_id * 1000 + number for number in range(len(scene.masks))]  # 1000: more objects than any scene has
+    ids = [image_id * 1000 + number for number in range(len(scene.masks))]  # no scene has 1000 objects
     annotations = [
         {
             "id": ids[number],

@@ -14,7 +14,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from samtrain.files import atomic_path
+from samtrain.files import atomic_path, sync
 
 WALL_CLOCK = "speed/*"  # names that tell of the machine, not of the model
 
@@ -77,8 +77,7 @@ class AppendingCSVLogger(Logger):
             file.seek(self._row_start)
             file.write(_line(self._row.get(name, "") for name in self._columns))
             file.truncate()
-            file.flush()
-            os.fsync(file.fileno())
+        sync(self.path)
         self._changed = False
 
     @rank_zero_only

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from samtrain.files import write_once
 from samtrain.panels import ClickedObject
 
 log = logging.getLogger(__name__)
@@ -120,15 +120,8 @@ def add_to(artifact: Any, path: Path, name: str, *, upload: bool) -> None:
 
 
 def kept_id(path: Path) -> str:
-    """The id of a run on the server, drawn once, by whichever rank is first, and then read again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawn = uuid.uuid4().hex[:8]
-    beside = path.with_name(f"{path.name}.{drawn}")
-    beside.write_text(drawn)
-    with contextlib.suppress(FileExistsError):
-        os.link(beside, path)  # whole, and only where there is none
-    beside.unlink()
-    return path.read_text()
+    """Returns the id of a run on the server; the first rank that asks for it draws it."""
+    return write_once(path, uuid.uuid4().hex[:8])
 
 
 @contextlib.contextmanager
