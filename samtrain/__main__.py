@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+from samtrain.renamed import with_new_names
+
 PACKAGE = Path(__file__).resolve().parent
 USAGE = """\
 samtrain trains Segment Anything models and runs SAM's data engine with them.
@@ -24,7 +26,7 @@ start here
   python -m samtrain +experiment=stage2 stage1_run=RUN
       Continue that run for five rounds in which masks are prefilled before the annotator starts.
       Use +experiment=data_engine to run both stages.
-  python -m samtrain +experiment=stage3 checkpoint=FILE generator.input=IMAGES generator.output=SHARDS
+  python -m samtrain +experiment=stage3 checkpoint=FILE generate.input=IMAGES generate.output=SHARDS
       Make masks of everything in a folder of images and write them as SA-1B's tars.
   python -m samtrain +experiment=finetune checkpoint=FILE data=folder data.root=IMAGES
       Fine-tune existing weights on your own images and masks.
@@ -42,6 +44,7 @@ def main() -> None:
     if sys.argv[1:] in ([], ["-h"], ["--help"], ["help"]):
         print(overview(), end="")
         return
+    sys.argv[1:] = with_new_names(sys.argv[1:])
     compose_and_run()
 
 

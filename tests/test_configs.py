@@ -30,7 +30,6 @@ from samtrain.run.settings import DetectorSettings, read
 from samtrain.run.trainer import micro_batches, validation_interval
 from samtrain.tasks import TASKS, resolve
 from samtrain.tasks import detector as detector_task
-from samtrain.tasks.generate.task import PRODUCTION
 from samtrain.tasks.rounds.schedule import rounds_of
 from samtrain.training.optim import AdamWConfig, param_groups, rate_factor, run_milestones
 
@@ -318,7 +317,7 @@ GENERATORS = [name for name in overrides_of("generator") if name != "generator=b
 
 
 @pytest.mark.parametrize(
-    "override", [*overrides_of("prompts", "loss", "annotator"), *GENERATORS, "+generator/release=sa1b"]
+    "override", [*overrides_of("prompts", "loss", "annotator"), *GENERATORS, "+generate/release=sa1b"]
 )
 def test_every_target_takes_its_keys(override: str) -> None:
     found = list(targets(config_of(override)))
@@ -326,8 +325,6 @@ def test_every_target_takes_its_keys(override: str) -> None:
     for node in found:
         accepted = set(inspect.signature(get_class(node["_target_"])).parameters)
         beside = {"_target_", "_partial_"}
-        if node["_target_"].endswith("SamAutomaticMaskGenerator"):
-            beside |= set(PRODUCTION)
         assert set(node) - beside <= accepted, node["_target_"]
 
 
@@ -335,7 +332,7 @@ def test_sam_and_sa1b_are_what_their_sources_say() -> None:
     """The public class's defaults; appendix B: 3,072 clicks on 21 crops."""
     defaults = inspect.signature(get_class("samtrain.inference.generator.SamAutomaticMaskGenerator")).parameters
     sam = config_of("generator=sam")["generator"]
-    for key in sam.keys() - {*PRODUCTION, "_target_", "_partial_", "output_mode"}:
+    for key in sam.keys() - {"_target_", "_partial_", "output_mode"}:
         assert sam[key] == pytest.approx(defaults[key].default), key
     sa1b = config_of("generator=sa1b")["generator"]
     sides = [int(sa1b["points_per_side"] / sa1b["crop_n_points_downscale_factor"] ** layer) for layer in range(3)]

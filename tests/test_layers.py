@@ -18,7 +18,7 @@ LAYERS = {
     "training": 3, "evaluators": 3, "export": 3,
     "data_engine": 4, "annotator": 4, "detector": 4, "tuning": 4,
     "run": 5,
-    "tasks": 6, "__main__": 6,
+    "tasks": 6, "__main__": 6, "renamed": 6,
 }  # fmt: skip
 # layer 0 shares its files; in layer 2 the loop comes before those who prompt by it; the losses need the model they are taken of
 SIBLINGS_ALLOWED = {0, 2, 6}

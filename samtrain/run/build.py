@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.loggers import Logger
 
 from samtrain.data.transforms import LargeScaleJitter, NativeCrop, ResizeLongestSide, WindowTransform
+from samtrain.inference.generator import SamAutomaticMaskGenerator
 from samtrain.inference.predictor import SamPredictor
 from samtrain.inference.tiled import TiledPredictor
 from samtrain.losses import SamLoss
@@ -165,3 +166,8 @@ def loggers_of(config: Config, directory: Path, *, part_of: Path | None = None) 
     settings = read(LoggerConfig, config, "logger")
     own = [build(node, f"logger.extra.{i}", of=Logger) for i, node in enumerate(settings.extra)]
     return [*make_loggers(directory, settings, config, part_of=part_of), *own]
+
+
+def make_generator(config: Config, device: torch.device) -> SamAutomaticMaskGenerator:
+    """Returns the generator that the `generator` node describes, with the weights of `checkpoint`."""
+    return build(config["generator"], "generator")(load_sam(config["checkpoint"]).to(device))

@@ -234,7 +234,7 @@ NODES: dict[str, Reader] = {
         "metric", "direction", "num_trials", "num_workers", "study", "storage", "stale_after", "seeds", "compare_by",
         "overrides", "space", "sampler", "pruner",
     ),
-    "generator": lambda node, name: None,
+    "generator": target(),
     # defaults that the nodes above refer to; a setting is given to its node, and to `scale` only for all nodes at once
     "scale": keys(
         "image_size", "mae", "batch_size", "images_per_step", "max_masks", "precision", "activation_checkpointing", "devices",

@@ -32,7 +32,9 @@ TASKS = {
 
 
 # nodes of the config that belong to one task, and the dataclass that checks each: "module:Class" (see samtrain.run.settings)
-NODES: dict[str, str] = {}
+NODES: dict[str, str] = {
+    "generate": "samtrain.data_engine.automatic.config:GenerateConfig",
+}
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from samtrain.tasks import NODES as TASK_NODES
 # nodes where the user chooses the names: sets of shards, keys to search, arguments of Lightning, recipes, rounds, ...
 FREE = {"data.train", "zero_shot.sets", "tune.space", "recipes", "rounds", "scale.rounds", "logger.tensorboard"}
 EXTRA = {"trainer.extra", "logger.wandb.extra"}  # tested below
-LATER = {"generator", "tune.space.", "tune.sampler", "tune.pruner"}  # refused where the object is made
+LATER = {"tune.space.", "tune.sampler", "tune.pruner"}  # refused where the object is made
 
 
 def nodes_of(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -59,7 +59,7 @@ def test_every_experiment_is_accepted(experiment: str, scale: str) -> None:
     check_config(experiment_of(experiment, scale), TASK_NODES)
 
 
-@pytest.mark.parametrize("override", overrides_of("data", "prompts", "loss", "logger", "annotator", "tune"))
+@pytest.mark.parametrize("override", overrides_of("data", "prompts", "loss", "logger", "annotator", "generator", "tune"))
 def test_every_option_is_accepted(override: str) -> None:
     check_config(config_of(override, *MISSING.get(override, [])), TASK_NODES)
 

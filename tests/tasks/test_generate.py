@@ -30,13 +30,13 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 IMAGES = 30
 SETTINGS = [
     "+experiment=stage3", "generator=sam", "generator.points_per_side=5", "generator.pred_iou_thresh=0.0",
-    "generator.stability_score_thresh=0.1", "generator.box_nms_thresh=0.97", "generator.images_per_shard=8",
+    "generator.stability_score_thresh=0.1", "generator.box_nms_thresh=0.97", "generate.images_per_shard=8",
     "trainer.accelerator=cpu",
 ]  # fmt: skip
 
 
 def overrides(model: Path, source: Path, output: Path, run_dir: Path, *more: str) -> list[str]:
-    given = [f"checkpoint={model}", f"generator.input={source}", f"generator.output={output}", f"run_dir={run_dir}"]
+    given = [f"checkpoint={model}", f"generate.input={source}", f"generate.output={output}", f"run_dir={run_dir}"]
     return [*SETTINGS, *given, *more]
 
 
@@ -147,10 +147,10 @@ def test_killed_again_and_again_it_ends_the_same(
     alike = undisturbed / "out"
     if workers > 1:
         alike = tmp_path / "undisturbed"
-        by_command(model, source, alike, tmp_path / "first", f"generator.num_workers={workers}")
+        by_command(model, source, alike, tmp_path / "first", f"generate.num_workers={workers}")
     kills = 0
     while kills < times and not (output / "manifest.json").is_file():
-        given = overrides(model, source, output, tmp_path / "run", f"generator.num_workers={workers}")
+        given = overrides(model, source, output, tmp_path / "run", f"generate.num_workers={workers}")
         arguments = [sys.executable, "-m", "samtrain", *given]
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         finished = len(list(output.rglob("*.json")))
@@ -164,7 +164,7 @@ def test_killed_again_and_again_it_ends_the_same(
             kills += 1
         process.wait()
     assert kills >= 0.8 * times
-    by_command(model, source, output, tmp_path / "run", f"generator.num_workers={workers}")
+    by_command(model, source, output, tmp_path / "run", f"generate.num_workers={workers}")
     assert shards(output) == shards(alike)
     assert validate(str(output)).is_sound
     assert not list(output.rglob("*.tmp")) and not (output / ".work").exists()
@@ -176,10 +176,10 @@ def test_two_parts_share_the_work(model: Path, source: Path, undisturbed: Path, 
     By commands, like what it is compared with: the threads of a process decide how float32 rounds.
     """
     output = tmp_path / "out"
-    by_command(model, source, output, tmp_path / "a", "generator.num_parts=2", "generator.part=0")
+    by_command(model, source, output, tmp_path / "a", "generate.num_parts=2", "generate.part=0")
     assert "others are at work" in (tmp_path / "a" / "samtrain.log").read_text()
     assert not (output / "manifest.json").exists()
-    by_command(model, source, output, tmp_path / "b", "generator.num_parts=2", "generator.part=1")
+    by_command(model, source, output, tmp_path / "b", "generate.num_parts=2", "generate.part=1")
     metrics = json.loads((tmp_path / "b" / "metrics.json").read_text())
     assert metrics["generated/images"] == IMAGES - 2
     assert shards(output) == shards(undisturbed / "out")
@@ -205,7 +205,7 @@ def test_the_release_form(model: Path, tmp_path: Path) -> None:
     folder.mkdir()
     Image.fromarray(photos.astronaut()).save(folder / "astronaut.png")
     original = (folder / "astronaut.png").read_bytes()
-    more = ("+generator/release=sa1b", "generator.release.short_side=256", "generator.crop_n_layers=1")
+    more = ("+generate/release=sa1b", "generate.release.short_side=256", "generator.crop_n_layers=1")
     generate(model, folder, tmp_path / "out", tmp_path / "run", *more)
     verdict = validate(str(tmp_path / "out"))
     assert verdict.is_sound and verdict.masks > 0, verdict.faults
@@ -235,15 +235,15 @@ def test_what_stage_3_wrote_is_trained_on(undisturbed: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["generator.input=null"], "generator.input is null"),
+        (["generate.input=null"], "generate.input is null"),
         (["checkpoint=null"], "checkpoint is null"),
-        (["generator.num_workers=0"], "generator.num_workers"),
-        (["generator.part=3"], "generator.part"),
-        (["generator.output=null", "generator.num_workers=2"], "generator.output"),
-        (["generator.on_error=never"], "on_error"),
+        (["generate.num_workers=0"], "generate.num_workers"),
+        (["generate.part=3"], "generate.part"),
+        (["generate.output=null", "generate.num_workers=2"], "generate.output"),
+        (["generate.on_error=never"], "on_error"),
         (["generator.output_mode=binary_mask"], "coco_rle"),
-        (["generator.truth=true"], "generator.truth=false"),
-        (["generator.on_error=raise"], "generator.on_error=skip"),
+        (["generate.truth=true"], "generate.truth=false"),
+        (["generate.on_error=raise"], "generate.on_error=skip"),
         (["generator.points_per_side=null"], "points_per_side"),
     ],
 )
@@ -280,7 +280,7 @@ def with_truth(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def compared(model: Path, with_truth: Path, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("compared")
-    generate(model, with_truth, folder / "out", folder / "run", "generator.truth=true")
+    generate(model, with_truth, folder / "out", folder / "run", "generate.truth=true")
     return folder
 
 

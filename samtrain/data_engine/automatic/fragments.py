@@ -48,7 +48,7 @@ class Fragments:
                 _check_same(json.loads(there.read_text()), facts, self.output)
                 return
             if sorted(self.output.glob("*.tar")):
-                raise ValueError(f"{self.output} holds tars that were not begun here: take an empty generator.output")
+                raise ValueError(f"{self.output} holds tars that were not begun here: take an empty generate.output")
             for folder in (self.work / "images", self.work / "shards"):
                 folder.mkdir(parents=True, exist_ok=True)
             write_text(begun, json.dumps(facts, indent=1) + "\n")
@@ -170,7 +170,7 @@ class Fragments:
 def _check_same(there: dict[str, Any], facts: dict[str, Any], output: Path) -> None:
     if different := [key for key in facts if there.get(key) != facts[key]]:
         told = "\n".join(f"  {key}: {there.get(key)} there, {facts[key]} now" for key in different)
-        cure = "Take another generator.output, or the same settings"
+        cure = "Take another generate.output, or the same settings"
         raise ValueError(f"{output} was begun with something else:\n{told}\n{cure}")
 
 

@@ -50,7 +50,7 @@ def list_images(source: str | Sequence[str]) -> list[InputImage]:
         images = [image for path in _files(each) for image in _images(path)]
         if not images:
             kinds = ", ".join(sorted(IMAGES))
-            raise ValueError(f"generator.input is {each!r}, where no image is ({kinds}, or tars of them)")
+            raise ValueError(f"generate.input is {each!r}, where no image is ({kinds}, or tars of them)")
         found += images
     return found
 

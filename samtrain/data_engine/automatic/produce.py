@@ -61,7 +61,7 @@ def produce(
             members, outcome = make_record(image, generator, first_image_id + number, release)
         except (ValueError, Refused) as error:
             if on_error == "raise":
-                raise ValueError(f"{error}; mend it, or set generator.on_error=skip to leave it out") from error
+                raise ValueError(f"{error}; mend it, or set generate.on_error=skip to leave it out") from error
             log.warning("left out: %s", error)
             members, outcome = None, {"refused": [[image.name, str(error)]]}
         fragments.save(number, members, outcome)

@@ -33,8 +33,8 @@ class CascadeDetector:
             import cv2
         except ImportError as error:
             raise ValueError(
-                "generator.release blurs with OpenCV, which is not installed: pip install 'samtrain[release]', or name "
-                "another detector in generator.release.detectors"
+                "generate.release blurs with OpenCV, which is not installed: pip install 'samtrain[release]', or name "
+                "another detector in generate.release.detectors"
             ) from error
         self.min_size, self.min_neighbours, self.mirrored = min_size, min_neighbours, mirrored
         folder = cv2.data.haarcascades  # type: ignore[attr-defined] # its stubs know no data

@@ -16,14 +16,14 @@ def truth_of(image: InputImage) -> list[RLE]:
         key = split_name(image.name.removeprefix(f"{image.path}, "))[0]
         place = _jsons(str(image.path)).get(key)
         if place is None:
-            raise ValueError(f"{image.name}: the tar holds no JSON of it, set generator.truth=false")
+            raise ValueError(f"{image.name}: the tar holds no JSON of it, set generate.truth=false")
         with open(image.path, "rb") as file:
             file.seek(place[0])
             data = file.read(place[1])
     else:
         beside = image.path.with_suffix(".json")
         if not beside.is_file():
-            raise ValueError(f"{image.name}: there is no {beside.name} beside it, set generator.truth=false")
+            raise ValueError(f"{image.name}: there is no {beside.name} beside it, set generate.truth=false")
         data = beside.read_bytes()
     content = parse_annotation(data, image.name)
     size = content["image"]["height"], content["image"]["width"]

@@ -51,7 +51,7 @@ def compare_with_truth(tars: Sequence[Path], images: Sequence[InputImage], first
 
 def write_generated(run_dir: Path, total: dict[str, Any], truth: dict[str, Any] | None) -> None:
     """`generated.json` for the report."""
-    released = total["generator"]["release"] is not None
+    released = total["generate"]["release"] is not None
     content = {**total, "truth": truth, "note": NO_GUARANTEE if released else ""}
     write_text(run_dir / NAME, json.dumps(content, indent=1) + "\n")
 

@@ -4,52 +4,47 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from hydra.utils import instantiate
 from rich.progress import Progress, TextColumn
 
-from samtrain.data.tar_index import check_on_error
+from samtrain.data_engine.automatic.config import GenerateConfig
 from samtrain.data_engine.automatic.fragments import Fragments
 from samtrain.data_engine.automatic.inputs import InputImage, digest_of, list_images
 from samtrain.data_engine.automatic.produce import Pace, Part, produce
+from samtrain.data_engine.automatic.release import ReleaseForm
 from samtrain.files import digest
-from samtrain.inference.generator import SamAutomaticMaskGenerator
-from samtrain.modeling.build import load_sam
 from samtrain.report.page import write_report
-from samtrain.run.build import Config, device_of
+from samtrain.run.build import device_of, make_generator
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, write_metrics
 from samtrain.run.processes import CONTEXT, as_worker, run_together
+from samtrain.run.settings import Config, read
+from samtrain.run.targets import build
 from samtrain.tasks.generate.results import compare_with_truth, draw_panels, generated_metrics, write_generated
 from samtrain.terminal import console
 
 log = logging.getLogger(__name__)
 
-# what of `generator` is not the mask generator's own
-PRODUCTION = (
-    "input", "output", "num_workers", "num_parts", "part", "images_per_shard", "first_image_id", "on_error", "panels",
-    "truth", "release",
-)  # fmt: skip
-# what may differ between those who work in one folder, now or later: it changes no byte of a shard
-FREE = ("input", "output", "num_workers", "num_parts", "part", "on_error", "panels", "truth")
 LINE_EVERY = 30  # seconds, where the output is no terminal
 
 
 def run(config: Config, run_dir: Path) -> Metrics:
     """Finish this part of the images; whoever finishes the last one writes the manifest. Killed, it goes on."""
-    begin, settings = time.perf_counter(), config["generator"]
-    _check(config)
-    output = Path(settings["output"] or run_dir / "shards")
-    settings["output"] = str(output)
-    images = list_images(settings["input"])
-    facts = _facts(config, images)
-    fragments = Fragments(output, len(images), settings["images_per_shard"])
+    begin = time.perf_counter()
+    settings = read(GenerateConfig, config, "generate")
+    _check(config, settings)
+    assert settings.input is not None
+    images = list_images(settings.input)
+    output = Path(settings.output or run_dir / "shards")
+    settings = replace(settings, output=str(output))
+    facts = _facts(config, settings, images)
+    fragments = Fragments(output, len(images), settings.images_per_shard)
     fragments.begin(facts)
 
-    counts = _work(config, images, fragments)
+    counts = _work(config, settings, images, fragments)
     total = fragments.close_all(facts)
     if total is None:
         total = {**facts, **fragments.so_far()}
@@ -59,10 +54,10 @@ def run(config: Config, run_dir: Path) -> Metrics:
 
     metrics = generated_metrics(total, seconds=counts.seconds, new=counts.done)
     tars = sorted(output.glob("*.tar"))
-    truth = compare_with_truth(tars, images, settings["first_image_id"]) if settings["truth"] and tars else None
+    truth = compare_with_truth(tars, images, settings.first_image_id) if settings.truth and tars else None
     if truth is not None:
         metrics.update({f"generated/{key}": value for key, value in truth.items() if not isinstance(value, list)})
-    draw_panels(run_dir, tars, settings["panels"])
+    draw_panels(run_dir, tars, settings.panels)
     write_generated(run_dir, total, truth)
     metrics.update(costs(run_dir, begin))
     write_metrics(run_dir, metrics)
@@ -73,20 +68,13 @@ def run(config: Config, run_dir: Path) -> Metrics:
     return metrics
 
 
-def make_generator(config: Config, device: torch.device) -> SamAutomaticMaskGenerator:
-    """The generator that `config.generator` and `config.checkpoint` say."""
-    settings = {key: value for key, value in config["generator"].items() if key not in PRODUCTION}
-    return instantiate(settings)(load_sam(config["checkpoint"]).to(device))
-
-
 # ---- who does what
 
 
-def _work(config: Config, images: list[InputImage], fragments: Fragments) -> Pace:
+def _work(config: Config, settings: GenerateConfig, images: list[InputImage], fragments: Fragments) -> Pace:
     """This part's workers, to their end; ValueError where one of them failed."""
-    settings = config["generator"]
-    count = settings["num_workers"]
-    parts = [Part(settings["part"] * count + i, settings["num_parts"] * count) for i in range(count)]
+    count = settings.num_workers
+    parts = [Part(settings.part * count + i, settings.num_parts * count) for i in range(count)]
     todo = sum(not fragments.is_finished(n) for part in parts for n in part.numbers(len(images)))
     pace = Pace(todo)
     if not todo:
@@ -94,22 +82,23 @@ def _work(config: Config, images: list[InputImage], fragments: Fragments) -> Pac
     log.info("%d of %d images to do, %d processes, into %s", todo, len(images), count, fragments.output)
     if count == 1:
         with _Display(pace) as display:
-            _run_worker(config, images, parts[0], lambda *counts: display.add(1, *counts))
+            _run_worker(config, settings, images, parts[0], lambda *counts: display.add(1, *counts))
         return pace
     counters = [CONTEXT.Value("q", 0) for _ in range(3)]
     workers = [
-        CONTEXT.Process(target=_worker, args=(config, images, part, counters), name=f"part {part.index}") for part in parts
+        CONTEXT.Process(target=_worker, args=(config, settings, images, part, counters), name=f"part {part.index}")
+        for part in parts
     ]
     with _Display(pace) as display:
         run_together(
             workers,
-            "with the same generator.output",
+            "with the same generate.output",
             meanwhile=lambda: display.set(*(counter.value for counter in counters)),
         )
     return pace
 
 
-def _worker(config: Config, images: list[InputImage], part: Part, counters: Any) -> None:
+def _worker(config: Config, settings: GenerateConfig, images: list[InputImage], part: Part, counters: Any) -> None:
     """What a process of several does."""
 
     def report(masks: int, refused: bool) -> None:
@@ -117,20 +106,20 @@ def _worker(config: Config, images: list[InputImage], part: Part, counters: Any)
             with counter.get_lock():
                 counter.value += value
 
-    with as_worker(config["generator"]["num_workers"]):
-        _run_worker(config, images, part, report)
+    with as_worker(settings.num_workers):
+        _run_worker(config, settings, images, part, report)
 
 
-def _run_worker(config: Config, images: list[InputImage], part: Part, report: Any) -> None:
-    settings = config["generator"]
+def _run_worker(config: Config, settings: GenerateConfig, images: list[InputImage], part: Part, report: Any) -> None:
+    assert settings.output is not None
     produce(
         images,
         make_generator(config, device_of(config, part.index)),
-        Fragments(Path(settings["output"]), len(images), settings["images_per_shard"]),
+        Fragments(Path(settings.output), len(images), settings.images_per_shard),
         part,
-        first_image_id=settings["first_image_id"],
-        release=instantiate(settings["release"]) if settings["release"] else None,
-        on_error=settings["on_error"],
+        first_image_id=settings.first_image_id,
+        release=build(settings.release, "generate.release", of=ReleaseForm) if settings.release else None,
+        on_error=settings.on_error,
         report=report,
     )
 
@@ -169,33 +158,24 @@ class _Display:
 # ---- what must be so
 
 
-def _check(config: Config) -> None:
-    settings = config["generator"]
-    for key, value in (("checkpoint", config["checkpoint"]), ("generator.input", settings["input"])):
+def _check(config: Config, settings: GenerateConfig) -> None:
+    """Raises ValueError for settings that are missing, or do not fit those of other nodes."""
+    for key, value in (("checkpoint", config["checkpoint"]), ("generate.input", settings.input)):
         if value is None:
-            raise ValueError(f"{key} is null: give checkpoint=FILE generator.input=IMAGES generator.output=FOLDER")
+            raise ValueError(f"{key} is null: set checkpoint=FILE generate.input=IMAGES generate.output=FOLDER")
     if config["data"]["frame"] == "native":
-        raise ValueError("data.frame is native: the generator cuts crops of its own, set generator.crop_n_layers")
-    if settings["output_mode"] != "coco_rle":
-        raise ValueError(f"generator.output_mode is {settings['output_mode']!r}: shards hold coco_rle")
-    check_on_error(settings["on_error"])
-    for key in ("num_workers", "num_parts", "images_per_shard"):
-        if not isinstance(settings[key], int) or settings[key] < 1:
-            raise ValueError(f"generator.{key} is {settings[key]!r}: take a whole number of 1 and more")
-    if not 0 <= settings["part"] < settings["num_parts"]:
-        raise ValueError(f"generator.part is {settings['part']}: take 0 to {settings['num_parts'] - 1} (generator.num_parts)")
-    if settings["truth"] and settings["release"]:
-        raise ValueError("generator.truth is of the images' own size, and generator.release makes another: leave out one")
-    if settings["output"] is None and settings["num_workers"] * settings["num_parts"] > 1:
-        raise ValueError("generator.output is null: several processes need one folder, generator.output=FOLDER")
+        raise ValueError("data.frame is native, but the generator cuts its own crops: set generator.crop_n_layers instead")
+    if config["generator"]["output_mode"] != "coco_rle":
+        mode = config["generator"]["output_mode"]
+        raise ValueError(f"generator.output_mode is {mode!r}, but shards store coco_rle: set generator.output_mode=coco_rle")
 
 
-def _facts(config: Config, images: list[InputImage]) -> dict[str, Any]:
-    """What decides every byte of the shards."""
-    settings = {key: value for key, value in config["generator"].items() if key not in FREE}
+def _facts(config: Config, settings: GenerateConfig, images: list[InputImage]) -> dict[str, Any]:
+    """Returns everything that decides the bytes of the shards."""
     return {
         "checkpoint": digest(config["checkpoint"]),
-        "generator": settings,
+        "generator": config["generator"],
+        "generate": settings.of_shards(),
         "input_images": len(images),
         "input": digest_of(images),
     }

@@ -25,8 +25,7 @@ from samtrain.metrics.edge_matching import EdgeCounts, edge_metrics
 from samtrain.metrics.full_truth import ImageMasks, full_truth_metrics
 from samtrain.metrics.masks import mask_metrics
 from samtrain.modeling.build import load_sam
-from samtrain.run.build import Config, make_predictor
-from samtrain.tasks.generate.task import make_generator
+from samtrain.run.build import Config, make_generator, make_predictor
 
 Row = dict[str, Any]
 Look = Callable[[Any], list[Row]]  # rows of an image

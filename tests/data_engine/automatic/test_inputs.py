@@ -44,7 +44,7 @@ def test_tars_with_and_without_jsons(tmp_path: Path) -> None:
 
 
 def test_nothing_is_said_with_the_key(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="generator.input"):
+    with pytest.raises(ValueError, match="generate.input"):
         list_images(str(tmp_path))
 
 
