@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from samtrain.renamed import with_new_names
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-from samtrain.renamed import with_new_names
 
 PACKAGE = Path(__file__).resolve().parent
 USAGE = """\
