@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import fields
@@ -270,7 +272,35 @@ def test_no_number_of_a_scale_goes_unasked() -> None:
     trainings = ("pretrain", "finetune", "overfit", "sa1b", "generator_model")
     known |= {f"{name}.{key}" for name in trainings for key in ("steps", "learning_rate_factor")}
     body = yaml.safe_load((CONF / "scale" / "laptop.yaml").read_text())
-    assert {key for key, _ in leaves(body)} - known == {"finetune.model"}  # the checkpoint's own
+    assert {key for key, _ in leaves(body)} <= known
+
+
+def places(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yields each value of a file of conf/ with its key in the composed config."""
+    group = ".".join(path.relative_to(CONF).parent.parts)
+    package = "" if group == "experiment" else group
+    yield from leaves(yaml.safe_load(path.read_text()) or {}, package)
+
+
+def test_a_number_of_a_scale_sets_one_key() -> None:
+    """So a number has one name to set: that of the node which takes it from the scale."""
+    files = [path for path in CONF.rglob("*.yaml") if path.parent.name != "scale"]
+    used = Counter(key for path in files for key in re.findall(r"\$\{scale\.([\w.]+)\}", path.read_text()))
+    assert set(used) == {key for key, _ in leaves(yaml.safe_load((CONF / "scale" / "laptop.yaml").read_text()))}
+    # +experiment=generator_model trains on data of stages 1 and 2, as the rounds of the engine do
+    assert {key for key, count in used.items() if count > 1} == {"large_scale_jitter"}
+
+
+def test_no_file_repeats_a_number_that_a_scale_sets() -> None:
+    files = [path for path in CONF.rglob("*.yaml") if path.parent.name not in ("scale", "recipe", "hydra", "launcher")]
+    given = [(path.stem, *place) for path in files for place in places(path)]
+    scaled = {key for _, key, value in given if str(value).startswith("${scale.")}
+    literal = {(name, key) for name, key, value in given if key in scaled and not str(value).startswith("${")}
+    assert literal == {
+        ("generator", "prompts.num_points"),  # appendix B trains with three further clicks at every scale
+        ("config", "loader.large_scale_jitter"),  # null: +experiment=generator_model alone takes the scale's
+        ("finetune", "model.name"), ("finetune", "model.image_size"), ("finetune", "model.mae"),  # the checkpoint's own
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("scale", SCALES)

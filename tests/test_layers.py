@@ -77,3 +77,26 @@ def test_layer_0_knows_shapes_alone(path: Path) -> None:
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_stay_small(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400, "split it by idea"
+
+
+def config_subscripts(tree: ast.AST) -> list[int]:
+    """Lines that look a setting up in the config: `config["data"]`, `self.config["data"]["root"]`."""
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript)
+        and isinstance(node.slice, ast.Constant)
+        and isinstance(node.slice.value, str)
+        and (node.value.id if isinstance(node.value, ast.Name) else getattr(node.value, "attr", "")) in ("config", "settings")
+    ]
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if LAYERS.get(area(p), 9) < LAYERS["run"]], ids=lambda path: path.name)
+def test_nothing_below_run_looks_settings_up_in_the_config(path: Path) -> None:
+    """Each node of the config is a frozen dataclass there; a checkpoint's stored config is read by its own names."""
+    assert not config_subscripts(ast.parse(path.read_text()))
+
+
+def test_config_subscripts_are_found() -> None:
+    source = """config["data"]["root"]; self.config["data"]; config[key]; settings["x"]; values["data"]"""
+    assert config_subscripts(ast.parse(source)) == [1, 1, 1]

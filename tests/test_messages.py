@@ -97,7 +97,7 @@ def settings_in(text: str) -> Iterator[tuple[str, bool]]:
     for name in re.findall(r"(?<![\w./*<-])[a-z]\w*(?:\.(?:[\w*]+|<\w+>))+(?!\w*\()", text):
         node, *parts = name.split(".")
         if node in nodes and parts[-1] not in ENDINGS:
-            yield name, is_key([node, *parts])
+            yield name, node != "scale" and is_key([node, *parts])  # a number is set by the node that uses it
     for name in re.findall(r"(?<=[\s*]\()([a-z]\w*)(?=\))", text):
         if name not in WORDS:
             yield f"({name})", is_key([name])
@@ -118,6 +118,7 @@ def test_every_setting_that_a_message_names_exists() -> None:
     "text",
     [
         "optim.layer_decay is 2: give less than 1",
+        "scale.max_masks is 0: give 1 or more",
         f"recipes.{ANY}.no_such_setting is 2",
         "set data.on_errors=skip to leave it out",
         f"there is no file {ANY} (checkpoints): give another",

@@ -24,9 +24,10 @@ log = logging.getLogger(__name__)
 
 Metrics = dict[str, float | None]  # None: no number came out
 
-# what may differ between the parts of one run: it changes neither data, nor order, nor weights
+# what may differ between the parts of one run: it changes neither data, nor order, nor weights. A number of the scale is
+# compared under the key of the node that uses it, which is the one name to set it by
 FREE = (
-    "run_dir", "loader.num_workers", "scale.num_workers", "logger", "callbacks.progress", "zero_shot.num_workers",
+    "run_dir", "scale", "loader.num_workers", "logger", "callbacks.progress", "zero_shot.num_workers",
     "tune.num_trials", "tune.num_workers", "tune.stale_after", "tune.seeds", "tune.compare_by",
 )  # fmt: skip
 PACKAGES = ("torch", "timm", "pytorch-lightning", "hydra-core", "webdataset", "numpy")
