@@ -50,9 +50,11 @@ def all_texts() -> list[Text]:
 
 
 def keys_of(values: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yields the parts of the name of every node and value of a config."""
+    """Yields the parts of the name of every node and value of a config; the user fills what is empty."""
     if prefix:
         yield prefix
+    if values == {} or values == []:
+        yield (*prefix, ANY)
     for key, value in values.items() if isinstance(values, dict) else ():
         yield from keys_of(value, (*prefix, str(key)))
 
@@ -75,7 +77,7 @@ OPTIONAL = {("generate", "release", "detectors"), ("annotator", "leaves_image")}
 # `model.safetensors` is a file and no setting
 ENDINGS = {"ckpt", "csv", "db", "html", "json", "jsonl", "log", "png", "pth", "safetensors", "tar", "yaml"}
 # words in parentheses that name no setting; names before "=" that are arguments of functions or stand for any setting
-WORDS = {"last", "logarithmic", "people"}
+WORDS = {"last", "logarithmic", "median", "people"}
 ARGUMENTS = {"check_val_every_n_epoch", "key", "sync_dist", "val_check_interval", "width"}
 
 
