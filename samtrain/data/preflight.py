@@ -87,7 +87,7 @@ def _check_enlarged(probes: list[_Probe]) -> str:
     enlarged = [probe.key for probe, scale in zip(probes, scales, strict=True) if scale > ENLARGED]
     if len(enlarged) * 2 <= len(probes):
         return ""
-    cure = f"are enlarged {np.median(scales):.1f} times (median): a smaller model.image_size shows as much and is faster"
+    cure = f"are enlarged {np.median(scales):.1f} times at the median: a smaller model.image_size shows as much and is faster"
     return _sentence(enlarged, probes, cure)
 
 

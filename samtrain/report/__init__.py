@@ -1,4 +1,4 @@
-"""The page that a run leaves behind."""
+"""Writes the page of a run, and a page that compares runs."""
 
 from samtrain.report.page import write_report
 

@@ -1,4 +1,4 @@
-"""Runs side by side on one page: what they were, how they ended, what they were told, how they learned."""
+"""Compares runs on one page: their commands, final numbers, settings and curves."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from samtrain.report.run_files import RunFiles, read_run
 
 
 def write_comparison(runs: Sequence[RunFiles], run_dir: Path) -> Path:
-    """Write `<run_dir>/report.html` of at most `MAX_RUNS` other runs; returns its path."""
+    """Writes `<run_dir>/report.html` about at most `MAX_RUNS` other runs, and returns its path."""
     assert 0 < len(runs) <= MAX_RUNS, len(runs)
     own = read_run(run_dir)
     return write_page(run_dir / "report.html", comparison_page(runs, str(own.environment.get("command") or "")))
 
 
 def comparison_page(runs: Sequence[RunFiles], command: str = "") -> str:
-    """The whole page."""
+    """Returns the page as HTML."""
     known = [Compared(run, i, len(runs)) for i, run in enumerate(runs)]
     sections = [
         section("Runs", runs_table(known)),
@@ -40,9 +40,11 @@ def comparison_page(runs: Sequence[RunFiles], command: str = "") -> str:
 
 
 def _header(known: Sequence[Compared], title: str, command: str) -> str:
-    going = [each.letter for each in known if not each.run.metrics]
-    words = " and ".join(filter(None, [", ".join(going[:-1]), *going[-1:]]))
-    have = "has" if len(going) == 1 else "have"
-    warning = f'<p class="warning">{words} {have} not ended: no final numbers yet, curves so far.</p>' if going else ""
+    """Returns the title, the command, and a warning that names runs without final numbers."""
+    unfinished = [each.letter for each in known if not each.run.metrics]
+    names = " and ".join(filter(None, [", ".join(unfinished[:-1]), *unfinished[-1:]]))
+    verb = "has" if len(unfinished) == 1 else "have"
+    text = f"{names} {verb} not ended, so there are curves but no final numbers yet."
+    warning = f'<p class="warning">{text}</p>' if unfinished else ""
     listed = facts([("command", f"<code>{escape(command)}</code>")]) if command else ""
     return f"<header><p>samtrain compare</p><h1>{title}</h1>{warning}{listed}</header>"

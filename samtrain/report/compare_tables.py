@@ -13,19 +13,20 @@ from samtrain.report.compare_charts import Compared
 from samtrain.report.tables import METRICS, duration, table
 from samtrain.report.zero_shot import NAMES
 
-# words of a metric's name that say which way is better; a name without them is not judged
+# words in the name of a metric that say whether higher or lower is better; other metrics are not judged
 HIGHER = {"miou", "ap", "ar", "pq", "sq", "rq", "ods", "ois", "r", "precision", "coverage"}
 LOWER = {"seconds", "noc", "failures"}
-OF_THE_DATA = {"ceiling", "flood", "start"}  # what no run of the page has brought about
-WORDS = {name: words for name, words, *_ in (*METRICS, *NAMES)} | {name: words for name, words in METRICS}  # in order
+OF_THE_DATA = {"ceiling", "flood", "start"}  # these measure the data or the model before the run
+# METRICS come last, because their words fit a comparison better
+WORDS = {name: words for name, words, *_ in (*METRICS, *NAMES)} | {name: words for name, words in METRICS}
 RANKS = {name: i for i, name in enumerate(WORDS)}
-ORDER = ("test/", "mean/", "", "val/", "time/", "memory/")  # "": all others
+ORDER = ("test/", "mean/", "", "val/", "time/", "memory/")  # "" stands for all others
 OWN = re.compile(r"(run_dir|hydra)(\.|$)")  # settings that no two runs share
 MISSING = "–"
 
 
 def runs_table(known: Sequence[Compared]) -> str:
-    """A row a run, with the line that the charts draw for it."""
+    """Returns a table with a row per run, which begins with the line that the charts draw for it."""
     rows = []
     for each in known:
         run = each.run
@@ -45,19 +46,19 @@ def runs_table(known: Sequence[Compared]) -> str:
 
 
 def metrics_tables(known: Sequence[Compared]) -> str:
-    """Final numbers; those that are not known to be better high or low are folded away."""
+    """Returns the final numbers; metrics that are not judged are collapsed."""
     keys = sorted({key for each in known for key in each.run.metrics}, key=_place)
     keys = [key for key in keys if not (key.endswith(("_low", "_high")) and key.rsplit("_", 1)[0] in keys)]
     judged = [key for key in keys if better(key)]
     heads = ["", *(each.title for each in known)]
     shown = table(heads, [_metric_row(key, known) for key in judged]) if judged else ""
-    note = '<p class="note">Green: the best of its row.</p>' if "<b" in shown else ""
+    note = '<p class="note">Green is the best value of its row.</p>' if "<b" in shown else ""
     others = [_metric_row(key, known) for key in keys if key not in judged]
-    return shown + note + _folded(f"other numbers ({len(others)})", table(heads, others) if others else "")
+    return shown + note + _collapsed(f"other numbers ({len(others)})", table(heads, others) if others else "")
 
 
 def better(key: str) -> int:
-    """1 where a metric is better high, -1 where low, 0 where that is not known."""
+    """Returns 1 if a higher value of the metric is better, -1 if a lower one is, and 0 if that is not known."""
     group, name = f"/{key}".rsplit("/", 1)
     words = set(re.sub(r"\d+", "", name).split("_")) | ({"coverage"} & set(group.split("/")))
     if words & OF_THE_DATA:
@@ -66,7 +67,7 @@ def better(key: str) -> int:
 
 
 def _metric_row(key: str, known: Sequence[Compared]) -> list[str]:
-    """The name, and a cell a run; the best is marked where they differ as they are shown."""
+    """Returns the name and a cell per run; the best is marked if the displayed values differ."""
     values = [_measured(each, key) for each in known]
     texts, numbers = [_number(value) for value in values], [value for value in values if value is not None]
     best = ""
@@ -80,20 +81,20 @@ def _metric_row(key: str, known: Sequence[Compared]) -> list[str]:
 
 
 def _measured(each: Compared, key: str) -> float | None:
-    """None too where a number has become infinite."""
+    """Returns the value of a metric, or None if it is missing or not finite."""
     value = each.run.metrics.get(key)
     return value if value is not None and math.isfinite(value) else None
 
 
 def _place(key: str) -> tuple[int, str, int, str]:
-    """Test before validation before what it cost, a set after the other, and in each as the tables of a run have it."""
+    """Returns a sort key: first by `ORDER`, then by set, then as in the tables of a single run."""
     group = next((i for i, prefix in enumerate(ORDER) if prefix and key.startswith(prefix)), ORDER.index(""))
     of, name = f"/{key}".rsplit("/", 1)
     return group, of, RANKS.get(name, len(RANKS)), key
 
 
 def _number(value: float | None) -> str:
-    """Three digits of a measure, a count as it is."""
+    """Formats a measure with three digits and a count without any."""
     if value is None:
         return MISSING
     if value == int(value) and abs(value) > 1:
@@ -102,10 +103,10 @@ def _number(value: float | None) -> str:
 
 
 def settings_tables(known: Sequence[Compared]) -> str:
-    """What the stored configs do not agree in; the scale's numbers, which reach a run at other places, are folded away."""
+    """Returns the settings that differ; those below `scale` are collapsed, because other settings repeat them."""
     stored = [each for each in known if each.run.config]
     missing = ", ".join(each.letter for each in known if not each.run.config)
-    note = f'<p class="note">Nothing is stored of the settings of {missing}.</p>' if missing else ""
+    note = f'<p class="note">The settings of {missing} are not stored.</p>' if missing else ""
     if len(stored) < 2:
         return note
     configs = [flat(each.run.config) for each in stored]
@@ -114,12 +115,12 @@ def settings_tables(known: Sequence[Compared]) -> str:
     rows = {key: [f"<code>{escape(key)}</code>", *(_setting(config, key) for config in configs)] for key in differing}
     heads = ["setting", *(each.title for each in stored)]
     main, scale = ([row for key, row in rows.items() if key.startswith("scale.") == inside] for inside in (False, True))
-    shown = table(heads, main, "words") if main else '<p class="note">They are the same.</p>'
-    return shown + note + _folded(f"numbers of the scale ({len(scale)})", table(heads, scale, "words") if scale else "")
+    shown = table(heads, main, "words") if main else '<p class="note">All settings are the same.</p>'
+    return shown + note + _collapsed(f"numbers of the scale ({len(scale)})", table(heads, scale, "words") if scale else "")
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a.b": value} for nested dicts; lists and empty dicts are values."""
+    """Returns {"a.b": value} for nested dicts; lists and empty dicts count as values."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
@@ -127,12 +128,12 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _setting(config: dict[str, Any], key: str) -> str:
-    """As YAML would have it in a line."""
+    """Formats a setting as one line of YAML."""
     if key not in config:
         return "not set"
     value = config[key]
     return f"<code>{escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))}</code>"
 
 
-def _folded(title: str, body: str) -> str:
+def _collapsed(title: str, body: str) -> str:
     return f"<details><summary>{title}</summary>{body}</details>" if body else ""

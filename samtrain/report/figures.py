@@ -1,6 +1,6 @@
-"""Charts as inline SVG: a line chart and stacked bars, drawn by hand so that the page needs nothing but itself.
+"""Draws line charts, stacked bars and heat maps as inline SVG, so that a page needs no other file.
 
-Colours are CSS variables of the page, so that a chart follows its light and its dark face.
+Colours are CSS variables of the page, so that charts follow its light and dark mode.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-WIDTH, HEIGHT = 380, 236  # of the drawing, in its own units; it scales with the page
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 17, 46  # margins: tick labels, axis names, words of marks
-COLOURS = 5  # series colours that the page knows, --s1 to --s5
+WIDTH, HEIGHT = 380, 236  # in units of the drawing, which scales with the page
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 17, 46  # margins for tick labels, axis names and the texts of marks
+COLOURS = 5  # number of series colours in style.css, --s1 to --s5
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line. `pieces` are drawn apart (one a training); points whose numbers are in `hollow` become rings."""
+    """One line of a chart. `pieces` are not connected to each other; `hollow` has the numbers of points drawn as rings."""
 
     name: str
     pieces: list[list[Point]]
@@ -31,7 +31,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """Its name with its unit; `labels` replace numbers at given places; `zero` makes it begin there."""
+    """An axis: its name with the unit, labels that replace numbers at some places, and whether it begins at zero."""
 
     name: str
     labels: dict[float, str] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Marks:
-    """Thin vertical lines with a word each, for where rounds begin."""
+    """Thin vertical lines with a text each, such as the starts of rounds."""
 
     places: list[tuple[float, str]] = field(default_factory=list)
 
@@ -48,7 +48,7 @@ class Marks:
 def line_chart(
     title: str, x: Axis, y: Axis, series: Sequence[Series], marks: Marks | None = None, note: str = ""
 ) -> str:
-    """A figure with legend; "" where no series has a point."""
+    """Returns a figure with a legend, or "" if no series has a point."""
     drawn = [s for s in series if any(s.pieces)]
     points = [point for s in drawn for piece in s.pieces for point in piece]
     if not points:
@@ -61,7 +61,7 @@ def line_chart(
 def stacked_bars(
     title: str, x: Axis, y: Axis, names: Sequence[str], bars: Mapping[float, Sequence[float]], note: str = ""
 ) -> str:
-    """A figure with a bar at each place, made of one part for each name; "" where all is nothing."""
+    """Returns a figure with a bar at each place, stacked from one part per name, or "" if all parts are 0."""
     if not any(sum(parts) for parts in bars.values()):
         return ""
     places = sorted(bars)
@@ -83,7 +83,7 @@ def stacked_bars(
 
 
 def heat_map(title: str, counts: Sequence[Sequence[float]], note: str = "") -> str:
-    """A figure of rows of cells, darker where there is more; "" where all is nothing."""
+    """Returns a figure of cells that are darker for higher counts, or "" if all counts are 0."""
     most = max((max(row) for row in counts), default=0)
     if not most:
         return ""
@@ -103,7 +103,7 @@ def heat_map(title: str, counts: Sequence[Sequence[float]], note: str = "") -> s
 
 
 class _Frame:
-    """From values to places in the drawing."""
+    """Maps values to places in the drawing."""
 
     def __init__(self, xs: Sequence[float], ys: Sequence[float], x: Axis, y: Axis) -> None:
         low, high = min(xs), max(xs)
@@ -121,7 +121,7 @@ class _Frame:
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers from below `low` to above `high`, in steps of 1, 2 or 5 times a power of ten."""
+    """Returns about `count` round numbers that enclose the range, in steps of 1, 2 or 5 times a power of ten."""
     low, high = _widened(low, high)
     rough = (high - low) / max(count - 1, 1)
     power = 10.0 ** math.floor(math.log10(rough))
@@ -131,7 +131,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number for an axis: 1200000 is 1.2M, 4000 is 4k."""
+    """Formats a number for an axis: 1200000 is 1.2M, 40000 is 40k."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if letter == 'k' else size):g}{letter}"
@@ -139,7 +139,7 @@ def short(value: float) -> str:
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
-    """A range that is not empty."""
+    """Returns the range, widened if it is empty."""
     if high > low:
         return low, high
     pad = abs(low) * 0.1 or 0.5
@@ -147,15 +147,19 @@ def _widened(low: float, high: float) -> tuple[float, float]:
 
 
 def _share(value: float, limits: tuple[float, float]) -> float:
+    """Returns the relative place of a value between two limits."""
     return (value - limits[0]) / (limits[1] - limits[0])
 
 
 def _axes(frame: _Frame, x: Axis, y: Axis) -> str:
+    """Returns grid lines, tick labels, and the names of the axes."""
     parts = []
+    # horizontal grid lines
     for value in frame.y_ticks:
         place = frame.y(value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{place + 4:.1f}" text-anchor="end">{escape(short(value))}</text>')
+    # ticks of the x axis, some of two lines
     for value in frame.x_ticks:
         place = frame.x(value)
         if not LEFT - 1 <= place <= WIDTH - RIGHT + 1:
@@ -165,6 +169,7 @@ def _axes(frame: _Frame, x: Axis, y: Axis) -> str:
             f'<tspan x="{place:.1f}" dy="{12 * (i > 0)}">{escape(word)}</tspan>' for i, word in enumerate(words)
         )
         parts.append(f'<text y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{lines}</text>')
+    # the names of the axes
     middle, centre = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
     parts.append(f'<text class="name" x="{middle:.0f}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x.name)}</text>')
     parts.append(
@@ -176,6 +181,7 @@ def _axes(frame: _Frame, x: Axis, y: Axis) -> str:
 
 
 def _marks(marks: Marks, frame: _Frame) -> str:
+    """Returns the vertical lines that are inside the frame, with their texts."""
     parts = []
     for value, word in marks.places:
         place = frame.x(value)
@@ -187,7 +193,7 @@ def _marks(marks: Marks, frame: _Frame) -> str:
 
 
 def _line(series: Series, frame: _Frame, x: Axis, y: Axis) -> str:
-    """The pieces as paths, and dots with their numbers as tooltips."""
+    """Returns the pieces as paths, and dots with their values as tooltips."""
     parts, number = [], 0
     dash = ' stroke-dasharray="5 4"' if series.dashed else ""
     for piece in series.pieces:
@@ -207,7 +213,7 @@ def _line(series: Series, frame: _Frame, x: Axis, y: Axis) -> str:
 
 
 def _figure(title: str, legend: Sequence[Series], body: str, description: str, note: str) -> str:
-    """Title, legend, drawing, note."""
+    """Returns the figure: title, legend, drawing and note."""
     keys = "".join(f'<span><i class="key k{s.colour} {_key(s)}"></i>{escape(s.name)}</span>' for s in legend)
     names = f'<div class="legend">{keys}</div>' if len(legend) > 1 else ""
     below = f'<p class="note">{escape(note)}</p>' if note else ""
@@ -219,7 +225,7 @@ def _figure(title: str, legend: Sequence[Series], body: str, description: str, n
 
 
 def _key(series: Series) -> str:
-    """How the legend shows it: a line, a dashed line, or a dot where no two points are joined."""
+    """Returns the legend's symbol: a line, a dashed line, or a dot if no two points are connected."""
     if all(len(piece) < 2 for piece in series.pieces):
         return "dot"
     return "dashed" if series.dashed else "line"

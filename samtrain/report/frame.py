@@ -1,4 +1,4 @@
-"""What every page is made of: the document with its style, sections, rows of charts, and the file written whole."""
+"""The parts of every page: the document with its style, sections, rows of charts, and lists of facts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STYLE = Path(__file__).with_name("style.css")
 
 
 def document(title: str, header: str, sections: Sequence[str]) -> str:
-    """The whole page, with nothing to be fetched; empty sections are left out. Header and sections come as HTML."""
+    """Returns a self-contained page; header and sections are HTML, and empty sections are left out."""
     style = STYLE.read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -24,23 +24,23 @@ def document(title: str, header: str, sections: Sequence[str]) -> str:
 
 
 def section(title: str, body: str) -> str:
-    """With its heading; "" where there is nothing to show."""
+    """Returns a section with its heading, or "" if the body is empty."""
     heading = f"<h2>{escape(title)}</h2>" if title else ""
     return f"<section>{heading}{body}</section>" if body else ""
 
 
 def charts(figures: Sequence[str]) -> str:
-    """Beside each other, as many as the width has room for."""
+    """Returns figures side by side, as many as fit into the width."""
     drawn = "".join(figures)
     return f'<div class="charts">{drawn}</div>' if drawn else ""
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
-    """A list of names and what is said of them, which comes as HTML."""
+    """Returns a list of (name, value) pairs; the values are HTML."""
     return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{value}</dd>" for name, value in pairs) + "</dl>"
 
 
 def write_page(path: Path, page: str) -> Path:
-    """Whole or not at all; returns the path."""
+    """Writes the page, complete or not at all, and returns its path."""
     write_text(path, page)
     return path

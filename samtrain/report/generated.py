@@ -1,4 +1,4 @@
-"""Automatic masks on the page: what the paper's dataset figures show, how good they are, and the audit beside its numbers."""
+"""Automatic masks on the page: the paper's figures of the data set, quality against ground truth, and the audit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_REFUSED = 20
 
 
 def dataset_charts(generated: dict[str, Any]) -> list[str]:
-    """Masks an image, sizes, concavity, positions and scores; [] where no image was finished."""
+    """Returns charts of masks per image, sizes, concavity, positions and scores; none before an image is finished."""
     found = generated.get("statistics") or {}
     if not found.get("masks"):
         return []
@@ -23,17 +23,17 @@ def dataset_charts(generated: dict[str, Any]) -> list[str]:
     per_image = Axis("masks", {float(i): name for i, name in enumerate(MASKS_PER_IMAGE)})
     return [
         stacked_bars(
-            "Masks in an image", per_image, Axis("share of the images, %", zero=True), ["images"],
+            "Masks per image", per_image, Axis("share of the images, %", zero=True), ["images"],
             {float(i): [value] for i, value in enumerate(images)},
         ),
         _bars("Size of masks", "square root of (mask area / image area)", found["relative_size"], share),
         _bars(
             "Concavity of masks", "1 - mask area / area of its convex hull", found["concavity"], share,
-            note="Simple shapes stand on the left (paper, figure 6).",
+            note="Simple shapes are on the left (paper, figure 6).",
         ),
         heat_map(
-            "Where masks lie", found["position"],
-            note="Centres of their boxes, in images of one size; darker: more (paper, figure 5).",
+            "Positions of masks", found["position"],
+            note="Centres of the boxes, in images scaled to one size; darker cells have more masks (paper, figure 5).",
         ),
         _bars("Predicted IoU", "predicted IoU", found["predicted_iou"], share),
         _bars("Stability", "stability score", found["stability_score"], share),
@@ -41,7 +41,7 @@ def dataset_charts(generated: dict[str, Any]) -> list[str]:
 
 
 def truth_charts(truth: dict[str, Any] | None) -> list[str]:
-    """Recall, precision and number of masks as the thresholds move; [] without ground truth."""
+    """Returns charts of recall, precision and number of masks by threshold; none without ground truth."""
     charts = []
     for key, name in (("by_pred_iou", "predicted IoU"), ("by_stability", "stability score")):
         rows = (truth or {}).get(key) or []
@@ -54,19 +54,22 @@ def truth_charts(truth: dict[str, Any] | None) -> list[str]:
             line("ar_100", "AR@100", 1), line("precision_50", "precision, IoU 0.50", 2),
             line("precision_75", "precision, IoU 0.75", 3),
         ]  # fmt: skip
-        charts.append(line_chart(f"Masks kept by {name}", Axis(f"{name} of at least"), Axis("share", zero=True), lines))
-        masks = [line("masks_per_image", "masks in an image", 4)]
-        charts.append(line_chart(f"How many are kept by {name}", Axis(f"{name} of at least"), Axis("masks", zero=True), masks))
+        x = Axis(f"lowest {name} kept")
+        charts.append(line_chart(f"Quality by threshold of {name}", x, Axis("share", zero=True), lines))
+        masks = [line("masks_per_image", "masks per image", 4)]
+        charts.append(line_chart(f"Masks by threshold of {name}", x, Axis("masks per image", zero=True), masks))
     return [chart for chart in charts if chart]
 
 
 def generated_tables(generated: dict[str, Any]) -> str:
-    """What was left out, what was blurred, and what blurring is not."""
+    """Returns the images that were left out, the counts of blurred regions, and the note about blurring."""
     parts = []
     if refused := generated.get("refused"):
         rows = [[escape(name), escape(reason)] for name, reason in refused[:MAX_REFUSED]]
-        more = f"{len(refused)} images were left out" + (f", the first {MAX_REFUSED}:" if len(refused) > MAX_REFUSED else ":")
-        parts.append(f'<p class="note">{more}</p>{table(["image", "why"], rows)}')
+        more = f"{len(refused)} images were left out:"
+        if len(refused) > MAX_REFUSED:
+            more = f"{len(refused)} images were left out; the first {MAX_REFUSED} are:"
+        parts.append(f'<p class="note">{more}</p>{table(["image", "reason"], rows)}')
     if blurred := generated.get("blurred"):
         words = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in blurred.items())
         parts.append(f'<p class="note">Blurred: {escape(words)}.</p>')
@@ -76,7 +79,7 @@ def generated_tables(generated: dict[str, Any]) -> str:
 
 
 def audit_section(audit: dict[str, Any]) -> str:
-    """The distribution of IoU with corrected masks, and the shares beside the paper's; "" without an audit."""
+    """Returns the distribution of IoU with corrected masks, and shares beside the paper's, or "" without an audit."""
     if not audit:
         return ""
     rows = [
@@ -90,11 +93,11 @@ def audit_section(audit: dict[str, Any]) -> str:
     ]
     rows.append(["mean IoU", f"{audit['mean_iou']:.3f}", "two people: 0.85 to 0.91"])
     left_out = ", ".join(f"{count} {what}" for what, count in audit["left_out"].items())
-    simulated = "Corrected by the simulated annotator. " if audit.get("simulated") else ""
+    simulated = "The simulated annotator corrected the masks. " if audit.get("simulated") else ""
     note = (
-        f"{simulated}{audit['pairs']} masks in {audit['images']} images; left out: {left_out}. In brackets 95 % intervals, "
-        "of a bootstrap over images. The paper: 500 images, about 50,000 masks corrected by professionals (section 5); "
-        "between two people 85 to 91 % IoU were reported."
+        f"{simulated}{audit['pairs']} masks in {audit['images']} images were compared; left out: {left_out}. Brackets give "
+        "95 % intervals of a bootstrap over images. In the paper, professionals corrected about 50,000 masks in 500 "
+        "images (section 5); two people were reported to agree with an IoU of 85 to 91 %."
     )
     chart = _bars("Automatic against corrected masks", "IoU", audit["distribution"], Axis("share of the masks, %", zero=True))
     shares = table(["share of masks", "here", "paper"], rows)
@@ -102,7 +105,7 @@ def audit_section(audit: dict[str, Any]) -> str:
 
 
 def _bars(title: str, name: str, counts: Sequence[int], y: Axis, note: str = "") -> str:
-    """A histogram of what goes from 0 to 1; a bar stands in the middle of its bin."""
+    """Returns a histogram of values between 0 and 1 with a bar at the centre of each bin."""
     bins = len(counts)
     labels = {i * bins / 4 - 0.5: f"{i / 4:g}" for i in range(5)}
     bars = {float(i): [value] for i, value in enumerate(_percent(counts))}

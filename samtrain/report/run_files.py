@@ -1,4 +1,4 @@
-"""What a run's directory holds, read and nothing else: the report knows no module that wrote it."""
+"""Reads the files in a run's directory, independently of the modules that wrote them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class Training:
-    """One training's rows of `metrics.csv`; `label` is "" where the run is a single training."""
+    """The rows of one training's `metrics.csv`; `label` is "" if the run is a single training."""
 
     label: str
     rows: list[Row]
@@ -25,7 +25,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Panel:
-    """A sheet of masks, and of which training and step it is."""
+    """A sheet of masks; the caption names its training and step."""
 
     caption: str
     path: Path
@@ -33,7 +33,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """All that the report shows. Whatever is not there (yet) is empty."""
+    """Everything that the report shows; files that do not exist (yet) are empty here."""
 
     run_dir: Path
     config: dict[str, Any] = field(default_factory=dict)
@@ -50,18 +50,18 @@ class RunFiles:
 
     @property
     def name(self) -> str:
-        """The experiment's name, or the directory's."""
+        """Returns the name of the experiment, or that of the directory."""
         return str(self.config.get("name") or self.run_dir.resolve().name)
 
     @property
     def commit(self) -> str:
-        """And whether it is all of the code; "" where none was recorded."""
+        """Returns the commit and whether there were uncommitted changes, or "" if none was recorded."""
         commit = str(self.environment.get("commit") or "")
         return f"{commit or 'not recorded'} with uncommitted changes" if self.environment.get("uncommitted") else commit
 
     @property
     def hardware(self) -> str:
-        """Processors, graphics cards and the host; "" where none was recorded."""
+        """Returns CPU cores, GPUs and the host, or "" if nothing was recorded."""
         known = self.environment
         parts = [f"{known['cpus']} CPU cores" if known.get("cpus") else "", str(known.get("gpu") or "")]
         parts.append(f"host {known['host']}" if known.get("host") else "")
@@ -69,14 +69,14 @@ class RunFiles:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run, or of its rounds so far; 0 where no clock was read."""
+        """Returns the time of the run, or of its rounds so far; 0 if no time was recorded."""
         return self.metrics.get("time/seconds") or sum(sum(line["wall"].values()) for line in self.ledger)
 
 
 def read_run(run_dir: Path) -> RunFiles:
-    """Raises ValueError where there is no such directory, or a file in it is damaged."""
+    """Reads a run; raises ValueError if there is no such directory or a file in it is damaged."""
     if not run_dir.is_dir():
-        raise ValueError(f"there is no run directory {run_dir}: give the one that a run wrote (run_dir=...)")
+        raise ValueError(f"there is no run directory {run_dir}: give the run_dir of a run")
     hydra = run_dir / ".hydra"
     folders = _training_folders(run_dir)
     config_text = _text(hydra / "config.yaml")
@@ -97,14 +97,14 @@ def read_run(run_dir: Path) -> RunFiles:
 
 
 def _training_folders(run_dir: Path) -> list[tuple[str, Path]]:
-    """Where trainings lie, in the order of their happening; above rounds lie all their rows in one."""
+    """Returns (label, folder) of each training in order; a run with rounds repeats all their rows in its own folder."""
     numbers = sorted(int(path.name) for path in run_dir.glob("rounds/*") if path.name.isdigit())
     rounds = [(f"round {n}", run_dir / "rounds" / str(n) / "fit") for n in numbers]
     return [("first model", run_dir / "pretrain"), *(rounds or [("", run_dir)])]
 
 
 def _rows(path: Path) -> list[Row]:
-    """Numbers of a CSV; empty cells are left out, and what is no number: a loss may have become infinite."""
+    """Reads the numbers of a CSV, without empty cells and values that are not finite, such as an infinite loss."""
     with_header = csv.DictReader(_text(path).splitlines())
     return [
         {key: float(value) for key, value in row.items() if key and value and math.isfinite(float(value))}
@@ -113,6 +113,7 @@ def _rows(path: Path) -> list[Row]:
 
 
 def _panels(label: str, folder: Path) -> list[Panel]:
+    """Returns the sheets in a folder, in order."""
     found = []
     for path in sorted(folder.glob("*.png")):
         step = re.fullmatch(r"step_(\d+)", path.stem)
@@ -130,9 +131,9 @@ def _parse(text: str, name: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{name} is no JSON ({error}): restore the file, or let the run write it again") from error
+        raise ValueError(f"{name} cannot be parsed as JSON ({error}): restore the file, or run the command again") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{name} holds a {type(values).__name__} where names with values belong: restore the file")
+        raise ValueError(f"{name} holds a {type(values).__name__} instead of names with values: restore the file")
     return values
 
 

@@ -1,4 +1,4 @@
-"""A sweep on the page: its trials, how it went, which setting mattered, and the best of each setting."""
+"""A sweep on the page: its winner, its course, the influence of each setting, and all trials."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Trial = dict[str, Any]
 
 
 def tuning_section(tune: dict[str, Any]) -> str:
-    """What `tune.json` says; "" where the run was no sweep."""
+    """Returns the content of `tune.json`, or "" if the run was not a sweep."""
     if not tune:
         return ""
     charts = "".join([_history(tune), *(_slice(tune, each) for each in tune["dimensions"])])
@@ -23,13 +23,13 @@ def tuning_section(tune: dict[str, Any]) -> str:
 
 
 def _outcome(tune: dict[str, Any]) -> str:
-    """The winner's command, and what it is worth with other seeds."""
+    """Returns the winner's command, and its gain over the default settings with other seeds."""
     best, again = tune["best"], tune["again"]
     if best is None:
         return '<p class="note">No trial has finished yet.</p>'
     which = "the default" if best["default"] else f"trial {best['number']}"
     text = (
-        f"<p>Best: {which}, {escape(tune['metric'])} {best['value']:.4f}. Its command:</p>"
+        f"<p>The best is {which} with {escape(tune['metric'])} {best['value']:.4f}. Its command is:</p>"
         f'<pre class="wrapped">{escape(best["command"])}</pre>'
     )
     if not again:
@@ -44,7 +44,7 @@ def _outcome(tune: dict[str, Any]) -> str:
 
 
 def _history(tune: dict[str, Any]) -> str:
-    """Each trial's value, and the best so far."""
+    """Returns a chart of each trial's value, and of the best so far."""
     finished = [t for t in tune["trials"] if t["state"] == "COMPLETE"]
     pruned = [t for t in tune["trials"] if t["state"] == "PRUNED" and t["value"] is not None]
     better = max if tune["direction"] == "maximize" else min
@@ -61,7 +61,7 @@ def _history(tune: dict[str, Any]) -> str:
 
 
 def _slice(tune: dict[str, Any], dimension: dict[str, Any]) -> str:
-    """The values against one setting."""
+    """Returns a chart of the values over one setting."""
     key = dimension["key"]
     ended = [t for t in tune["trials"] if t["state"] in ("COMPLETE", "PRUNED")]
     shown = [t for t in ended if t["value"] is not None and key in t["params"]]
@@ -86,11 +86,11 @@ def _pruned(points: Sequence[Point]) -> Series:
 
 
 def _note(pruned: Sequence[Trial]) -> str:
-    return "Rings: pruned, at the last value that they had." if pruned else ""
+    return "Rings are pruned trials, at their last value." if pruned else ""
 
 
 def _scale(dimension: dict[str, Any], values: Sequence[Any]) -> tuple[Any, Axis]:
-    """Where a value stands, and the axis: choices side by side, logarithms where the search has them."""
+    """Returns a function for the place of a value, and the axis: choices in a row, or logarithmic if the search is."""
     key = dimension["key"].rsplit(".", 1)[-1]
     if choices := dimension["choices"]:
         return lambda value: float(choices.index(value)), Axis(key, {float(i): str(c) for i, c in enumerate(choices)})
@@ -102,19 +102,19 @@ def _scale(dimension: dict[str, Any], values: Sequence[Any]) -> tuple[Any, Axis]
 
 
 def _importances(tune: dict[str, Any]) -> str:
-    """Bars: how much of what the finished trials differ by goes along with each setting."""
+    """Returns bars of importance: how much of the variation among the finished trials goes along with each setting."""
     if not tune["importances"]:
-        return '<p class="note">Importances need four finished trials that differ.</p>'
+        return '<p class="note">The importance of settings is computed from four finished trials on, if they differ.</p>'
     most = max(tune["importances"].values()) or 1.0
     rows = [
         [f"<code>{escape(key)}</code>", f'<i class="bar" style="width:{100 * value / most:.0f}px"></i> {value:.2f}']
         for key, value in sorted(tune["importances"].items(), key=lambda item: -item[1])
     ]
-    return "<h3>Which setting mattered</h3>" + table(["setting", "importance (PED-ANOVA)"], rows)
+    return "<h3>Importance of the settings</h3>" + table(["setting", "importance (PED-ANOVA)"], rows)
 
 
 def _trials(tune: dict[str, Any]) -> str:
-    """All of them, the best first."""
+    """Returns a table of all trials, best first."""
     keys = [each["key"] for each in tune["dimensions"]]
     sign = -1 if tune["direction"] == "maximize" else 1
     order = {state: i for i, state in enumerate(STATES)}
@@ -135,8 +135,8 @@ def _trials(tune: dict[str, Any]) -> str:
 
 
 def _state(trial: Trial) -> str:
-    """A trial that failed without a reason was killed; another one goes on with its run."""
-    return "killed, gone on with" if trial["state"] == "FAIL" and not trial["reason"] else STATES[trial["state"]]
+    """Returns the state in words; a trial that failed without a reason was killed, and another one resumes its run."""
+    return "killed, resumed by another trial" if trial["state"] == "FAIL" and not trial["reason"] else STATES[trial["state"]]
 
 
 def _value(value: Any) -> str:

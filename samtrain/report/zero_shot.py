@@ -1,4 +1,4 @@
-"""The zero-shot experiments on the page: a column a set, and the paper's figures beside them."""
+"""The zero-shot experiments on the page: a column per data set, with the paper's numbers beside them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 from samtrain.report.run_files import RunFiles
 from samtrain.report.tables import table
 
-# name, words, and what is known of ViT-H: the paper's own, and for clicks SAM 2's table 6 (23 sets; the paper has a plot)
+# name, description, and the published number of ViT-H: from the paper, or for clicks from SAM 2's table 6 (23 sets)
 NAMES = (
     ("miou_1", "mean IoU, 1 click", "0.581 (SAM 2, table 6)"),
     ("miou_2", "2 clicks", ""),
@@ -21,8 +21,8 @@ NAMES = (
     ("noc_80", "clicks until IoU 0.80 (20 at most)", ""),
     ("noc_85", "until 0.85", ""),
     ("noc_90", "until 0.90", ""),
-    ("failures_90", "objects that 20 clicks do not bring to 0.90", ""),
-    ("click_seconds", "seconds a click", ""),
+    ("failures_90", "objects below 0.90 after 20 clicks", ""),
+    ("click_seconds", "seconds per click", ""),
     ("mask_ar_10", "AR@10", ""),
     ("mask_ar_100", "AR@100", ""),
     ("mask_ar_1000", "AR@1000", "0.593 (LVIS)"),
@@ -41,7 +41,7 @@ NAMES = (
     ("ap", "AP of edges", "0.794 (BSDS500)"),
     ("r50", "R50", "0.928 (BSDS500)"),
     ("ar_100", "AR@100", ""),
-    ("precision_50", "masks with an IoU above 0.50 with some object", ""),
+    ("precision_50", "masks that match an object with IoU above 0.50", ""),
     ("precision_75", "above 0.75", ""),
     ("nuclei_ap", "nuclei AP, IoU 0.50 to 0.95", ""),
     ("nuclei_ap50", "at 0.50", ""),
@@ -50,27 +50,27 @@ NAMES = (
     ("pq_small", "small", ""),
     ("pq_medium", "medium", ""),
     ("pq_large", "large", ""),
-    ("object_dice", "Dice of an object's best mask", ""),
-    ("foreground_dice", "Dice of all masks and all objects together", ""),
-    ("boundary_f", "boundary F of an object's best mask", ""),
-    ("gap_1", "best group less worst, 1 click", ""),
+    ("object_dice", "Dice of each object's best mask", ""),
+    ("foreground_dice", "Dice of all masks together and all objects together", ""),
+    ("boundary_f", "boundary F of each object's best mask", ""),
+    ("gap_1", "best minus worst group, 1 click", ""),
     ("gap_3", "3 clicks", ""),
     ("ungrouped", "objects without a group", ""),
-    ("masks_per_image", "masks an image", ""),
+    ("masks_per_image", "masks per image", ""),
     ("objects", "objects", ""),
     ("images", "images", ""),
 )
-# of the same names in other experiments: table 6, perceived gender, age and skin tone of people, the first point drawn
+# the same metrics in the fairness experiment: table 6, by perceived gender, age and skin tone of people
 FAIRNESS = {"miou_1": "0.515 to 0.629 by group (people)", "miou_3": "0.901 to 0.926 by group (people)"}
-NOTE = "In brackets 95 % intervals, of a bootstrap over images. The paper's figures are those of ViT-H on its own sets."
+NOTE = "Brackets give 95 % intervals of a bootstrap over images. The paper's numbers are for ViT-H on the paper's data sets."
 
 
 def zero_shot_table(run: RunFiles) -> str:
-    """"" where the run was none."""
+    """Returns a table with a column per set, or "" if the run was not a zero-shot experiment."""
     if run.config.get("task") != "zero_shot" or not run.metrics:
         return ""
     protocol = str(run.config.get("zero_shot", {}).get("protocol"))
-    others = {"proposals": "mask_ap", "instances": "mask_ar"}  # what is computed beside, and is not the protocol's
+    others = {"proposals": "mask_ap", "instances": "mask_ar"}  # computed as well, but not part of the protocol
     other = others.get(protocol)
     sets = list(dict.fromkeys(key.rsplit("/", 1)[0] for key in run.metrics if not key.startswith(("time/", "memory/"))))
     known = FAIRNESS if protocol == "fairness" else {}
@@ -79,12 +79,12 @@ def zero_shot_table(run: RunFiles) -> str:
         if (other and name.startswith(other)) or not any(f"{each}/{name}" in run.metrics for each in sets):
             continue
         rows.append([escape(words), *(_cell(run, each, name) for each in sets), escape(known.get(name, paper))])
-    heads = ["", *(escape(each) for each in sets), "the paper, ViT-H"]
+    heads = ["", *(escape(each) for each in sets), "paper, ViT-H"]
     return f'{table(heads, rows, "wide-words")}<p class="note">{NOTE}</p>' if rows else ""
 
 
 def missing_sets(run: RunFiles) -> str:
-    """Known sets that were not on disk, and how each is had."""
+    """Returns the data sets that were not found, and how to get each one."""
     missing = run.zero_shot.get("missing", {})
     rows = [
         [escape(name), *(escape(str(said[key])) for key in ("images", "masks", "licence", "get"))]
@@ -92,8 +92,8 @@ def missing_sets(run: RunFiles) -> str:
     ]
     if not rows:
         return ""
-    body = table(["", "images", "masks", "licence", "how it is had"], rows, "sets")
-    return f"<details><summary>{len(rows)} sets are missing</summary>{body}</details>"
+    body = table(["", "images", "masks", "licence", "how to get it"], rows, "sets")
+    return f"<details><summary>{len(rows)} data sets were not found</summary>{body}</details>"
 
 
 def _cell(run: RunFiles, name_of_set: str, name: str) -> str:

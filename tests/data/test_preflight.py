@@ -44,7 +44,7 @@ def test_no_masks_and_masks_of_the_whole_image(findings):
 
 
 def test_enlarged_padded_and_dark_images(findings):
-    assert "are enlarged 4.0 times (median)" in findings([(10, 10, 40, 40)], image_size=384)
+    assert "are enlarged 4.0 times at the median" in findings([(10, 10, 40, 40)], image_size=384)
     text = findings([(10, 10, 40, 40)], transform=NativeCrop(image_size=256))
     assert "fill less than 25% of the input" in text
     assert "are very dark" in findings([(10, 10, 40, 40)], brightness=9)

@@ -81,7 +81,7 @@ def test_settings_that_differ() -> None:
     assert page.index("numbers of the scale (1)") < page.index("scale.steps")
     assert not any(row(page, key) for key in ("run_dir", "hydra.job", "optim.lr", "name"))
     page = comparison_page([one, replace(one), RunFiles(Path("bare"))])
-    assert "They are the same." in page and "Nothing is stored of the settings of C." in page
+    assert "All settings are the same." in page and "The settings of C are not stored." in page
     assert flat({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
 
 
@@ -91,7 +91,7 @@ def test_a_page_of_runs_at_all_stages(runs: list[RunFiles]) -> None:
     for words in (
         "4 runs side by side", "C and D have not ended", "A stage1 (made-up numbers)", "D fit", "0123456789, changed",
         "2 CPU cores", "python -m samtrain <x>", "IoU against clicks, test", "Validation, 1 click", "Training loss",
-        "val/miou_1, model in use", "modelled seconds a mask", "images seen", "Nothing is stored of the settings of D.",
+        "val/miou_1, model in use", "modelled seconds per mask", "images seen", "The settings of D are not stored.",
     ):  # fmt: skip
         assert words in text, words
     charts = re.findall(r'<figure class="chart">.*?</figure>', page, re.S)
@@ -104,7 +104,7 @@ def test_a_page_of_runs_at_all_stages(runs: list[RunFiles]) -> None:
 def test_rounds_are_compared_where_several_have_them(runs: list[RunFiles]) -> None:
     assert "Rounds of the data engine" not in comparison_page([runs[0], runs[3]])
     other = [{**line, "promote_metric": "val/miou_3"} for line in runs[1].ledger]
-    assert "own metric, model in use" in comparison_page([runs[0], replace(runs[1], ledger=other)])
+    assert "the metric that promotes, model in use" in comparison_page([runs[0], replace(runs[1], ledger=other)])
 
 
 @pytest.mark.parametrize(("number", "dashed"), [(5, 0), (6, 1), (10, 5)])
@@ -121,7 +121,7 @@ def test_runs_that_did_not_count_images_are_named(runs: list[RunFiles], tmp_path
     (tmp_path / "metrics.csv").write_text("step,train/loss,val/miou_1\n1,2.0,\n2,1.5,0.3\n3,1.5,0.4\n")
     plain = read_run(tmp_path)
     page = comparison_page([runs[3], plain])
-    assert "Without B: no images were counted." in page
+    assert "Without B, because no images were counted." in page
     page = comparison_page([plain, plain])
     assert ">steps</text>" in page and "Without" not in page
 
@@ -141,4 +141,4 @@ def test_zero_shot_runs_are_compared_by_their_mean() -> None:
 
 def test_nothing_at_all_is_a_page(tmp_path: Path) -> None:
     text = check(comparison_page([read_run(tmp_path)]))
-    assert "One run" in text and "A has not ended" in text and "Settings that differ Nothing is stored" in text
+    assert "One run" in text and "A has not ended" in text and "Settings that differ The settings of" in text

@@ -56,8 +56,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_both_stages_are_one_story(tmp_path: Path) -> None:
     text = check(write_report(write_demo(tmp_path / "run", rounds=11)).read_text())
     for words in (
-        "first stage: assisted-manual", "second stage: semi-automatic", "5.9 million, 10.2 in all", "180,000, 300,000 in all",
-        "0.57 → 0.93 objects that have a mask", "0.91 precision of automatic masks", "18.8 → 5.6 s a mask, first to last",
+        "first stage: assisted-manual", "second stage: semi-automatic", "5.9 million, 10.2 in total",
+        "180,000, 300,000 in total",
+        "0.57 → 0.93 objects that have a mask", "0.91 precision of automatic masks", "18.8 → 5.6 s per mask, first to last",
         "Objects that have a mask, by size", "drawn by the annotator", "stage 2",
     ):  # fmt: skip
         assert words in text, words
@@ -78,9 +79,9 @@ def test_a_finished_run_of_the_engine(demo: Path) -> None:
         "9 min",
         "5 of 6",
         "0.473 before the rounds of this run",
-        "the best that any single mask a click could reach",
+        "upper bound for one mask per click",
         "baseline: flood fill",
-        "kept the old",
+        "not better",
         "34 → 14",
         "16.4 → 10.9",
         "20 → 44",
@@ -88,7 +89,7 @@ def test_a_finished_run_of_the_engine(demo: Path) -> None:
         "vit_tiny → vit_small",
         "modelled",
         "round 6, step 80",
-        "White line: the ground truth",
+        "The white line is the ground truth",
         "memory/peak_gb",
     ):
         assert words in text, words
@@ -150,7 +151,7 @@ def test_an_empty_directory_and_none_at_all(tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "ledger.jsonl").write_text('{"round": 0,\n')
-    with pytest.raises(ValueError, match="ledger.jsonl is no JSON"):
+    with pytest.raises(ValueError, match="ledger.jsonl cannot be parsed as JSON"):
         write_report(tmp_path)
     (tmp_path / "ledger.jsonl").unlink()
     (tmp_path / "metrics.json").write_text("[1]")

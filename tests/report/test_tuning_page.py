@@ -43,7 +43,7 @@ def page(folder: Path, **more: object) -> str:
 def test_a_row_a_trial_the_best_first(tmp_path: Path) -> None:
     text = page(tmp_path)
     rows = re.findall(r"<tr><td>(\d)(?: \(default\))?</td><td>([^<]*)</td>", text)
-    states = ["finished", "finished", "pruned", "failed", "killed, gone on with", "running"]
+    states = ["finished", "finished", "pruned", "failed", "killed, resumed by another trial", "running"]
     assert rows == list(zip("102345", states, strict=True))
     assert "python -m samtrain +experiment=pretrain optim.rate=2.0" in text
     assert "rate (logarithmic)" in text and "[0.8,1.2]" in text and "3 of 6" in text
@@ -61,4 +61,4 @@ def test_the_difference_has_its_sign(tmp_path: Path) -> None:
 
 def test_before_a_trial_has_finished(tmp_path: Path) -> None:
     text = page(tmp_path, trials=[trial(0, "RUNNING", None, 1.0)], best=None, importances={})
-    assert "No trial has finished yet" in text and "Importances need four" in text
+    assert "No trial has finished yet" in text and "computed from four finished trials on" in text

@@ -1,4 +1,4 @@
-"""Which model made which masks: lineage as the ledger has it, everything inside the drawing, nothing on top of another."""
+"""The lineage chart: arrows as in the ledger, everything inside the drawing, nothing overlapping."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from demo_run import PROMOTED, write_demo
 
 from samtrain.report import write_report
-from samtrain.report.rounds_chart import rounds_chart
+from samtrain.report.model_lineage import lineage_chart
 
 Line = dict[str, Any]
 
@@ -33,7 +33,7 @@ def size(figure: str) -> tuple[float, float]:
 
 
 def parents(figure: str) -> dict[int, int]:
-    """Whom each round's arrow comes from, by its tooltip."""
+    """Returns the round from which each round's arrow comes, by its tooltip."""
     titles = [path.findtext("title") or "" for path in svg(figure).iter("path")]
     pairs = [re.fullmatch(r"model of round (\d+), trained from that of round (\d+)", title) for title in titles]
     return {int(pair[1]): int(pair[2]) for pair in pairs if pair}
@@ -47,22 +47,22 @@ def rows(figure: str, rounds: int) -> list[list[str]]:
 
 
 def test_arrows_come_from_promoted_models_alone(ledger: list[Line]) -> None:
-    found = parents(rounds_chart(ledger))
+    found = parents(lineage_chart(ledger))
     assert found == {n: max(m for m in range(n) if PROMOTED[m]) for n in range(1, 12)}
-    assert not set(found.values()) & {3, 9}, "who was not promoted has no descendants"
+    assert not set(found.values()) & {3, 9}, "a model that was not promoted has no descendants"
 
 
 def test_rings_are_the_models_that_were_not_promoted(ledger: list[Line]) -> None:
-    groups = [(g.findtext("title") or "", g.find("circle").attrib["class"]) for g in svg(rounds_chart(ledger)).iter("g")]
+    groups = [(g.findtext("title") or "", g.find("circle").attrib["class"]) for g in svg(lineage_chart(ledger)).iter("g")]
     assert ["ring" not in kind for _, kind in groups] == PROMOTED
     assert all(("not better" in title) == ("ring" in kind) for title, kind in groups)
     assert "vit_tiny, val/miou_1 0.540, not better" in groups[3][0]
-    heights = {circle.attrib["cy"] for circle in svg(rounds_chart(ledger)).iter("circle")}
-    assert len(heights) == 2, "they stand lower"
+    heights = {circle.attrib["cy"] for circle in svg(lineage_chart(ledger)).iter("circle")}
+    assert len(heights) == 2, "they are lower"
 
 
 def test_numbers_are_those_of_the_ledger(ledger: list[Line]) -> None:
-    figure = rounds_chart(ledger)
+    figure = lineage_chart(ledger)
     found = rows(figure, 11)
     assert found[0] == ["195", "–", "0"] and found[3] == ["330", "–", "2"] and found[10] == ["513", "132", "10"]
     heights = [float(bar.attrib["height"]) for bar in svg(figure).iter("rect") if "band" not in bar.attrib["class"]]
@@ -74,7 +74,7 @@ def test_numbers_are_those_of_the_ledger(ledger: list[Line]) -> None:
 def test_everything_is_inside_and_apart(ledger: list[Line], rounds: int) -> None:
     stages = ["assisted_manual"] * 7 + ["semi_automatic"] * 20
     lines = [{**ledger[n % 12], "round": n, "stage": stages[n]} for n in range(rounds + 1)]
-    figure = rounds_chart(lines)
+    figure = lineage_chart(lines)
     width, height = size(figure)
     assert width <= 1114 or rounds > 11, "fits a desktop page"
     assert width <= 338 or rounds > 1, "fits a phone"
@@ -89,24 +89,24 @@ def test_everything_is_inside_and_apart(ledger: list[Line], rounds: int) -> None
 
 
 def test_stages_are_bands_with_names(ledger: list[Line]) -> None:
-    figure = rounds_chart(ledger)
+    figure = lineage_chart(ledger)
     words = [text.text for text in svg(figure).iter("text")]
     assert figure.count('class="band"') == 2
     assert "first stage: assisted-manual" in words and "second stage: semi-automatic" in words and "first model" in words
-    one = rounds_chart(ledger[:2])
+    one = lineage_chart(ledger[:2])
     words = [text.text for text in svg(one).iter("text")]
     assert "assisted-manual" in words and "not better" not in words and "automatic" not in words
 
 
-def test_what_is_no_lineage_is_not_drawn(ledger: list[Line]) -> None:
-    assert rounds_chart([]) == rounds_chart(ledger[:1]) == ""
+def test_missing_parents_and_rounds_are_not_drawn(ledger: list[Line]) -> None:
+    assert lineage_chart([]) == lineage_chart(ledger[:1]) == ""
     lost = [*ledger[:2], {**ledger[2], "parent": "gone", "model": "<b>"}]
-    figure = rounds_chart(lost)
+    figure = lineage_chart(lost)
     assert parents(figure) == {1: 0} and "<b>" not in figure
-    nothing = rounds_chart([ledger[0], {**ledger[1], "masks": 0, "metrics_after": {}}])
+    nothing = lineage_chart([ledger[0], {**ledger[1], "masks": 0, "metrics_after": {}}])
     assert svg(nothing) is not None and "val/miou_1 0.42" in nothing
 
 
-def test_it_stands_before_the_charts_of_the_rounds(tmp_path: Path) -> None:
+def test_it_comes_before_the_charts_of_the_rounds(tmp_path: Path) -> None:
     page = write_report(write_demo(tmp_path / "run", rounds=1)).read_text()
     assert page.index("Rounds of the data engine") < page.index("Which model made which masks") < page.index("Quality by round")
