@@ -40,7 +40,7 @@ def _suggestion(key: str, known: dict[str, Any]) -> str:
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:
-    """Returns the value in the form that its field declares; lists become tuples and dicts dataclasses where it says so."""
+    """Returns the value in the form that its field declares: lists may become tuples, and dicts dataclasses."""
     for option in _options(hint):
         if is_dataclass(option) and isinstance(value, dict):
             return from_plain(typing.cast(type, option), value, name)
@@ -48,6 +48,9 @@ def _value(hint: Any, value: Any, name: str) -> Any:
             inner = [each for each in typing.get_args(option) if each is not Ellipsis]
             if len(inner) == 1 or len(inner) == len(value):
                 return tuple(_value(inner[i % len(inner)], each, f"{name}.{i}") for i, each in enumerate(value))
+        elif typing.get_origin(option) is dict and isinstance(value, dict):
+            inner = typing.get_args(option)[1]
+            return {key: _value(inner, each, f"{name}.{key}") for key, each in value.items()}
         elif _fits(option, value):
             return value
     raise ValueError(f"{name} is {value!r}: give {' or '.join(_describe(option) for option in _options(hint))}")

@@ -27,6 +27,7 @@ class Node:
     flag: bool = False
     inner: Inner | None = None
     free: Any = None
+    by_name: dict[str, str | Inner] = field(default_factory=dict)
 
 
 def test_values_take_the_form_of_their_fields() -> None:
@@ -34,6 +35,13 @@ def test_values_take_the_form_of_their_fields() -> None:
         Node, {"rate": 1, "betas": [0.5, 0.6], "names": ["x", "y"], "inner": {"side": 3}, "free": {"a": 1}}, "node"
     )
     assert node == Node(1, betas=(0.5, 0.6), names=("x", "y"), inner=Inner(3), free={"a": 1})
+
+
+def test_dataclasses_inside_a_dict_are_built_along() -> None:
+    node = from_plain(Node, {"rate": 1, "by_name": {"a": "text", "b": {"side": 3}}}, "node")
+    assert node.by_name == {"a": "text", "b": Inner(3)}
+    with pytest.raises(ValueError, match="node.by_name.b.side is 'x'"):
+        from_plain(Node, {"rate": 1, "by_name": {"b": {"side": "x"}}}, "node")
 
 
 @pytest.mark.parametrize(

@@ -1,29 +1,30 @@
-"""Objects and the masks that were found for them: rows of images that keep RLEs, rows of objects that hold numbers."""
+"""Rows of images, which keep the RLEs of objects and found masks, and rows of objects, which hold numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from samtrain.data.shards import Record
-from samtrain.evaluators.clicks import size_of
+from samtrain.evaluators.clicks import image_size
+from samtrain.evaluators.evaluator import Row
 from samtrain.metrics.masks import ScoredMasks, mask_metrics
 from samtrain.ops.rle import RLE, rle_area, rle_iou, to_compressed
 
-FREQUENCIES = {"f": "frequent", "c": "common", "r": "rare"}  # LVIS' own letters, by images of the training set
-Row = dict[str, Any]
+FREQUENCIES = {"f": "frequent", "c": "common", "r": "rare"}  # LVIS' own letters, by the number of training images
 
 
 def image_row(record: Record, found: Sequence[RLE], scores: Sequence[float]) -> Row:
-    """`key`; of the objects `objects` (RLEs), `crowd`, `ids`, `frequency` (LVIS' letter, or None); `found` and `scores`.
+    """Returns the row of one image; raises ValueError if the RLE of an object does not fit the record.
 
-    Raises ValueError where an object's RLE does not fit the record.
+    key
+    objects, crowd, ids, frequency   of the objects: RLEs, crowd regions, ids, and LVIS' letters or None
+    found, scores                    of the masks that were found: RLEs and scores
     """
     annotations = record.annotation["annotations"]
     for each in annotations:
-        to_compressed(each["segmentation"], size_of(record))
+        to_compressed(each["segmentation"], image_size(record))
     return {
         "key": record.key,
         "objects": [each["segmentation"] for each in annotations],
@@ -35,8 +36,11 @@ def image_row(record: Record, found: Sequence[RLE], scores: Sequence[float]) -> 
     }
 
 
-def scored(rows: Sequence[Row], frequency: str | None = None) -> list[ScoredMasks]:
-    """For `mask_metrics`; of one frequency the other objects are left out, as LVIS counts a category alone."""
+def scored_masks(rows: Sequence[Row], frequency: str | None = None) -> list[ScoredMasks]:
+    """Returns the rows as `mask_metrics` takes them, with the objects of one frequency only if it is given.
+
+    Objects of other frequencies are left out, because LVIS counts every category by itself.
+    """
     images = []
     for row in rows:
         kept = [i for i, each in enumerate(row["frequency"]) if frequency is None or each == frequency]
@@ -46,10 +50,10 @@ def scored(rows: Sequence[Row], frequency: str | None = None) -> list[ScoredMask
 
 
 def recall_by_frequency(rows: Sequence[Row], max_masks: int) -> dict[str, float]:
-    """`mask_ar_<max_masks>_frequent`, `_common`, `_rare` over the objects of each kind; {} where objects have none."""
+    """Returns `mask_ar_<max_masks>_frequent`, `_common` and `_rare` over the objects of each kind, {} if none has a kind."""
     found = {}
     for letter, word in FREQUENCIES.items():
-        images = scored(rows, letter)
+        images = scored_masks(rows, letter)
         if any(image.objects for image in images):
             name = f"mask_ar_{max_masks}"
             found[f"{name}_{word}"] = mask_metrics(images, max_masks=[max_masks])[name]
@@ -57,12 +61,15 @@ def recall_by_frequency(rows: Sequence[Row], max_masks: int) -> dict[str, float]
 
 
 def object_rows(row: Row) -> list[Row]:
-    """A row an object: key, object, id, area, crowd, frequency; `iou` of its best mask, that one's `score` and `rank` from 1.
+    """Returns one row per object of an image's row.
 
-    The latter two are None where no mask was found in the image.
+    key, object, id, area, crowd, frequency
+    iou          of its best mask
+    score, rank  of this mask, with ranks from 1; None if no mask was found in the image
     """
     if not row["objects"]:
         return []
+    # masks in order of their scores, and the best of them for each object
     order = np.argsort(-np.asarray(row["scores"]), kind="stable")
     found = [row["found"][i] for i in order]
     ious_FN = rle_iou(found, row["objects"]) if found else np.zeros((1, len(row["objects"])))

@@ -36,3 +36,17 @@ def mean_with_interval(values: Sequence[float], groups: Sequence[object], seed: 
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(np.mean(values)), float(low), float(high)
+
+
+def mean_over_sets(sets: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Returns the mean over data sets of each metric that all of them have, with equal weights (the paper's top line).
+
+    Counts are summed: of objects, of images, and of objects that failed.
+    """
+    names = [name for name in sets[0] if not name.endswith(("_low", "_high")) and all(name in each for each in sets)]
+    return {name: float((np.sum if _is_count(name) else np.mean)([each[name] for each in sets])) for name in names}
+
+
+def _is_count(name: str) -> bool:
+    last = name.rsplit("/", 1)[-1]
+    return last in ("objects", "images", "ungrouped") or last.startswith("failures_")

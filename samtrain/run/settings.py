@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from samtrain.detector import DetectorRecipe
+from samtrain.evaluators.config import ZeroShotConfig
 from samtrain.plain import from_plain
 from samtrain.run.image_sets import data_config
 from samtrain.run.targets import check_target
@@ -222,9 +223,7 @@ NODES: dict[str, Reader] = {
     "preview": keys("images"),
     "predict": keys("image", "points", "box"),
     "embed": keys("images", "output"),
-    "zero_shot": keys(
-        "protocol", "sets", "max_masks", "native", "num_workers", "split", "boxes", "group_by", "groups", "run",
-    ),
+    "zero_shot": plain(ZeroShotConfig),
     "validate": keys("dataset", "max_messages"),
     "audit": keys("dataset", "corrected", "truth", "images", "target_iou", "min_iou"),
     "compare": keys("runs"),

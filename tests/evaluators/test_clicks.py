@@ -1,4 +1,4 @@
-"""The click evaluation on a predictor whose answers are known."""
+"""The evaluation by clicks on a predictor with known answers."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ def test_the_oracle_takes_the_best_of_three() -> None:
     class Misjudging(PretendPredictor):
         def decode(self, prompts, multimask_output):
             output = super().decode(prompts, multimask_output)
-            output.iou_predictions = -output.iou_predictions  # the good mask is thought the worst
+            output.iou_predictions = -output.iou_predictions  # the good mask gets the lowest predicted IoU
             return output
 
     metrics, _ = evaluate_clicks(Misjudging(lambda whole, clicks: whole), records())
     assert metrics["oracle_miou_1"] == 1 and metrics["miou_1"] == 0
 
 
-def test_chunks_change_nothing_and_fewer_points_are_fewer_names() -> None:
+def test_chunks_change_nothing_and_fewer_points_give_fewer_names() -> None:
     whole = evaluate_clicks(PretendPredictor(eroded(2)), records(), num_points=3)
     parts = evaluate_clicks(PretendPredictor(eroded(2)), records(), num_points=3, chunk=3)
     assert whole == parts
     assert set(whole[0]) == NAMES - {"miou_5"}
 
 
-def test_at_most_so_many_objects_a_image_drawn_by_seed() -> None:
+def test_max_masks_objects_per_image_are_drawn_by_seed() -> None:
     def objects(seed: int) -> list[tuple[str, int]]:
         _, rows = evaluate_clicks(PretendPredictor(eroded(1)), records(), max_masks=2, seed=seed)
         return [(row["key"], row["object"]) for row in rows]
@@ -68,7 +68,7 @@ def test_at_most_so_many_objects_a_image_drawn_by_seed() -> None:
     assert len({tuple(objects(seed)) for seed in range(4)}) > 1
 
 
-def test_objects_without_pixels_are_passed_over() -> None:
+def test_objects_without_pixels_are_left_out() -> None:
     data, ext, annotation = record_of(0, 1)
     empty = {"segmentation": encode_mask(np.zeros((64, 80), dtype=bool))}
     record = Record("a", ext, data, {**annotation, "annotations": [empty, *annotation["annotations"]]}, "made.tar")
@@ -85,8 +85,8 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("complaint", [*BROKEN, "its image cannot be read"])
-def test_a_broken_record_is_named_or_left_out(complaint: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The evaluation comes after hours of training: it says which record it was, and may go on without."""
+def test_a_broken_record_is_named_or_skipped(complaint: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The evaluation comes after hours of training: it names the record, and can continue without it."""
     good, bad = records(2)
     if complaint in BROKEN:
         objects = [good.annotation["annotations"][0], BROKEN[complaint] | {"id": 7}]
@@ -97,7 +97,7 @@ def test_a_broken_record_is_named_or_left_out(complaint: str, caplog: pytest.Log
         evaluate_clicks(PretendPredictor(eroded(1)), [good, bad])
     _, rows = evaluate_clicks(PretendPredictor(eroded(1)), [bad, good], on_error="skip")
     assert {row["key"] for row in rows} == {"scene_0"}
-    assert "left out: made.tar, record scene_1" in caplog.text
+    assert "Skipped a record: made.tar, record scene_1" in caplog.text
 
 
 def test_it_runs_through_the_real_predictor() -> None:
@@ -109,7 +109,7 @@ def test_it_runs_through_the_real_predictor() -> None:
     assert metrics["oracle_miou_1"] >= metrics["miou_1"] and len(rows) == 2
 
 
-def test_scores_are_one_an_object() -> None:
+def test_there_is_one_score_per_object() -> None:
     image, masks = scene(0, num=3)
     predictor, masks_NHW = PretendPredictor(eroded(1)), torch.from_numpy(np.stack(masks))
     predictor.set_image(image)

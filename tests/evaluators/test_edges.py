@@ -1,109 +1,23 @@
-"""Edges: matches against an optimal assignment, ODS and its fellows by hand, `.mat` files in BSDS500's own form."""
+"""Edges from masks: thin lines, outer boundaries, and a square that is found by colour."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pytest
-from scipy.io import savemat
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 
-from samtrain.evaluators.zero_shot_edges import edge_strength, outer_boundary, thinned
+from samtrain.evaluators.edges import edge_strength, outer_boundary, thin_edges
 from samtrain.inference.generator import SamAutomaticMaskGenerator
-from samtrain.metrics.edge_matching import EdgeCounts, count_edges, edge_metrics, match, read_boundaries
+from samtrain.metrics.edge_matching import count_edges, edge_metrics
 from tests.colour_sam import ColourSam
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_as_many_matches_as_an_optimal_assignment(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    a, b = (rng.random((14, 17)) < rng.choice([0.03, 0.1, 0.3]) for _ in range(2))
-    tolerance = float(rng.choice([0.5, 1.0, 1.5, 3.0]))
-    of_a, of_b = match(a, b, tolerance)
-    distance = cdist(np.argwhere(a), np.argwhere(b))
-    far = (distance > tolerance).astype(float)
-    rows, columns = linear_sum_assignment(far)
-    most = int((far[rows, columns] == 0).sum())
-    assert of_a.sum() == of_b.sum() == most
-    assert not (of_a & ~a).any() and not (of_b & ~b).any()
-
-
-def test_one_to_one_and_not_the_nearest() -> None:
-    """Two found, two annotated in a row; a greedy pairing of the nearest would leave two without."""
-    found, annotated = np.zeros((1, 10), bool), np.zeros((1, 10), bool)
-    found[0, [2, 4]], annotated[0, [3, 5]] = True, True
-    assert match(found, annotated, 1.0)[0].sum() == 2
-    annotated[0, 5] = False
-    assert match(found, annotated, 1.0)[0].sum() == 1  # of two near one, one
-    assert match(found, np.zeros_like(found), 1.0)[0].sum() == 0
-
-
-def counts(found, right, annotated, matched) -> EdgeCounts:
-    return EdgeCounts(*(np.array(each, dtype=float) for each in (found, right, annotated, matched)))
-
-
-def test_ods_and_ois_by_hand() -> None:
-    """Two images, two thresholds. Sums: 20 found, 12 right, 20 annotated, 12 matched at the first: F 0.6; 10, 9, 20, 9 at
-    the second: P 0.9, R 0.45, F 0.6. Each its best: the first image at the first (F 0.9), the other at the second (F 4/7)."""
-    one = counts([10, 4], [9, 4], [10, 10], [9, 4])
-    two = counts([10, 6], [3, 5], [10, 10], [3, 5])
-    found = edge_metrics([one, two])
-    assert found["ods"] == pytest.approx(0.6)
-    precision, recall = (9 + 5) / (10 + 6), (9 + 5) / 20
-    assert found["ois"] == pytest.approx(2 * precision * recall / (precision + recall))
-    assert found["r50"] == pytest.approx(0.6)
-    # between recall 0.45 and 0.60 precision falls linearly from 0.9 to 0.6: sixteen levels of 0.01
-    assert found["ap"] == pytest.approx(np.interp(np.arange(45, 61) / 100, [0.45, 0.6], [0.9, 0.6]).sum() / 100)
-
-
-def test_a_perfect_detector_and_one_that_finds_nothing() -> None:
-    edges = np.zeros((40, 50), bool)
-    edges[20] = True
-    perfect = edge_metrics([count_edges(edges.astype(float), [edges, edges])])
-    assert perfect["ods"] == perfect["ois"] == perfect["r50"] == 1
-    nothing = edge_metrics([count_edges(np.zeros((40, 50)), [edges])])
-    assert nothing["ods"] == nothing["ois"] == nothing["ap"] == nothing["r50"] == 0
-
-
-def test_precision_asks_for_any_annotator_and_recall_for_all() -> None:
-    one, other = np.zeros((60, 60), bool), np.zeros((60, 60), bool)
-    one[10], other[50] = True, True
-    found = count_edges(one.astype(float), [one, other], thresholds=np.array([0.5]))
-    assert found.found_matched == found.found == 60
-    assert found.annotated == 120 and found.annotated_matched == 60
-    with pytest.raises(ValueError, match="edges have size"):
-        count_edges(np.zeros((3, 3)), [one])
-
-
-def test_files_of_bsds(tmp_path: Path) -> None:
-    cells = np.empty((1, 3), dtype=object)
-    expected = []
-    for i in range(3):
-        boundary = np.random.default_rng(i).random((12, 9)) < 0.2
-        record = np.zeros((1, 1), dtype=[("Segmentation", object), ("Boundaries", object)])
-        record[0, 0] = (np.ones((12, 9), np.uint16), boundary.astype(np.uint8))
-        cells[0, i] = record
-        expected.append(boundary)
-    savemat(tmp_path / "2018.mat", {"groundTruth": cells})
-    found = read_boundaries(tmp_path / "2018.mat")
-    assert len(found) == 3 and all((a == b).all() for a, b in zip(found, expected, strict=True))
-    (tmp_path / "no.mat").write_bytes(b"nothing")
-    savemat(tmp_path / "other.mat", {"x": 1})
-    for name in ("no.mat", "other.mat"):
-        with pytest.raises(ValueError, match=name):
-            read_boundaries(tmp_path / name)
 
 
 def test_a_thick_ramp_becomes_a_thin_line() -> None:
     x = np.arange(41)[None, :].repeat(31, axis=0)
     ridge = np.exp(-((x - 20) ** 2) / 8.0)
-    thin = thinned(ridge)
+    thin = thin_edges(ridge)
     assert (np.flatnonzero(thin[15]) == [20]).all()
-    assert (np.flatnonzero(thinned(ridge.T)[:, 15]) == [20]).all()
+    assert (np.flatnonzero(thin_edges(ridge.T)[:, 15]) == [20]).all()
     slanted = np.exp(-((x + np.arange(31)[:, None] - 35) ** 2) / 8.0)
-    assert 1 <= (thinned(slanted)[15] > 0).sum() <= 2
+    assert 1 <= (thin_edges(slanted)[15] > 0).sum() <= 2
 
 
 def test_only_the_outer_boundary_counts() -> None:
@@ -114,8 +28,8 @@ def test_only_the_outer_boundary_counts() -> None:
     assert boundary[4, 10] and boundary[5, 10] and not boundary[7, 10] and not boundary[11:19, 11:19].any()
 
 
-def test_edges_of_a_square() -> None:
-    """Found where they are, by a model that segments by colour."""
+def test_the_edges_of_a_square_are_found() -> None:
+    """They are found where they are, by a model that segments by colour."""
     image = np.full((256, 256, 3), 60, np.uint8)
     image[64:192, 96:192] = 200
     settings = {"points_per_side": 8, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}

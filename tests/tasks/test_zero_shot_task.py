@@ -1,4 +1,4 @@
-"""The zero-shot experiments by their task: several sets, gone on with by image, rows that anybody can read."""
+"""task=zero_shot: several sets, resuming with the next image, and rows that anyone can read."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pretend_predictor import write_pool
 from scipy.io import savemat
 
 from samtrain import tasks
+from samtrain.evaluators import Points
 from samtrain.modeling.build import load_sam
 from samtrain.modeling.checkpoints import save_official
-from samtrain.tasks.zero_shot import protocols
 from samtrain.training.loggers import LoggerConfig, WandbConfig, make_loggers
 from tests.data_engine.automatic.images import as_jpeg, shapes, write_model
 from tests.wandb_records import offline_runs
@@ -77,28 +77,28 @@ def test_edges_of_a_set_in_the_form_of_bsds(tmp_path: Path, given: list[str]) ->
     metrics = run(tmp_path / "run", "+experiment=zero_shot_edges", *more)
     assert all(0 <= metrics[f"bsds/{name}"] <= 1 for name in ("ods", "ois", "ap", "r50"))
     (tmp_path / "data" / "groundTruth" / "test" / "1.mat").unlink()
-    with pytest.raises(ValueError, match="1.jpg has no annotators"):
+    with pytest.raises(ValueError, match="1.jpg has no annotations"):
         run(tmp_path / "again", "+experiment=zero_shot_edges", *more)
 
 
-def test_it_goes_on_by_image(tmp_path: Path, given: list[str], monkeypatch) -> None:
+def test_a_killed_run_resumes_with_the_next_image(tmp_path: Path, given: list[str], monkeypatch) -> None:
     whole = run(tmp_path / "whole", "+experiment=zero_shot_points", *given)
     seen = []
-    real = protocols.point_rows
+    real = Points.rows
 
-    def counting(predictor, record, **settings):
+    def counting(evaluator, record):
         if len(seen) == 4:
             raise KeyboardInterrupt
         seen.append(record.key)
-        return real(predictor, record, **settings)
+        return real(evaluator, record)
 
-    monkeypatch.setattr(protocols, "point_rows", counting)
+    monkeypatch.setattr(Points, "rows", counting)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", "+experiment=zero_shot_points", *given)
     rows = tmp_path / "cut" / "rows.jsonl"
     assert len(rows.read_text().splitlines()) == 4
     rows.write_text(rows.read_text() + '{"image": "two/scene_01')  # killed while it wrote
-    monkeypatch.setattr(protocols, "point_rows", lambda *a, **s: seen.append(a[1].key) or real(*a, **s))
+    monkeypatch.setattr(Points, "rows", lambda evaluator, record: seen.append(record.key) or real(evaluator, record))
     again = run(tmp_path / "cut", "+experiment=zero_shot_points", *given)
     assert len(seen) == len(set(seen)) == 6
     costs = ("seconds", "memory")
@@ -119,19 +119,19 @@ def test_two_processes_find_the_same(tmp_path: Path, given: list[str]) -> None:
     assert two == pytest.approx(one, abs=1e-4)
     rows = [json.loads(line) for path in (tmp_path / "two").glob("rows_*") for line in path.read_text().splitlines()]
     assert len(rows) == len({(row["set"], row["image"]) for row in rows}) == 6
-    # gone on with by one process: nothing is left to do
+    # resumed by one process: nothing is left to do
     again = run(tmp_path / "two", "+experiment=zero_shot_points", *given)
     assert numbers(again) == two and not (tmp_path / "two" / "rows.jsonl").read_text()
 
 
-def test_rows_of_other_files_are_not_gone_on_with(tmp_path: Path, given: list[str]) -> None:
+def test_rows_of_other_files_are_refused(tmp_path: Path, given: list[str]) -> None:
     model = tmp_path / "model.safetensors"
     model.write_bytes(Path(given[0].removeprefix("checkpoint=")).read_bytes())
     command = ["+experiment=zero_shot_points", f"checkpoint={model}", given[1]]
     whole = run(tmp_path / "run", *command)
     rows = tmp_path / "run" / "rows.jsonl"
     first = rows.read_text().splitlines()[0]
-    rows.write_text(rows.read_text() + first + "\n")  # a worker that outlived its run looked at it, too
+    rows.write_text(rows.read_text() + first + "\n")  # a worker that outlived its run measured it, too
     assert numbers(run(tmp_path / "run", *command)) == numbers(whole)
     write_model(model, seed=1)
     with pytest.raises(ValueError, match="model.safetensors has changed since .*another run_dir"):
@@ -140,17 +140,17 @@ def test_rows_of_other_files_are_not_gone_on_with(tmp_path: Path, given: list[st
 
 def test_several_ranks_are_refused(tmp_path: Path, given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ValueError, match="4 ranks were launched: set zero_shot.num_workers"):
+    with pytest.raises(ValueError, match="4 ranks were launched.*set zero_shot.num_workers"):
         run(tmp_path / "run", "+experiment=zero_shot_points", *given)
 
 
-def test_groups_are_looked_for_before_anything_is_encoded(tmp_path: Path, given: list[str], monkeypatch) -> None:
-    monkeypatch.setattr(protocols, "load_sam", lambda *a, **s: pytest.fail("a model was loaded"))
-    with pytest.raises(ValueError, match="zero_shot.group_by is 'gender': no object of one has it as a field"):
+def test_groups_are_checked_before_anything_is_encoded(tmp_path: Path, given: list[str], monkeypatch) -> None:
+    monkeypatch.setattr("samtrain.evaluators.rows.load_sam", lambda *a, **s: pytest.fail("a model was loaded"))
+    with pytest.raises(ValueError, match="zero_shot.group_by is 'gender', and no object of one has it as a field"):
         run(tmp_path / "run", "+experiment=fairness", *given, "zero_shot.group_by=gender")
 
 
-def test_the_same_numbers_whichever_way_the_weights_came_in(tmp_path: Path, given: list[str]) -> None:
+def test_the_format_of_the_checkpoint_changes_no_number(tmp_path: Path, given: list[str]) -> None:
     ours = given[0].removeprefix("checkpoint=")
     official = save_official(load_sam(ours), tmp_path / "sam.pth")
     whole = numbers(run(tmp_path / "ours", "+experiment=zero_shot_points", *given))
@@ -181,10 +181,10 @@ def test_images_in_their_own_pixels(tmp_path: Path, given: list[str]) -> None:
     assert metrics["one/objects"] == 6 and 0 <= metrics["one/miou_1"] <= 1
 
 
-def test_known_sets_that_are_not_on_disk_are_listed(tmp_path: Path, given: list[str], caplog) -> None:
+def test_known_sets_that_are_missing_are_listed(tmp_path: Path, given: list[str], caplog) -> None:
     (tmp_path / "data" / "zero_shot").mkdir(parents=True)
     command = ["+experiment=zero_shot_sa23", given[0], f"data_dir={tmp_path / 'data'}"]
-    with pytest.raises(ValueError, match="none of the 23 sets"):
+    with pytest.raises(ValueError, match="none of the 23 datasets was found"):
         run(tmp_path / "none", *command)
     write_pool(tmp_path / "data" / "zero_shot" / "doors", 2, num=2)
     metrics = run(tmp_path / "run", *command)
@@ -192,7 +192,7 @@ def test_known_sets_that_are_not_on_disk_are_listed(tmp_path: Path, given: list[
     told = json.loads((tmp_path / "run" / "zero_shot.json").read_text())
     assert told["sets"] == ["doors"] and len(told["missing"]) == 22
     assert told["missing"]["lvis"]["images"] == 945
-    assert "lvis is not there" in caplog.text and "CC BY 4.0" in caplog.text
+    assert "lvis was not found at" in caplog.text and "CC BY 4.0" in caplog.text
     page = (tmp_path / "run" / "report.html").read_text()
     assert "22 sets are missing" in page and "timberseg" in page
 
@@ -226,18 +226,20 @@ def test_fairness_by_a_table_of_groups(tmp_path: Path, given: list[str]) -> None
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["checkpoint=null"], "checkpoint is null"),
         (["zero_shot.protocol=fog"], "points, proposals"),
         (["zero_shot.protocol=edges"], "no image in"),
-        (["zero_shot.boxes=no.json"], "no file"),
+        (["zero_shot.protocol=instances", "zero_shot.boxes=no.json"], "no file"),
         (["zero_shot.protocol=fairness"], "group_by is null"),
-        (["zero_shot.protocol=learning_curve"], "zero_shot.run is None"),
+        (["zero_shot.protocol=learning_curve"], "zero_shot.run is None: give the directory"),
+        (["zero_shot.boxes=no.json"], "zero_shot.protocol=instances"),
         (["zero_shot.num_workers=0"], "num_workers"),
-        (["zero_shot.protocol=proposals", "zero_shot.native=true"], "zero_shot.native is for points"),
+        (["zero_shot.max_masks=0"], "zero_shot.max_masks is 0"),
+        (["zero_shot.protocol=proposals", "zero_shot.native=true"], "zero_shot.native is True, which has no meaning"),
     ],
 )
-def test_what_cannot_be_is_said_with_its_key(tmp_path: Path, given: list[str], more: list[str], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_errors_name_the_key(tmp_path: Path, given: list[str], more: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         run(tmp_path / "run", "task=zero_shot", *given, *more)

@@ -1,1 +1,0 @@
-"""`task=zero_shot`: the paper's zero-shot experiments on any number of sets."""
