@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from samtrain.files import write_bytes
 from samtrain.types import PointLabel, Prompts
 
 COLOURS = np.array(  # told apart by most colour-blind people (Okabe and Ito 2008), without black
@@ -129,3 +132,10 @@ def _outline(mask_HW: np.ndarray, width: int) -> np.ndarray:
 @lru_cache
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=12)
+
+
+def save_image(path: Path, image: np.ndarray) -> None:
+    """Writes an (H, W) or (H, W, 3) uint8 image as a PNG that is complete or absent."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "png")
+    write_bytes(path, stream.getvalue())

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from samtrain.files import atomic_path, explain_full_disk
+from samtrain.files import write_bytes
 from samtrain.inference.predictor import SamPredictor, Size, as_rgb
 from samtrain.modeling.sam import Sam
 
@@ -96,8 +96,7 @@ def save_embedding(predictor: SamPredictor, path: str | Path, *, digest: str | N
     content = save(tensors, {HEADER: json.dumps(asdict(header))})
     path = Path(path)
     cure = "free some disk space and do the same again: what is already written stays"
-    with explain_full_disk(path, cure), atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(path, content, cure)
     return path
 
 

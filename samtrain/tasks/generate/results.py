@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from samtrain.data.decode import decode_image
 from samtrain.data.image_set import records
@@ -20,7 +19,7 @@ from samtrain.files import write_text
 from samtrain.metrics.automatic import evaluate_automatic
 from samtrain.metrics.full_truth import ImageMasks
 from samtrain.ops.rle import decode_rle
-from samtrain.panels import draw_panel, tile_panels
+from samtrain.panels import draw_panel, save_image, tile_panels
 from samtrain.run.directory import Metrics
 
 NAME = "generated.json"  # in the run's directory; `report` reads it
@@ -67,7 +66,7 @@ def draw_panels(run_dir: Path, tars: Sequence[Path], count: int) -> None:
         folder = run_dir / "panels"
         folder.mkdir(exist_ok=True)
         rows = [tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]
-        Image.fromarray(tile_panels(rows)).save(folder / "generated.png")
+        save_image(folder / "generated.png", tile_panels(rows))
 
 
 def _tile(record: Record) -> np.ndarray:

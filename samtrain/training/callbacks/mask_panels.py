@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from samtrain.interact import Interaction
 from samtrain.ops.masks import mask_iou
-from samtrain.panels import ClickedObject, draw_panel, tile_panels
+from samtrain.panels import ClickedObject, draw_panel, save_image, tile_panels
 from samtrain.types import Batch
 
 
@@ -44,8 +43,7 @@ class MaskPanels(pl.Callback):
         if not rows:
             return
         sheet = self.draw(batch, outputs, rows)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(sheet).save(self.directory / f"step_{trainer.global_step:06d}.png")
+        save_image(self.directory / f"step_{trainer.global_step:06d}.png", sheet)
         for logger in trainer.loggers:
             if hasattr(logger, "log_interactions"):  # the one of W&B
                 objects = _Masks(batch, outputs, rows).clicked(outputs, rows)

@@ -1,31 +1,31 @@
-"""The W&B dashboard as code: which of the names that a run logs stands on which panel."""
+"""The W&B dashboard as code: which logged names each panel shows."""
 
 from __future__ import annotations
 
 from typing import Any
 
-IMAGES = ("images_seen", "images seen [number]")  # of a training
-ROUND = ("ledger/round", "round [number]")  # of the data engine
-CLOCK = ("RelativeTime(Process)", "time since the start [s, min or h: at the ticks]")  # all that W&B's system metrics have
+IMAGES = ("images_seen", "images seen [number]")  # the x axis of a training
+ROUND = ("ledger/round", "round [number]")  # the x axis of the data engine
+CLOCK = ("RelativeTime(Process)", "time since the start [s, min or h: at the ticks]")  # the only x axis of system metrics
 
 IOU = "mean IoU [0 to 1]"
 NO_UNIT = "mean over objects [no unit]"
-NUM_GPUS = 8  # of a machine whose curves are drawn
-MAX_RUNS = 100  # on a panel; W&B's own 10 are soon the rounds of one data engine, which are runs of their own
+NUM_GPUS = 8  # GPUs per machine that get a curve
+MAX_RUNS = 100  # per panel; W&B's default of 10 is too low, because each round of a data engine is a run
 
-# what experiments/sweeps/pretrain.yaml searches: key, title of its axis, whether it is logarithmic
+# the settings that experiments/sweeps/pretrain.yaml searches: key, title of the axis, whether it is logarithmic
 SETTINGS = (
     ("optim.learning_rate_factor", "learning rate [times the recipe's]", True),
-    ("loader.max_masks", "objects an image [number]", True),
+    ("loader.max_masks", "objects per image [number]", True),
     ("prompts.num_points", "clicks after the first prompt [number]", False),
 )
 
 
 def build_workspace(entity: str, project: str, *, last: int = 10) -> Any:
-    """A `wandb_workspaces` Workspace with five sections; nothing is asked of a server before its `save()`.
+    """Returns a `wandb_workspaces` Workspace with five sections; only its `save()` contacts a server.
 
-    last: the interaction, counted from 0, that is drawn beside the first one; 10 is the paper's last. Raises ValueError
-    where wandb-workspaces is not installed.
+    `last` is the interaction, counted from 0, that is drawn beside the first one; 10 is the paper's last. Raises ValueError if
+    wandb-workspaces is not installed.
     """
     wr, ws = _packages()
     panels = {
@@ -48,7 +48,7 @@ def build_workspace(entity: str, project: str, *, last: int = 10) -> Any:
 
 
 def workspace_json(workspace: Any) -> dict[str, Any]:
-    """What `save()` would send as the view's spec, as plain data; without the ids, which are drawn anew at each build."""
+    """Returns the spec that `save()` would send, as plain data without ids, because each build draws new ids."""
     spec = workspace._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     return _without_ids(spec)
 
@@ -58,7 +58,7 @@ def _training(wr: Any, last: int) -> list[Any]:
     return [
         _curve(wr, "Loss", ["train/loss"], "weighted sum of focal, dice and IoU [no unit]"),
         _curve(wr, "Validation IoU by clicks", ["val/miou_1", "val/miou_2", "val/miou_3", "val/miou_5"], IOU),
-        _curve(wr, "Oracle of three masks, and box", ["val/oracle_miou_1", "val/box_miou", "val/miou_1"], IOU),
+        _curve(wr, "Best of three masks, and box", ["val/oracle_miou_1", "val/box_miou", "val/miou_1"], IOU),
         _curve(wr, "Focal loss, first and last interaction", [f"train/focal_{i}" for i in ends], NO_UNIT),
         _curve(wr, "Dice loss, first and last interaction", [f"train/dice_{i}" for i in ends], NO_UNIT),
         _curve(wr, "IoU loss, first and last interaction", [f"train/iou_{i}" for i in ends], NO_UNIT),
@@ -70,7 +70,7 @@ def _training(wr: Any, last: int) -> list[Any]:
 def _masks(wr: Any) -> list[Any]:
     return [
         wr.MediaBrowser(title="Objects: masks to switch on and off", media_keys=["panels/objects"], num_columns=3),
-        wr.MediaBrowser(title="Sheet: a row an object, a column a click", media_keys=["panels/sheet"], num_columns=1),
+        wr.MediaBrowser(title="Sheet: a row per object, a column per click", media_keys=["panels/sheet"], num_columns=1),
         wr.WeavePanelSummaryTable(table_name="panels/clicks"),
     ]
 
@@ -83,9 +83,9 @@ def _data_engine(wr: Any) -> list[Any]:
         _curve(wr, "Masks in total", ["ledger/masks_total"], "masks [number]", ROUND),
         _curve(
             wr,
-            "Time a mask, drawn and on the probe",
+            "Time per mask, drawn and on the probe",
             ["ledger/seconds_per_mask", "ledger/probe_seconds_per_mask"],
-            "modelled time a mask [s]",
+            "modelled time per mask [s]",
             ROUND,
         ),
         _curve(wr, "Validation IoU after the round", ["ledger/metrics_after/val/miou_1"], IOU, ROUND),
@@ -96,7 +96,7 @@ def _data_engine(wr: Any) -> list[Any]:
 
 
 def _sweep(wr: Any) -> list[Any]:
-    """Of runs, by what their config and their summary say."""
+    """Returns panels that compare runs by their config and their summary."""
     column = wr.ParallelCoordinatesPlotColumn
     columns = [column(metric=wr.Config(key), display_name=title, log=log) for key, title, log in SETTINGS]
     columns.append(column(metric=wr.SummaryMetric("val/miou_1"), display_name=f"validation, 1 click: {IOU}"))
@@ -104,7 +104,7 @@ def _sweep(wr: Any) -> list[Any]:
         wr.ParallelCoordinatesPlot(title="Settings and validation IoU", columns=columns),
         wr.ParameterImportancePlot(with_respect_to="val/miou_1"),
         wr.ScatterPlot(
-            # a scatter plot has no titles of axes: they stand in its own
+            # a scatter plot has no axis titles, so its title names the axes
             title=f"Validation at 1 click, {IOU}, over the learning rate [times the recipe's]",
             x=wr.Config("optim.learning_rate_factor"),
             y=wr.SummaryMetric("val/miou_1"),
@@ -117,12 +117,12 @@ def _sweep(wr: Any) -> list[Any]:
 def _throughput(wr: Any) -> list[Any]:
     gpus = range(NUM_GPUS)
     return [
-        _curve(wr, "Images a second", ["speed/images_per_s"], "images, all devices [1/s]"),
-        _curve(wr, "Masks a second", ["speed/masks_per_s"], "masks, all devices [1/s]"),
+        _curve(wr, "Images per second", ["speed/images_per_s"], "images, all devices [1/s]"),
+        _curve(wr, "Masks per second", ["speed/masks_per_s"], "masks, all devices [1/s]"),
         _curve(wr, "Waiting for data", ["speed/data_wait"], "share of the time [0 to 1]"),
-        _curve(wr, "GPU at work", [f"system/gpu.{i}.gpu" for i in gpus], "time in use [%]", CLOCK),
+        _curve(wr, "GPU utilisation", [f"system/gpu.{i}.gpu" for i in gpus], "time in use [%]", CLOCK),
         _curve(wr, "GPU memory", [f"system/gpu.{i}.memoryAllocated" for i in gpus], "memory in use [%]", CLOCK),
-        _curve(wr, "CPU at work", ["system/cpu"], "time of all cores, this process [%]", CLOCK),
+        _curve(wr, "CPU utilisation", ["system/cpu"], "time of all cores, this process [%]", CLOCK),
         _curve(wr, "CPU memory", ["system/proc.memory.rssMB"], "memory of this process [MB]", CLOCK),
     ]
 
