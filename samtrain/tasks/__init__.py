@@ -32,8 +32,16 @@ TASKS = {
 
 
 # nodes of the config that belong to one task, and the dataclass that checks each: "module:Class" (see samtrain.run.settings)
-NODES: dict[str, str] = {
+NODES = {
     "generate": "samtrain.data_engine.automatic.config:GenerateConfig",
+    "audit": "samtrain.data_engine.automatic.config:AuditConfig",
+    "preview": "samtrain.tasks.preview:PreviewConfig",
+    "predict": "samtrain.tasks.predict:PredictConfig",
+    "embed": "samtrain.tasks.embed:EmbedConfig",
+    "validate": "samtrain.tasks.validate_dataset:ValidateConfig",
+    "compare": "samtrain.tasks.compare:CompareConfig",
+    "dashboard": "samtrain.tasks.dashboard:DashboardConfig",
+    "export": "samtrain.tasks.export:ExportConfig",
 }
 
 

@@ -1,25 +1,36 @@
-"""`task=export`: a checkpoint for other programs: the official flat .pth, or safetensors with our names."""
+"""`task=export`: converts a checkpoint to the official flat .pth, or to safetensors with our names."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from samtrain.modeling.build import load_sam
 from samtrain.modeling.checkpoints import save_official, save_safetensors
-from samtrain.run.build import Config
+from samtrain.run.settings import Config, read
 
 log = logging.getLogger(__name__)
 
 WRITERS = {".pth": save_official, ".safetensors": save_safetensors}
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """The `export` node: the file to write; its ending chooses the format. None: model.pth in the run's directory."""
+
+    path: str | None
+
+    def __post_init__(self) -> None:
+        if self.path is not None and Path(self.path).suffix not in WRITERS:
+            raise ValueError(f"export.path is {self.path!r}: set it to a file that ends with {' or '.join(WRITERS)}")
+
+
 def run(config: Config, run_dir: Path) -> None:
-    """Write `config.checkpoint` to `config.export.path`, or into the run's directory as model.pth."""
+    """Writes `checkpoint` to `export.path`."""
+    settings = read(ExportConfig, config, "export")
     if config["checkpoint"] is None:
-        raise ValueError("checkpoint is null: task=export needs one, checkpoint=FILE")
-    path = Path(config["export"]["path"] or run_dir / "model.pth")
-    if path.suffix not in WRITERS:
-        raise ValueError(f"export.path is {str(path)!r}: it has to end with {' or '.join(WRITERS)}")
+        raise ValueError("checkpoint is null: task=export needs one, set checkpoint=FILE")
+    path = Path(settings.path or run_dir / "model.pth")
     WRITERS[path.suffix](load_sam(config["checkpoint"]), path)
-    log.info("wrote %s", path)
+    log.info("The model was written to %s.", path)

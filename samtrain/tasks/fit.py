@@ -17,11 +17,11 @@ from samtrain.report import write_report
 from samtrain.run.build import learning_rate_of, loggers_of, sam_config_of, transforms_of
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, is_first_rank, write_metrics
+from samtrain.run.evaluation import difficulty_metrics, test_metrics
 from samtrain.run.image_sets import data_config, is_native, open_set
 from samtrain.run.preflight import check_images
 from samtrain.run.settings import Config, ModelConfig, read
 from samtrain.run.training import train
-from samtrain.tasks.evaluate import difficulty_metrics, test_metrics
 from samtrain.training.config import LoaderConfig, TrainerConfig
 from samtrain.training.loggers import finish
 from samtrain.training.optim import OptimConfig

@@ -1,9 +1,10 @@
-"""`task=predict`: masks of one object from clicks or a box on one image."""
+"""`task=predict`: predicts masks of one object from clicks or a box on one image."""
 
 from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,44 @@ from samtrain.files import write_text
 from samtrain.modeling.build import load_sam
 from samtrain.ops.rle import encode_mask
 from samtrain.panels import draw_panel, tile_panels
-from samtrain.run.build import Config, device_of, make_predictor
+from samtrain.run.build import device_of, make_predictor
+from samtrain.run.image_sets import data_config
+from samtrain.run.settings import Config, read
 from samtrain.types import PointLabel, Prompts
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, run_dir: Path) -> None:
-    """Write `mask_<i>.png`, `masks.json` (RLE and predicted IoU, the best first) and an image of them, `masks.png`."""
-    settings = config["predict"]
-    _check(config)
-    image = decode_shown(Path(settings["image"]).read_bytes(), settings["image"])
-    clicks = np.array(settings["points"], dtype=np.float64).reshape(-1, 3)
-    box = settings["box"] and np.array(settings["box"], dtype=np.float64)
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """The `predict` node: one image and its prompts, in pixels of the image.
 
-    # lone prompts are ambiguous: three masks; the sharper answer to several is one (paper, section 3)
+    points: [[x, y, label], ...] with label 1 on the object and 0 off it
+    box:    [x0, y0, x1, y1]
+    """
+
+    image: str | None
+    points: list[list[float]] = field(default_factory=list)
+    box: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        if any(len(point) != 3 or point[2] not in (0, 1) for point in self.points):
+            raise ValueError(f"predict.points is {self.points}: give each as [x, y, 1] on the object or [x, y, 0] off it")
+        if self.box is not None and len(self.box) != 4:
+            raise ValueError(f"predict.box is {self.box}: give [x0, y0, x1, y1] in pixels of the image")
+
+
+def run(config: Config, run_dir: Path) -> None:
+    """Writes `mask_<i>.png`, `masks.json` (RLE and predicted IoU, the best first) and `masks.png`, which shows them."""
+    settings = read(PredictConfig, config, "predict")
+    path = _check(config, settings)
+    image = decode_shown(path.read_bytes(), str(path))
+    clicks = np.array(settings.points, dtype=np.float64).reshape(-1, 3)
+    box = None if settings.box is None else np.array(settings.box, dtype=np.float64)
+
+    # a single prompt is ambiguous and gets three masks; for several, one mask is more accurate (paper, section 3)
     sam = load_sam(config["checkpoint"]).to(device_of(config))
-    predictor = make_predictor(sam, native=config["data"]["frame"] == "native")
+    predictor = make_predictor(sam, native=data_config(config["data"]).frame == "native")
     predictor.set_image(image)
     masks, ious, _ = predictor.predict(
         point_coords=clicks[:, :2] if len(clicks) else None,
@@ -44,21 +66,20 @@ def run(config: Config, run_dir: Path) -> None:
     _write(run_dir, image, masks[order], ious[order], _shown(clicks, box))
 
 
-def _check(config: Config) -> None:
-    settings = config["predict"]
-    for key, value in (("checkpoint", config["checkpoint"]), ("predict.image", settings["image"])):
+def _check(config: Config, settings: PredictConfig) -> Path:
+    """Returns the image's path; raises ValueError if a file or all prompts are missing."""
+    for key, value in (("checkpoint", config["checkpoint"]), ("predict.image", settings.image)):
         if value is None:
             raise ValueError(f"{key} is null: task=predict needs checkpoint=FILE predict.image=IMAGE")
         if not Path(value).is_file():
-            raise ValueError(f"{key} is {value!r}, which is no file")
-    if not settings["points"] and settings["box"] is None:
-        raise ValueError("nothing is asked: give predict.points='[[x, y, 1]]' or predict.box='[x0, y0, x1, y1]'")
-    if any(len(point) != 3 or point[2] not in (0, 1) for point in settings["points"]):
-        raise ValueError(f"predict.points is {settings['points']}: each is [x, y, 1] on the object, [x, y, 0] off it")
+            raise ValueError(f"{key} is {value!r}, which is not a file: set it to one that exists")
+    if not settings.points and settings.box is None:
+        raise ValueError("There are no prompts: give predict.points='[[x, y, 1]]' or predict.box='[x0, y0, x1, y1]'")
+    return Path(str(settings.image))
 
 
 def _shown(clicks: np.ndarray, box: np.ndarray | None) -> Prompts:
-    """The prompts as panels draw them, the newest click first."""
+    """Returns the prompts as panels draw them, the newest click first."""
     coords, labels = clicks[::-1, :2], clicks[::-1, 2]
     if box is not None:
         coords = np.concatenate([coords, box.reshape(2, 2)])
@@ -67,6 +88,7 @@ def _shown(clicks: np.ndarray, box: np.ndarray | None) -> Prompts:
 
 
 def _write(run_dir: Path, image: np.ndarray, masks: np.ndarray, ious: np.ndarray, prompts: Prompts) -> None:
+    """Writes each mask as a PNG, all of them as JSON, and one image that shows them side by side."""
     found: list[dict[str, Any]] = []
     tiles = []
     for number, (mask, iou) in enumerate(zip(masks, ious.tolist(), strict=True)):
@@ -75,4 +97,5 @@ def _write(run_dir: Path, image: np.ndarray, masks: np.ndarray, ious: np.ndarray
         tiles.append(draw_panel(image, mask[None], prompts, caption=f"predicted IoU {iou:.2f}", side=384))
     write_text(run_dir / "masks.json", json.dumps(found, indent=1) + "\n")
     Image.fromarray(tile_panels([tiles])).save(run_dir / "masks.png")
-    log.info("%d masks in %s, predicted IoU %s", len(found), run_dir, ", ".join(f"{iou:.2f}" for iou in ious))
+    shown = ", ".join(f"{iou:.2f}" for iou in ious)
+    log.info("%d masks were written to %s, with predicted IoU %s.", len(found), run_dir, shown)

@@ -69,7 +69,7 @@ def test_prepare_says_what_it_refused_and_does_it_once(
     (folder,) = (tmp_path / "shards").glob("set_*")
     report = json.loads((folder / "prepare.json").read_text())
     assert {split: content["images"] for split, content in report["splits"].items()} == {"pool": 6, "val": 1, "test": 1}
-    assert "refused p0.png: the JSON is no JSON" in caplog.text and "preflight: nothing wrong" in caplog.text
+    assert "Refused p0.png: the JSON cannot be parsed" in caplog.text and "preflight check found nothing wrong" in caplog.text
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")}
     run(tmp_path, "task=prepare", "data=folder", own_images)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")}
@@ -89,7 +89,7 @@ def test_evaluate_measures_the_images_held_back(tmp_path: Path, own_images: str,
     metrics = run(tmp_path, "task=evaluate", "data=folder", own_images, checkpoint)
     assert metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert {"test/miou_1", "test/oracle_miou_1", "test/miou_3", "test/miou_5", "test/box_miou"} <= set(metrics)
-    with pytest.raises(ValueError, match="checkpoint is null: task=evaluate needs one"):
+    with pytest.raises(ValueError, match="checkpoint is null: task=evaluate needs one, set checkpoint=FILE"):
         run(tmp_path, "task=evaluate", "data=folder", own_images)
 
 
@@ -117,10 +117,10 @@ def test_predict_writes_masks_of_the_image_as_it_is_shown(tmp_path: Path, checkp
     ("overrides", "complaint"),
     [
         (["predict.points=[[1,1,1]]"], "predict.image is null"),
-        (["predict.image=gone.png", "predict.points=[[1,1,1]]"], "predict.image is 'gone.png', which is no file"),
+        (["predict.image=gone.png", "predict.points=[[1,1,1]]"], "predict.image is 'gone.png', which is not a file"),
         (["predict.image={}/sam.safetensors", "predict.points=[[1,1,1]]"], "sam.safetensors: its image cannot be read"),
-        (["predict.image={}/sam.safetensors"], "nothing is asked"),
-        (["predict.image={}/sam.safetensors", "predict.points=[[1,1,2]]"], r"each is \[x, y, 1\] on the object"),
+        (["predict.image={}/sam.safetensors"], "There are no prompts"),
+        (["predict.image={}/sam.safetensors", "predict.points=[[1,1,2]]"], r"give each as \[x, y, 1\] on the object"),
     ],
 )
 def test_predict_says_what_is_missing(tmp_path: Path, checkpoint: str, overrides: list[str], complaint: str) -> None:
@@ -136,7 +136,7 @@ def test_embedded_images_are_found_by_whoever_opens_them(
     images = tmp_path / "set"
     command = ["task=embed", checkpoint, f"embed.output={tmp_path}/kept"]
     run(tmp_path, *command, f"embed.images='{images}/p[0-3].png'")
-    assert "4 images new, 0 there already, 0 left out" in caplog.text
+    assert "4 images new, 0 existed already, 0 left out" in caplog.text
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("kept/*/*.safetensors")}
     (images / "below").mkdir()
     (images / "below" / "broken.png").write_bytes((images / "p0.png").read_bytes()[:-900])
@@ -144,7 +144,7 @@ def test_embedded_images_are_found_by_whoever_opens_them(
         run(tmp_path, *command, f"embed.images={images}")
     run(tmp_path, *command, f"embed.images={images}", "data.on_error=skip")
     assert len(written) == 4 and all(path.stat().st_mtime_ns == time for path, time in written.items())
-    assert "5 images new, 4 there already, 1 left out" in caplog.text
+    assert "5 images new, 4 existed already, 1 left out" in caplog.text
 
     predictor = SamPredictor(load_sam(tmp_path / "sam.safetensors"))
     store = EmbeddingStore(tmp_path / "kept")
@@ -157,9 +157,9 @@ def test_embedded_images_are_found_by_whoever_opens_them(
     [
         (["checkpoint=null"], "checkpoint is null: task=embed needs checkpoint=FILE embed.images=FOLDER"),
         (["embed.images=null"], "embed.images is null"),
-        (["embed.images=gone/*.png"], r"embed.images is 'gone/\*.png', where no image is \(.bmp, "),
+        (["embed.images=gone/*.png"], r"embed.images is 'gone/\*.png', but there is no image: set it to a folder of .bmp, "),
         (["data.frame=native"], "task=embed needs data.frame=resize"),
-        (["data.on_error=ignore"], "allowed are 'raise' and 'skip'; set data.on_error"),
+        (["data.on_error=ignore"], "data.on_error is 'ignore': give one of raise, skip"),
     ],
 )
 def test_embed_says_what_is_missing(tmp_path: Path, checkpoint: str, overrides: list[str], complaint: str) -> None:

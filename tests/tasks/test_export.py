@@ -28,7 +28,7 @@ def test_an_exported_model_is_the_one_that_was_given(checkpoint: Path, tmp_path:
 
 
 def test_what_is_missing_is_named(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="task=export needs one, checkpoint=FILE"):
+    with pytest.raises(ValueError, match="task=export needs one, set checkpoint=FILE"):
         export.run({"checkpoint": None, "export": {"path": None}}, tmp_path)
     with pytest.raises(ValueError, match="export.path is .*model.onnx'.* .pth or .safetensors"):
         export.run({"checkpoint": str(checkpoint), "export": {"path": str(tmp_path / "model.onnx")}}, tmp_path)

@@ -1,4 +1,4 @@
-"""The config node `generate`: which images get masks, where the shards go, and how the work is shared."""
+"""The config nodes of stage 3: `generate`, which makes automatic masks, and `audit`, which measures them."""
 
 from __future__ import annotations
 
@@ -46,3 +46,32 @@ class GenerateConfig:
     def of_shards(self) -> dict[str, Any]:
         """Returns the settings that decide the bytes of the shards; the others may differ between workers and runs."""
         return {key: getattr(self, key) for key in ("images_per_shard", "first_image_id", "release")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig:
+    """The `audit` node (paper, section 5, "Mask quality"); one of `corrected` and `truth` is given.
+
+    dataset:    shards of automatic masks
+    corrected:  a folder with a corrected JSON per image
+    truth:      shards of the same images with ground truth, from which corrections are simulated
+    images:     how many images are sampled
+    target_iou: at this IoU with the object the simulated annotator stops correcting
+    min_iou:    a mask that is below this IoU with every object shows none of them and is left out
+    """
+
+    dataset: str | list[str] | None
+    corrected: str | None
+    truth: str | list[str] | None
+    images: int
+    target_iou: float
+    min_iou: float
+
+    def __post_init__(self) -> None:
+        if self.corrected is not None and self.truth is not None:
+            raise ValueError("audit.corrected and audit.truth are both set: set one of them to null")
+        if self.images < 1:
+            raise ValueError(f"audit.images is {self.images}: set it to 1 or more")
+        for key in ("target_iou", "min_iou"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"audit.{key} is {getattr(self, key)}: set it to a number from 0 to 1")

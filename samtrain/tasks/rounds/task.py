@@ -12,8 +12,8 @@ from samtrain.report import write_report
 from samtrain.run.build import Config
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, write_metrics
+from samtrain.run.evaluation import difficulty_metrics, test_metrics
 from samtrain.run.image_sets import open_set
-from samtrain.tasks.evaluate import difficulty_metrics, test_metrics
 from samtrain.tasks.rounds.schedule import check_growth_of_rounds, check_processes, with_stage_1
 from samtrain.tasks.rounds.tools import Work
 

@@ -1,0 +1,48 @@
+"""Measures a model on the test images: `test/*`, which is reported and never chooses anything."""
+
+from __future__ import annotations
+
+import logging
+
+from samtrain.data.difficulty import best_single_mask_miou, decoded_images, flood_fill_miou
+from samtrain.data.image_set import ImageSet, records
+from samtrain.evaluators.clicks import evaluate_clicks
+from samtrain.modeling.sam import Sam
+from samtrain.run.build import device_of, make_predictor
+from samtrain.run.image_sets import data_config
+from samtrain.run.settings import Config, EvaluatorConfig, read
+
+log = logging.getLogger(__name__)
+
+
+def test_metrics(config: Config, sam: Sam, images: ImageSet, *, native: bool) -> dict[str, float]:
+    """Returns `test/miou_1`, ... of the predictor in original pixels; empty if no images are held back for the test."""
+    if not images.test:
+        log.warning("There are no test/* metrics, because no images are held back for the test (data.test).")
+        return {}
+    settings, on_error = read(EvaluatorConfig, config, "evaluator"), data_config(config["data"]).on_error
+    metrics, _ = evaluate_clicks(
+        make_predictor(sam.to(device_of(config)), native=native),
+        records(images.test, on_error),
+        num_points=settings.num_points,
+        max_masks=settings.max_masks,
+        seed=config["seed"],
+        on_error=on_error,
+    )
+    found = {f"test/{name}": value for name, value in metrics.items()}
+    log.info("%s on the test images: %s.", sam.config.model, ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    return found
+
+
+def difficulty_metrics(config: Config, images: ImageSet) -> dict[str, float]:
+    """Returns what one mask per click can reach at most on the test scenes, and what a flood fill reaches.
+
+    Empty for data sets that are not synthetic.
+    """
+    if config["data"].get("kind") != "synthetic" or not images.test:
+        return {}
+    shown = list(decoded_images(records(images.test)))
+    return {
+        "test/ceiling_miou_1": best_single_mask_miou(shown),
+        "test/flood_fill_miou_1": flood_fill_miou(shown),
+    }
