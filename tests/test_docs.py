@@ -1,57 +1,95 @@
-"""What the README says works: its commands compose, and the gate does what it tells people to do."""
+"""What README.md, CONTRIBUTING.md and docs/ say works: commands compose, code compiles, names and keys exist."""
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
 
 from samtrain.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-SHELL_BLOCK = re.compile(r"^```(?:bash|sh|shell)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```", flags=re.MULTILINE | re.DOTALL)
+CONFIG_FILE = re.compile(r"`FOLDER/([\w/]+\.yaml)`[^`]*```yaml\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
+SHELL = ("bash", "sh", "shell")
+# programs other than samtrain that a page may start; anything else is a typing error
+EXECUTABLES = {"python3", "python", ".", "pip", "bash", "ruff", "mypy", "mkdocs", "torchrun", "wandb", "git", "cd"}
+# config groups that add keys which the default config has not: pages may name those keys, too
+KEY_SOURCES = ((), ("logger=wandb",), ("data=folder",), ("data=sa1b_all_stages",), ("+experiment=data_engine",))
 
 
-def commands() -> list[str]:
-    """The commands of the README's shell blocks in their order, comments and continued lines resolved."""
-    text = README.read_text() if README.is_file() else ""
-    lines = "\n".join(SHELL_BLOCK.findall(text)).replace("\\\n", " ").splitlines()
-    found = (" ".join(shlex.split(line, comments=True, posix=False)) for line in lines)
-    return [command.removeprefix("$ ") for command in found if command]
+def blocks(page: Path, *languages: str) -> list[str]:
+    """Returns the fenced blocks of a page in one of the languages, without their indentation."""
+    found = BLOCK.finditer(page.read_text())
+    return [textwrap.dedent(block["text"]) for block in found if block["language"] in languages]
 
 
-def samtrain_commands() -> list[str]:
-    return [command for command in commands() if "python -m samtrain" in command]
+def commands(page: Path) -> list[str]:
+    """Returns the commands of a page's shell blocks in order, comments removed, continued lines and `&&` resolved."""
+    lines = "\n".join(blocks(page, *SHELL)).replace("\\\n", " ").splitlines()
+    whole = (" ".join(shlex.split(line, comments=True, posix=False)) for line in lines)
+    return [part.strip().removeprefix("$ ") for line in whole for part in line.split(" && ") if part.strip()]
 
 
-@pytest.fixture(autouse=True)
-def readme() -> str:
-    if not README.is_file():
-        pytest.skip("README.md is not written yet")
-    return README.read_text()
+def cases(of: Any) -> list[Any]:
+    """Returns what `of` finds in each page, with the page in the test's name."""
+    return [pytest.param(each, id=f"{page.relative_to(ROOT)}: {each[:70]}") for page in PAGES for each in of(page)]
 
 
-def test_two_commands_come_first(readme: str) -> None:
-    """Set-up and six rounds, before anything else that a shell could be given."""
-    blocks = SHELL_BLOCK.findall(readme)
-    first = "\n".join(blocks[:2])
+def samtrain_commands(page: Path) -> list[str]:
+    return [command for command in commands(page) if "-m samtrain" in command]
+
+
+def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
+    """Composes as the command line does; `config_dir` is what `--config-dir` names."""
+    GlobalHydra.instance().clear()
+    search = [] if config_dir is None else [f"hydra.searchpath=[file://{config_dir}]"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=[*overrides, *search])
+
+
+def write_config_files(folder: Path) -> None:
+    """Writes the YAML blocks that pages introduce as a file, `FOLDER/experiment/mine.yaml`, below `folder`."""
+    for page in PAGES:
+        for name, text in CONFIG_FILE.findall(page.read_text()):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+
+
+# ---- README.md and .ci/run
+
+
+def test_two_commands_come_first() -> None:
+    """Setting up and the six rounds stand before anything else that a shell could be given."""
+    first = "\n".join(blocks(README, *SHELL)[:2])
     assert "pip install" in first
     assert "python -m samtrain +experiment=stage1" in first
     assert first.index("pip install") < first.index("+experiment=stage1")
 
 
 def test_the_gate_sets_up_and_tests_as_the_readme_says() -> None:
-    """It takes the README's line with pytest apart at its last command; what it would run is looked at here."""
+    """The gate splits the README's line with pytest at its last command; this test checks what it would run."""
     gate = ROOT / ".ci" / "run"
     assert os.access(gate, os.X_OK)
-    taking = [line for line in gate.read_text().splitlines() if line.startswith(("line=", "eval "))]
-    assert [line.split(" #")[0] for line in taking] == [
+    taken = [line for line in gate.read_text().splitlines() if line.startswith(("line=", "eval "))]
+    assert [line.split(" #")[0] for line in taken] == [
         "line=$(grep -m1 'python -m pytest' README.md)",
         'eval "${line% && *}"',
         'eval "${line##* && }"',
@@ -62,25 +100,110 @@ def test_the_gate_sets_up_and_tests_as_the_readme_says() -> None:
     assert tests == "python -m pytest -q"
 
 
-@pytest.mark.parametrize("command", samtrain_commands())
-def test_commands_compose(command: str) -> None:
-    words = shlex.split(command.split("python -m samtrain", 1)[1])
-    overrides = [word for word in words if "=" in word and not word.startswith("-")]
-    if "-m" in words:  # of a grid the first point; the launcher is Hydra's own
-        overrides = [re.sub(r",.*", "", each) for each in overrides if not each.startswith("hydra")]
-    if not overrides:
-        return
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        assert compose("config", overrides=overrides).task in TASKS
+def test_the_gate_runs_all_tests_and_builds_the_docs() -> None:
+    """Options for pytest come from PYTEST_ADDOPTS alone, which may share the tests out but never select some of them."""
+    lines = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if not line.startswith("#")]
+    assert any(line.startswith("mkdocs build --strict") for line in lines)
+    (options,) = (re.search(r"PYTEST_ADDOPTS=\"(.*?)\"", line) for line in lines if "PYTEST_ADDOPTS" in line)
+    assert options is not None and options[1] == "-n 2 --dist loadfile"
 
 
-def test_the_tree_is_there(readme: str) -> None:
+def test_the_tree_is_there() -> None:
     """Every file and folder of the tree that the README draws exists."""
-    for block in re.findall(r"^```\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL):
-        if "samtrain/" not in block:
-            continue
-        for line in block.splitlines():
-            names = re.match(r"[\w./]+", line)
-            if names:
-                assert (ROOT / names[0]).exists(), names[0]
+    trees = [block for block in blocks(README, "") if "samtrain/" in block]
+    assert trees
+    for tree in trees:
+        folder = ROOT
+        for line in tree.splitlines():
+            indent, name = re.match(r"( *)([\w./]+)", line).groups()  # type: ignore[union-attr]
+            folder = folder if indent else ROOT
+            assert (folder / name).exists(), f"{folder / name} is in the README's tree"
+            if not indent and line.rstrip() == name:  # a folder whose content follows
+                folder = ROOT / name
+
+
+# ---- blocks of all pages
+
+
+@pytest.mark.parametrize("command", cases(samtrain_commands))
+def test_commands_compose(command: str, tmp_path: Path) -> None:
+    words = shlex.split(command.split("-m samtrain", 1)[1])
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    if "-m" in words or "--multirun" in words:  # of a grid the first point; the launcher is Hydra's own
+        overrides = [re.sub(r"^([^\[{]*?),.*", r"\1", each) for each in overrides if not each.startswith("hydra")]
+    if "--config-dir" in words:
+        assert words[words.index("--config-dir") + 1] == "FOLDER"
+        write_config_files(tmp_path)
+    if overrides:
+        assert compose_config(overrides, tmp_path if "--config-dir" in words else None).task in TASKS
+
+
+@pytest.mark.parametrize("command", cases(commands))
+def test_executables_are_known(command: str) -> None:
+    words = [word for word in shlex.split(command) if not re.match(r"[A-Z_]+=", word)]  # OMP_NUM_THREADS=1 and the like
+    assert not words or words[0] in EXECUTABLES, command
+    for word in words[1:2]:  # python experiments/...: the script is there
+        if words[0] in ("python", "python3", "bash") and not word.startswith("-"):
+            assert (ROOT / word).exists(), command
+
+
+@pytest.mark.parametrize("code", cases(lambda page: blocks(page, "python")))
+def test_python_blocks_compile_and_name_what_exists(code: str) -> None:
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "samtrain":
+                    import_module(alias.name)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "samtrain":
+            module = import_module(str(node.module))
+            assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "samtrain":
+            assert hasattr(import_module("samtrain"), node.attr), f"samtrain.{node.attr}"
+
+
+@pytest.mark.parametrize("text", cases(lambda page: blocks(page, "yaml")))
+def test_yaml_blocks_parse(text: str) -> None:
+    yaml.safe_load(text)
+
+
+# ---- keys
+
+
+@cache
+def known_keys() -> set[str]:
+    """Returns the dotted keys of the composed configs, nodes included."""
+    found: set[str] = set()
+    for overrides in KEY_SOURCES:
+        _add_keys(OmegaConf.to_container(compose_config(overrides), resolve=False), "", found)
+    return found
+
+
+def _add_keys(node: Any, prefix: str, found: set[str]) -> None:
+    for name, value in node.items() if isinstance(node, dict) else ():
+        found.add(f"{prefix}{name}")
+        _add_keys(value, f"{prefix}{name}.", found)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_keys_that_pages_name_exist(page: Path) -> None:
+    """`loader.max_masks` in the text is a key of the config; `loader.max_masks=4` as well."""
+    top = {key.split(".")[0] for key in known_keys()} - {"data"}
+    text = BLOCK.sub("", page.read_text())
+    for code in re.findall(r"`([^`\n]+)`", text):
+        found = re.match(r"(?P<key>[a-z_]+(\.[a-z_0-9]+)+)(=.*)?$", code)
+        if found and found["key"].split(".")[0] in top and not found["key"].endswith((".py", ".yaml", ".json", ".csv", ".png")):
+            assert found["key"] in known_keys(), f"{page.name} names {found['key']}"
+
+
+# ---- the site
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """Links, anchors and the navigation are checked by mkdocs; nothing is fetched from elsewhere."""
+    pytest.importorskip("mkdocs", reason="needs the docs extra")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    reference = (tmp_path / "site" / "configuration-reference" / "index.html").read_text()
+    for key in ("loader.max_masks", "recipes.vit_h.layer_decay", "scale.image_size", "annotator.time_model.click"):
+        assert f"<code>{key}</code>" in reference, key
