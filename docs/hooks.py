@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,11 +80,19 @@ def file_section(path: Path, prefix: str) -> str:
 
 
 def row(key: Key, prefix: str) -> str:
-    comment = key.comment.replace("|", "\\|")
+    comment = plain(key.comment)
     if key.is_heading:
         return f"| *{comment}* | | |"
     default = f"`{key.default}`".replace("|", "\\|") if key.default else ""
     return f"| `{prefix}{key.path}` | {default} | {comment} |"
+
+
+def plain(comment: str) -> str:
+    """Returns a comment as Markdown that shows the same characters; what stands in backticks stays code."""
+    parts = comment.replace("|", "\\|").split("`")
+    for i in range(0, len(parts), 2):
+        parts[i] = re.sub(r"([*_\[\]])", r"\\\1", html.escape(parts[i], quote=False))
+    return "`".join(parts)
 
 
 def read_config(path: Path) -> tuple[str, list[Key]]:
@@ -108,7 +117,7 @@ def _leading_comments(lines: list[str]) -> list[str]:
 
 def _opening_text(lines: list[str]) -> str:
     """Returns the title as a paragraph and the rest, which is laid out in columns, as a block."""
-    title = lines[0].strip() if lines else ""
+    title = plain(lines[0].strip()) if lines else ""
     rest = "\n".join(line.removeprefix(" ") for line in lines[1:]).strip("\n")
     return f"{title}\n\n```text\n{rest}\n```" if rest else title
 
@@ -168,7 +177,6 @@ def datasets_table() -> str:
     sets = yaml.safe_load((CONF / "zero_shot_sets" / "sa23.yaml").read_text())
     rows = ["| dataset | split | images | masks | licence | how to get it |", "|---|---|---|---|---|---|"]
     for name, entry in sets.items():
-        how = re.sub(r"(?<!\\)\|", "\\|", str(entry["get"]).replace("*", "\\*").replace("_", "\\_")).strip()
         numbers = f"{entry['images']:,} | {entry['masks']:,}"
-        rows.append(f"| [{name}]({entry['home']}) | {entry['split']} | {numbers} | {entry['licence']} | {how} |")
+        rows.append(f"| [{name}]({entry['home']}) | {entry['split']} | {numbers} | {plain(entry['licence'])} | {plain(entry['get'])} |")
     return "\n".join(rows)
