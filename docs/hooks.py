@@ -178,5 +178,6 @@ def datasets_table() -> str:
     rows = ["| dataset | split | images | masks | licence | how to get it |", "|---|---|---|---|---|---|"]
     for name, entry in sets.items():
         numbers = f"{entry['images']:,} | {entry['masks']:,}"
-        rows.append(f"| [{name}]({entry['home']}) | {entry['split']} | {numbers} | {plain(entry['licence'])} | {plain(entry['get'])} |")
+        words = f"{plain(entry['licence'])} | {plain(entry['get']).strip()}"
+        rows.append(f"| [{name}]({entry['home']}) | {entry['split']} | {numbers} | {words} |")
     return "\n".join(rows)

@@ -166,6 +166,41 @@ def test_yaml_blocks_parse(text: str) -> None:
     yaml.safe_load(text)
 
 
+# ---- tables
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "experiments").rglob("*.md"))], ids=lambda page: page.name)
+def test_rows_have_as_many_cells_as_their_header(page: Path) -> None:
+    header = None
+    for number, line in enumerate(BLOCK.sub("", page.read_text()).splitlines()):
+        cells = len(re.split(r"(?<!\\)\|", line)) if line.startswith("|") else None
+        header = cells if header is None else header
+        assert cells in (header, None), f"{page}: row {number} {line[:80]}"
+        header = cells and header
+
+
+def test_results_name_commits_of_this_repository() -> None:
+    """Each row of a table with a column `commit` names commits by hashes, and git knows them."""
+    hashes = set()
+    column: int | None = None
+    for line in (ROOT / "experiments" / "README.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")] if line.startswith("|") else []
+        if not cells:
+            column = None
+        elif "commit" in cells:
+            column = cells.index("commit")
+        elif column is not None and not cells[1].startswith("---"):
+            found = re.findall(r"\b[0-9a-f]{7}\b", cells[column])
+            assert found, line
+            hashes |= set(found)
+    assert hashes
+    git = ["git", "-C", str(ROOT)]
+    if subprocess.run([*git, "cat-file", "-e", "c8e44a8"], capture_output=True).returncode:
+        pytest.skip("this copy has no git history")
+    for each in sorted(hashes):
+        assert subprocess.run([*git, "cat-file", "-e", f"{each}^{{commit}}"], capture_output=True).returncode == 0, each
+
+
 # ---- keys
 
 
