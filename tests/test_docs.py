@@ -18,19 +18,23 @@ from typing import Any
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from samtrain.tasks import TASKS
+from samtrain.run.settings import check_config
+from samtrain.tasks import NODES, TASKS, resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```", flags=re.MULTILINE | re.DOTALL)
-CONFIG_FILE = re.compile(r"`FOLDER/([\w/]+\.yaml)`[^`]*```yaml\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
+# a block that a page introduces as a file: "`FOLDER/prompts/mine.yaml`:", "In `my_prompts.py`:"
+FILE = re.compile(r"`(?:FOLDER/)?([\w/]+\.(?:yaml|py))`:\n\n```(?:yaml|python)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 SHELL = ("bash", "sh", "shell")
 # programs other than samtrain that a page may start; anything else is a typing error
 EXECUTABLES = {"python3", "python", ".", "pip", "bash", "ruff", "mypy", "mkdocs", "torchrun", "wandb", "git", "cd"}
+PLACEHOLDERS = ("IMAGES/labels",)  # folders of the user's that commands name and that have to exist
 # config groups that add keys which the default config has not: pages may name those keys, too
 KEY_SOURCES = ((), ("logger=wandb",), ("data=folder",), ("data=sa1b_all_stages",), ("+experiment=data_engine",))
 
@@ -49,8 +53,12 @@ def commands(page: Path) -> list[str]:
 
 
 def cases(of: Any) -> list[Any]:
-    """Returns what `of` finds in each page, with the page in the test's name."""
-    return [pytest.param(each, id=f"{page.relative_to(ROOT)}: {each[:70]}") for page in PAGES for each in of(page)]
+    """Returns what `of` finds in the pages, each text once, with its first page in the test's name."""
+    found: dict[str, Path] = {}
+    for page in PAGES:
+        for each in of(page):
+            found.setdefault(each, page)
+    return [pytest.param(each, id=f"{page.relative_to(ROOT)}: {each[:70]}") for each, page in found.items()]
 
 
 def samtrain_commands(page: Path) -> list[str]:
@@ -65,10 +73,10 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
         return compose("config", overrides=[*overrides, *search])
 
 
-def write_config_files(folder: Path) -> None:
-    """Writes the YAML blocks that pages introduce as a file, `FOLDER/experiment/mine.yaml`, below `folder`."""
+def write_files(folder: Path) -> None:
+    """Writes the blocks that pages introduce as a file below `folder`: config files, and modules that they name."""
     for page in PAGES:
-        for name, text in CONFIG_FILE.findall(page.read_text()):
+        for name, text in FILE.findall(page.read_text()):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
 
@@ -126,16 +134,23 @@ def test_the_tree_is_there() -> None:
 
 
 @pytest.mark.parametrize("command", cases(samtrain_commands))
-def test_commands_compose(command: str, tmp_path: Path) -> None:
-    words = shlex.split(command.split("-m samtrain", 1)[1])
-    overrides = [word for word in words if "=" in word and not word.startswith("-")]
-    if "-m" in words or "--multirun" in words:  # of a grid the first point; the launcher is Hydra's own
+def test_commands_compose(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Composes each command, and checks its settings as samtrain does before it starts."""
+    given = get_args_parser().parse_args(shlex.split(command.split("-m samtrain", 1)[1]))
+    overrides = given.overrides
+    if given.multirun:  # the first point of a grid; the launcher is Hydra's own
         overrides = [re.sub(r"^([^\[{]*?),.*", r"\1", each) for each in overrides if not each.startswith("hydra")]
-    if "--config-dir" in words:
-        assert words[words.index("--config-dir") + 1] == "FOLDER"
-        write_config_files(tmp_path)
-    if overrides:
-        assert compose_config(overrides, tmp_path if "--config-dir" in words else None).task in TASKS
+    if not overrides:
+        return
+    write_files(tmp_path)
+    for name in PLACEHOLDERS:
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert given.config_dir in (None, "FOLDER")
+    config = compose_config(overrides, given.config_dir and tmp_path)
+    assert config.task in TASKS
+    check_config(resolve(config), NODES)
 
 
 @pytest.mark.parametrize("command", cases(commands))
