@@ -11,6 +11,7 @@ from torch import Tensor
 
 from samtrain.modeling.checkpoints import Weights, read_weights
 from samtrain.modeling.sam import SAM_CONFIGS, Sam, SamConfig
+from samtrain.modeling.timm_encoder import is_timm, timm_sizes
 from samtrain.modeling.weights import StateDict, config_differences, infer_config, resize_positions
 
 
@@ -50,12 +51,12 @@ def load_sam(path: str | Path, *, image_size: int | None = None) -> Sam:
 
 def sam_config(model: str, *, image_size: int | None = None, **overrides: Any) -> SamConfig:
     """The sizes of a named model with some of them set anew; ValueError names what is unknown and what there is."""
-    if model not in SAM_CONFIGS:
-        raise ValueError(f"unknown model {model!r}: take one of {', '.join(sorted(SAM_CONFIGS))} (model)")
+    if model not in SAM_CONFIGS and not is_timm(model):
+        raise ValueError(f"unknown model {model!r}: take one of {', '.join(sorted(SAM_CONFIGS))} (model), or timm/NAME")
     known = [field.name for field in fields(SamConfig) if field.name != "model"]
     if unknown := sorted(set(overrides) - set(known)):
         raise ValueError(f"unknown model settings {', '.join(unknown)}: there are {', '.join(known)} (model.*)")
-    config = SAM_CONFIGS[model]
+    config = SamConfig(model=model, **timm_sizes(model)) if is_timm(model) else SAM_CONFIGS[model]
     return replace(config, image_size=image_size or config.image_size, **overrides)
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from samtrain.modeling.image_encoder import ImageEncoder
 from samtrain.modeling.mask_decoder import MLP, MaskDecoder
 from samtrain.modeling.prompt_encoder import PromptEncoder
+from samtrain.modeling.timm_encoder import TimmEncoder
 from samtrain.modeling.transformer import Attention, MLPBlock
 
 ENCODER_GAIN = 0.5**0.5  # 0.02 is 0.55 of what keeps the variance of 768 channels
@@ -28,7 +29,9 @@ CLASSIFIER_SCALE = 0.2  # 0.2 took off earlier than 1 (experiments/LOG.md)
 
 
 @torch.no_grad()
-def init_from_scratch(image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
+def init_from_scratch(
+    image_encoder: ImageEncoder | TimmEncoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder
+) -> None:
     """Sets the weights of all layers in place; tokens keep PyTorch's unit normal, relative positions their zeros."""
     for part, gain in ((image_encoder, ENCODER_GAIN), (prompt_encoder, 1.0), (mask_decoder, 1.0)):
         for module in part.modules():

@@ -14,6 +14,7 @@ from samtrain.modeling.image_tokens import ProjectionCache
 from samtrain.modeling.initialise import init_from_scratch
 from samtrain.modeling.mask_decoder import MaskDecoder
 from samtrain.modeling.prompt_encoder import PromptEncoder
+from samtrain.modeling.timm_encoder import TimmEncoder, is_timm
 from samtrain.types import Prompts, SamOutput, valid_pixels
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, on 0 to 255 (segment_anything)
@@ -111,6 +112,29 @@ SAM_CONFIGS = {
 }
 
 
+def make_image_encoder(config: SamConfig) -> ImageEncoder | TimmEncoder:
+    """Returns the first box of the figure: SAM's ViT, or a ViT of timm where the model's name begins with "timm/"."""
+    if is_timm(config.model):
+        return TimmEncoder(
+            model=config.model,
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            out_chans=config.prompt_dim,
+            drop_path=config.drop_path,
+        )
+    return ImageEncoder(
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        dim=config.encoder_dim,
+        depth=config.encoder_depth,
+        num_heads=config.encoder_heads,
+        global_attn_indexes=config.global_attn_indexes,
+        window_size=config.window_size,
+        out_chans=config.prompt_dim,
+        drop_path=config.drop_path,
+    )
+
+
 class Sam(nn.Module):
     """Image encoder, prompt encoder and mask decoder; plain PyTorch, gradients flow through every method."""
 
@@ -122,17 +146,7 @@ class Sam(nn.Module):
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_encoder = ImageEncoder(
-            image_size=config.image_size,
-            patch_size=config.patch_size,
-            dim=config.encoder_dim,
-            depth=config.encoder_depth,
-            num_heads=config.encoder_heads,
-            global_attn_indexes=config.global_attn_indexes,
-            window_size=config.window_size,
-            out_chans=config.prompt_dim,
-            drop_path=config.drop_path,
-        )
+        self.image_encoder = make_image_encoder(config)
         self.prompt_encoder = PromptEncoder(
             dim=config.prompt_dim,
             image_size=config.image_size,

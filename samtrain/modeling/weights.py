@@ -15,6 +15,7 @@ from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor
 
 from samtrain.modeling.sam import SAM_CONFIGS, Sam, SamConfig
+from samtrain.modeling.timm_encoder import is_timm, resize_timm_positions
 
 StateDict = dict[str, Tensor]
 
@@ -59,6 +60,10 @@ def official_state_dict(sam: Sam) -> StateDict:
 
     Raises ValueError for a decoder that `segment_anything` cannot build.
     """
+    if is_timm(sam.config.model):
+        raise ValueError(
+            f"the official layout has no place for the encoder {sam.config.model} (export.path): write a .safetensors file"
+        )
     if sam.config.decoder_depth != 2:
         raise ValueError(
             f"the official layout knows decoders of 2 layers, this one has {sam.config.decoder_depth} "
@@ -161,7 +166,7 @@ def resize_positions(state: StateDict, config: SamConfig) -> StateDict:
     Tables of windows stay: a window has as many positions at any image size. The linear resize is what segment_anything
     does at run time.
     """
-    state = dict(state)
+    state = resize_timm_positions(dict(state), config.grid)
     key = "image_encoder.pos_embed"
     if key in state:
         state[key] = resample_abs_pos_embed_nhwc(state[key], [config.grid, config.grid])

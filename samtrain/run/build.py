@@ -19,6 +19,7 @@ from samtrain.modeling.build import build_sam, load_sam, sam_config
 from samtrain.modeling.growth import check_depth_growth, next_model
 from samtrain.modeling.mae import load_mae
 from samtrain.modeling.sam import Sam, SamConfig
+from samtrain.modeling.timm_encoder import is_timm, load_timm
 from samtrain.prompts import Sampler
 from samtrain.run.settings import Config, ModelConfig, read, recipe_of
 from samtrain.run.targets import build
@@ -49,6 +50,7 @@ def make_sam(config: Config, *, model: str | None, init: str | Path | None, key:
         return _with_rates(parent, recipe)
     log.info("%s grows into %s.", parent.config.model, model)
     target = sam_config(model, image_size=parent.config.image_size, decoder_depth=parent.config.decoder_depth, **_rates(recipe))
+    check_growth(config, parent.config, target, key=key)
     return next_model(parent, target, _mae(recipe, model) if settings.mae else None, seed=config["seed"], key=key)
 
 
@@ -60,7 +62,9 @@ def _new_sam(config: Config, settings: ModelConfig, model: str | None, key: str)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
         sam = build_sam(model, image_size=settings.image_size, **_rates(recipe), **_own_sizes(settings))
-    if settings.mae:
+    if settings.mae and is_timm(model):
+        load_timm(sam.image_encoder, model, _mae(recipe, "timm"))
+    elif settings.mae:
         load_mae(sam, _mae(recipe, model))
     return sam
 
@@ -70,6 +74,11 @@ def check_growth(config: Config, parent: SamConfig, child: SamConfig, *, key: st
     recipe = recipe_of(config, child.model)
     if parent.model == child.model:
         return
+    if is_timm(parent.model) or is_timm(child.model):
+        raise ValueError(
+            f"{key} is {child.model} and the model before it is {parent.model}: a timm encoder does not grow, so give all "
+            "rounds and the first model (model.name) the same one"
+        )
     if read(ModelConfig, config, "model").mae:
         _mae(recipe, child.model)
     else:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from samtrain.detector import DetectorRecipe
 from samtrain.evaluators.config import ZeroShotConfig
+from samtrain.modeling.timm_encoder import is_timm
 from samtrain.plain import from_plain
 from samtrain.run.image_sets import data_config
 from samtrain.run.targets import check_target
@@ -116,6 +117,8 @@ def read(kind: type[T], config: Config, name: str) -> T:
 def recipe_of(config: Config, model: str) -> Recipe:
     """Returns what a model size trains with; raises ValueError for a size without a recipe."""
     recipes = config["recipes"]
+    if is_timm(model) and model not in recipes:
+        return from_plain(Recipe, recipes["timm"], "recipes.timm")
     if model not in recipes:
         raise ValueError(
             f"{model!r} has no recipe: choose one of {', '.join(recipes)} (model.name), or let it train as one of these does "

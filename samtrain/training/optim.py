@@ -109,10 +109,11 @@ def param_groups(sam: nn.Module, config: AdamWConfig) -> list[dict[str, Any]]:
     the decoder's tokens decay as weights do (ViTDet, SAM 2).
     """
     depth = len(list(sam.get_submodule("image_encoder.blocks").children()))
+    tokens = ("pos_embed", "cls_token", "reg_token")
     groups: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in sam.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim > 1 and not name.endswith("pos_embed")
+            decays = parameter.ndim > 1 and not name.endswith(tokens)
             groups[_layer(name, depth), decays].append(parameter)
     return [
         {
@@ -127,7 +128,8 @@ def param_groups(sam: nn.Module, config: AdamWConfig) -> list[dict[str, Any]]:
 
 def _layer(name: str, depth: int) -> int:
     """0 for patch and position embedding, i + 1 for block i, depth + 1 for all else (BEiT's and ViTDet's count)."""
-    if name.startswith(("image_encoder.patch_embed.", "image_encoder.pos_embed")):
+    name = name.replace("image_encoder.vit.", "image_encoder.")  # a ViT of timm
+    if name.startswith(tuple(f"image_encoder.{part}" for part in ("patch_embed.", "pos_embed", "cls_token", "reg_token"))):
         return 0
     if name.startswith("image_encoder.blocks."):
         return int(name.split(".")[2]) + 1

@@ -39,7 +39,7 @@ def parts_of(sam: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The parameters of each part, in the order of the forward pass."""
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in sam.named_parameters():
-        first, second, third, *_ = [*name.split("."), "", ""]
+        first, second, third, *_ = [*name.replace("image_encoder.vit.", "image_encoder.").split("."), "", ""]
         if first != "image_encoder":
             part = first
         else:
