@@ -117,6 +117,7 @@ def _run_task(config: DictConfig, output_dir: Path, overrides: list[str]) -> Non
         logging.getLogger().setLevel(logging.WARNING)
     log_through_console()
 
+    tasks.check(values)
     with open_run(output_dir, values, overrides) as run_dir:
         metrics = tasks.run(values, run_dir)
     if is_first_rank():

@@ -1,5 +1,6 @@
 """Data: SA-1B's shards in, batches out; the same form is written back."""
 
+from samtrain.data.arrays import ArrayDataConfig
 from samtrain.data.datasets import EndlessBatchSampler, RemoteSamDataset, SamDataset, Source, collate
 from samtrain.data.decode import decode_image
 from samtrain.data.image_set import DataConfig, ImageSet
@@ -9,6 +10,7 @@ from samtrain.data.transforms import LargeScaleJitter, NativeCrop, ResizeLongest
 from samtrain.files import digest
 
 __all__ = [
+    "ArrayDataConfig",
     "DataConfig",
     "EndlessBatchSampler",
     "ImageSet",

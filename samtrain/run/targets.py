@@ -53,8 +53,10 @@ def check_target(node: Any, name: str, *, supplied: Sequence[str] = ()) -> None:
     if arguments is not None:
         names = [argument.name for argument in arguments]
         if unknown := [key for key in given if key not in names]:
+            is_ours = str(node["_target_"]).startswith("samtrain.") or "." in name
+            hint = "" if is_ours else f". To leave samtrain's settings out, give ~{name} '+{name}={{_target_: ...}}'"
             raise ValueError(
-                f"{name}.{unknown[0]} is not a setting of {node['_target_']}; {name} has {', '.join(names) or 'no settings'}"
+                f"{name}.{unknown[0]} is not a setting of {node['_target_']}; {name} has {', '.join(names) or 'no settings'}{hint}"
             )
         required = [argument.name for argument in arguments if argument.default is inspect.Parameter.empty]
         missing = [argument for argument in required if argument not in (*given, *supplied)]

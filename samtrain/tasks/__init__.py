@@ -59,6 +59,15 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 def run(config: dict[str, Any], run_dir: Path) -> dict[str, float | None] | None:
     """Runs the task of the config in `run_dir` and returns its metrics, or None if it has none."""
+    check(config)
+    module = import_module(f"samtrain.tasks.{config['task']}")
+    if hasattr(module, "__path__"):  # a verb of several files is a folder
+        module = import_module(f"{module.__name__}.task")
+    return module.run(config, run_dir)
+
+
+def check(config: dict[str, Any]) -> None:
+    """Raises ValueError for settings that are unknown or out of range, before a run directory or anything else is made."""
     from samtrain.run.settings import check_config
 
     check_task(config["task"])
@@ -68,10 +77,6 @@ def run(config: dict[str, Any], run_dir: Path) -> dict[str, float | None] | None
             f"stage1_run is set, but only task=rounds and task=detector use it, and the task is {config['task']}: "
             "set stage1_run=null"
         )
-    module = import_module(f"samtrain.tasks.{config['task']}")
-    if hasattr(module, "__path__"):  # a verb of several files is a folder
-        module = import_module(f"{module.__name__}.task")
-    return module.run(config, run_dir)
 
 
 def check_task(task: str) -> None:

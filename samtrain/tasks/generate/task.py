@@ -20,6 +20,7 @@ from samtrain.report.page import write_report
 from samtrain.run.build import device_of, make_generator
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, write_metrics
+from samtrain.run.image_sets import data_config
 from samtrain.run.processes import CONTEXT, as_worker, run_together
 from samtrain.run.settings import Config, read
 from samtrain.run.targets import build
@@ -163,7 +164,7 @@ def _check(config: Config, settings: GenerateConfig) -> None:
     for key, value in (("checkpoint", config["checkpoint"]), ("generate.input", settings.input)):
         if value is None:
             raise ValueError(f"{key} is null: set checkpoint=FILE generate.input=IMAGES generate.output=FOLDER")
-    if config["data"]["frame"] == "native":
+    if data_config(config["data"]).frame == "native":
         raise ValueError("data.frame is native, but the generator cuts its own crops: set generator.crop_n_layers instead")
     if config["generator"]["output_mode"] != "coco_rle":
         mode = config["generator"]["output_mode"]

@@ -25,7 +25,7 @@ from samtrain.files import do_once, write_text
 from samtrain.modeling.build import load_sam
 from samtrain.report import write_report
 from samtrain.run.build import Config, device_of, learning_rate_of, loggers_of, make_predictor, sam_config_of
-from samtrain.run.image_sets import is_native, open_set, pool_of_stage_2
+from samtrain.run.image_sets import data_config, is_native, open_set, pool_of_stage_2
 from samtrain.run.preflight import check_images
 from samtrain.run.settings import DetectorSettings, read
 from samtrain.run.training import train, validate
@@ -89,7 +89,7 @@ class Work:
             seed=self.config["seed"],
             promote_metric=settings["promote_metric"],
             size_limits=tuple(self.config["size_limits"]),
-            on_error=self.config["data"]["on_error"],
+            on_error=data_config(self.config["data"]).on_error,
             on_line=self._on_line,
         )
 
@@ -115,7 +115,7 @@ class Work:
     def _public(self) -> dict[str, Any]:
         """What a first model is trained on; of scenes that are only for this, no pool and no test are painted."""
         public = self.config["public"]
-        if public["kind"] != "synthetic" or public == self.config["data"]:
+        if public.get("kind") != "synthetic" or public == self.config["data"]:
             return public
         return {**public, "splits": {split: public["splits"][split] for split in ("public", "val")}}
 
@@ -127,7 +127,8 @@ class Work:
             images = replace(self.images, public=[], pool=[Source(stage.pool)])
             check_images(self.config, images, image_size=sam_config_of(self.config).image_size, native=self.native)
             counts = [each.images for each in stage.rounds]
-            share_out(len(Pool(stage.pool, self.config["data"]["on_error"])), counts, stage.probe.images if stage.probe else 0)
+            pool = Pool(stage.pool, data_config(self.config["data"]).on_error)
+            share_out(len(pool), counts, stage.probe.images if stage.probe else 0)
 
     def _stages(self) -> list[Stage]:
         config = self.config
