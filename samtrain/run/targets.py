@@ -55,9 +55,8 @@ def check_target(node: Any, name: str, *, supplied: Sequence[str] = ()) -> None:
         if unknown := [key for key in given if key not in names]:
             is_ours = str(node["_target_"]).startswith("samtrain.") or "." in name
             hint = "" if is_ours else f". To leave samtrain's settings out, give ~{name} '+{name}={{_target_: ...}}'"
-            raise ValueError(
-                f"{name}.{unknown[0]} is not a setting of {node['_target_']}; {name} has {', '.join(names) or 'no settings'}{hint}"
-            )
+            known = ", ".join(names) or "no settings"
+            raise ValueError(f"{name}.{unknown[0]} is not a setting of {node['_target_']}; {name} has {known}{hint}")
         required = [argument.name for argument in arguments if argument.default is inspect.Parameter.empty]
         missing = [argument for argument in required if argument not in (*given, *supplied)]
         if missing and not node.get("_partial_"):
