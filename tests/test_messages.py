@@ -73,7 +73,7 @@ def known_keys() -> frozenset[tuple[str, ...]]:
 # the user chooses the names below these nodes
 CHOSEN_BY_USER = {("zero_shot", "sets", ANY), ("tune", "space", ANY)}
 # nodes that are null until a group such as +generate/release=sa1b fills them, and arguments that conf/ leaves at their default
-OPTIONAL = {("generate", "release", "detectors"), ("annotator", "leaves_image")}
+OPTIONAL = {("generate", "release", "detectors"), ("data", "_target_"), ("annotator", "leaves_image")}
 # `model.safetensors` is a file and no setting
 ENDINGS = {"ckpt", "csv", "db", "html", "json", "jsonl", "log", "png", "pth", "safetensors", "tar", "yaml"}
 # words in parentheses that name no setting; names before "=" that are arguments of functions or stand for any setting
