@@ -1,4 +1,4 @@
-"""A folder or file is there whole or not at all: through a kill, a full disk, and several processes at once."""
+"""A file or folder is complete or absent, after a kill, on a full disk, and with several processes at once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from samtrain.files import build_once, write_text
+from samtrain.files import build_once, do_once, write_bytes, write_once, write_text
 
 
 def full_disk(*_) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_file_keeps_its_old_text_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_keeps_its_old_text_if_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text(tmp_path / "a.json", "old")
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match=r"No space left on device \(free some disk space.* it resumes\): '.*a\.json'"):
@@ -32,8 +32,23 @@ def test_other_errors_stay_as_they_are(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["folder"], "no temporary file stays behind"
 
 
+def test_the_first_text_of_a_file_written_once_stays(tmp_path: Path) -> None:
+    assert write_once(tmp_path / "new" / "id", "first") == "first" == write_once(tmp_path / "new" / "id", "second")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["id"], "no temporary file stays behind"
+
+
+def test_work_is_done_once_and_its_result_is_plain_json(tmp_path: Path) -> None:
+    first = do_once(tmp_path / "done.json", lambda: (1, 2))
+    assert first.result == [1, 2] and do_once(tmp_path / "done.json", full_disk) == first
+
+
+def test_bytes_are_written_complete(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a" / "b.png", b"\x00\xff")
+    assert (tmp_path / "a" / "b.png").read_bytes() == b"\x00\xff"
+
+
 def make(folder: Path) -> dict:
-    """Two files, the second after a kill; what the first process has left is found by the next."""
+    """Writes two files and kills itself between them the first time; the next process finds the first file."""
     with open(folder / "calls", "a") as file:
         file.write("x")
     if (folder / "calls").read_text() == "x":
@@ -46,8 +61,8 @@ def make_it(target: Path) -> None:
     build_once(target, make, "manifest.json")
 
 
-def test_what_a_killed_process_left_is_not_taken_for_whole(tmp_path: Path) -> None:
-    """Four processes at once: the one that begins is killed, one of the others makes the folder, and only one."""
+def test_the_remains_of_a_killed_process_are_not_taken_for_complete(tmp_path: Path) -> None:
+    """The first process is killed; of three others, one makes the folder."""
     target = tmp_path / "set"
     context = multiprocessing.get_context("spawn")
     first = context.Process(target=make_it, args=(target,))

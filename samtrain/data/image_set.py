@@ -67,7 +67,8 @@ class DataConfig(ABC):
 def open_prepared(folder: Path) -> ImageSet:
     """Returns the splits of a prepared folder that hold images."""
     tars = {split: sorted(map(str, (folder / split).glob("*.tar"))) for split in ("public", "pool", "val", "test")}
-    log.info("%s has %s shards", folder, ", ".join(f"{len(paths)} {split}" for split, paths in tars.items()))
+    counts = ", ".join(f"{split} {len(paths)}" for split, paths in tars.items() if paths)
+    log.info("Number of shards in %s: %s.", folder, counts)
     return ImageSet(
         public=[Source(tars["public"])] if tars["public"] else [],
         pool=[Source(tars["pool"])] if tars["pool"] else [],

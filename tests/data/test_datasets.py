@@ -57,8 +57,8 @@ def test_sources_and_weights(tmp_path, write_set):
         SamDataset(["https://host/a.tar"], RESIZE)
 
 
-def test_the_last_record_of_a_image_counts_where_asked(tmp_path, write_set):
-    """Two tars hold set_0 to set_2, the later one set_2 to set_4 with other numbers of objects."""
+def test_last_counts_shows_only_the_last_record_of_an_image(tmp_path, write_set):
+    """The first tar has set_0 to set_2, the second set_2 to set_4 with other numbers of objects."""
     write_set(tmp_path / "a", n=3)
     write_set(tmp_path / "b", n=5)
     kept = ShardWriter(tmp_path / "c", "later")
@@ -81,7 +81,7 @@ def test_the_last_record_of_a_image_counts_where_asked(tmp_path, write_set):
     assert len(SamDataset([Source(urls[0], last_counts=True), Source(urls[1], last_counts=True)], RESIZE)) == 6
 
 
-def test_memory_holds_images_up_to_its_size(tmp_path, write_set, monkeypatch):
+def test_the_cache_holds_images_up_to_its_size(tmp_path, write_set, monkeypatch):
     write_set(tmp_path)
     plain, held = SamDataset([tmp_path], RESIZE), SamDataset([tmp_path], RESIZE, cache_images=True, cache_bytes=3 * 40 * 60 * 3)
     assert all(equal(plain.get(e, i), held.get(e, i)) for e in range(2) for i in range(6))
@@ -93,7 +93,7 @@ def test_memory_holds_images_up_to_its_size(tmp_path, write_set, monkeypatch):
 
 
 def broken_set(folder, write_tar, making, **changes):
-    """Ten records of which number 4 is broken in the given way: its image, its JSON text or its first mask."""
+    """Writes ten records, with the image, the JSON or the first mask of number 4 broken."""
     size = (40, 60)
     members = []
     for i in range(10):
@@ -129,7 +129,7 @@ def test_a_broken_record_is_named(tmp_path, write_tar, making, kind):
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_record_is_skipped_counted_and_said_once(tmp_path, write_tar, making, kind, caplog):
+def test_a_broken_record_is_skipped_counted_and_logged_once(tmp_path, write_tar, making, kind, caplog):
     changes, complaint = BROKEN[kind]
     path = broken_set(tmp_path / "set", write_tar, making, **changes)
     dataset, again = (SamDataset([path], RESIZE, on_error="skip") for _ in range(2))
@@ -175,7 +175,7 @@ def test_collate(tmp_path, write_set):
     assert batch.valid().sum() == 3 * 21 * 32
 
 
-def test_a_batch_without_objects_has_one_of_no_weight(tmp_path, write_set):
+def test_a_batch_without_objects_gets_an_empty_one_of_weight_0(tmp_path, write_set):
     write_set(tmp_path)
     sample = SamDataset([tmp_path], RESIZE)[0]
     sample.masks = sample.masks[:0]
@@ -196,7 +196,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path, write_set):
         assert one.keys == two.keys and torch.equal(one.images, two.images) and torch.equal(one.masks, two.masks)
 
 
-def test_skips_are_counted_across_workers(tmp_path, write_tar, making):
+def test_skips_are_counted_over_all_workers(tmp_path, write_tar, making):
     path = broken_set(tmp_path / "set", write_tar, making, json=b"no")
     dataset = SamDataset([path], RESIZE, on_error="skip")
     for _ in DataLoader(dataset, batch_size=2, collate_fn=collate, num_workers=2):
@@ -205,7 +205,7 @@ def test_skips_are_counted_across_workers(tmp_path, write_tar, making):
 
 
 def test_real_images_in_batches(tmp_path, shared_data):
-    """Nuclei, grey and in colour, as native crops: each crop holds an object."""
+    """Nuclei in grey and in colour, as native crops that each contain an object."""
     with ShardWriter(tmp_path, "nuclei") as writer:
         for path in sorted((shared_data / "dsb2018-cc0" / "images").glob("*.json"))[:8]:
             image = path.with_suffix(".png").read_bytes()

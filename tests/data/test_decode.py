@@ -21,7 +21,7 @@ def encode(image: Image.Image, kind: str = "png", **options) -> bytes:
 
 
 def encode_16_bit_png(samples: np.ndarray) -> bytes:
-    """(H, W, C) uint16 as PNG, which PIL cannot write for colours."""
+    """Returns (H, W, C) uint16 samples as PNG, which PIL cannot write for colours."""
     height, width, channels = samples.shape
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
@@ -68,7 +68,7 @@ def test_cmyk_jpeg_has_its_colours():
     assert np.abs(image.astype(int) - (200, 30, 40)).max() < 12
 
 
-def test_16_bit_grey_is_stretched_and_said(caplog):
+def test_16_bit_grey_is_stretched_and_logged(caplog):
     caplog.set_level(logging.INFO, logger="samtrain")
     ramp = np.linspace(1000, 1500, 54).astype(np.uint16).reshape(6, 9)
     image = decode(encode(Image.fromarray(ramp)))
@@ -88,7 +88,7 @@ def test_16_bit_tiff_and_float_tiff():
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("largest", [54, 65536])
 def test_16_bit_colour_keeps_its_low_bits(channels, largest):
-    """Alpha or not, grey or not, dark (all of it under one step of 8 bits) or not: equal samples, equal image."""
+    """Equal samples give equal images, with and without alpha, in grey, and if all values are below one 8-bit step."""
     grey = np.random.default_rng(1).permutation(np.linspace(0, largest - 1, 54).astype(np.uint16)).reshape(6, 9)
     samples = np.repeat(grey[..., None], channels, axis=2)
     if channels in (2, 4):
@@ -100,7 +100,7 @@ def test_16_bit_colour_keeps_its_low_bits(channels, largest):
 
 
 @pytest.mark.parametrize("kind", ["png", "<", ">"])
-def test_16_bit_colours_keep_their_relations(making, kind):
+def test_16_bit_colours_keep_their_hues(making, kind):
     samples = np.random.default_rng(2).integers(1000, 9000, (6, 9, 3)).astype(np.uint16)
     samples[..., 1] = 1000
     data = encode_16_bit_png(samples) if kind == "png" else making.encode_16_bit_tiff(samples, kind)
@@ -125,7 +125,7 @@ METHODS |= {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 
 
 def encode_turned(kind: str, orientation: int) -> tuple[bytes, np.ndarray]:
-    """An image with this EXIF orientation, and as it is shown."""
+    """Returns an image with this EXIF orientation, and its pixels as shown."""
     image, exif = Image.fromarray(RGB), Image.Exif()
     exif[0x0112] = orientation
     return encode(image, kind, exif=exif), np.asarray(image.transpose(Image.Transpose[METHODS[orientation]]))
@@ -134,7 +134,7 @@ def encode_turned(kind: str, orientation: int) -> tuple[bytes, np.ndarray]:
 @pytest.mark.parametrize("kind", ["png", "tiff"])
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_exif_turns_if_that_gives_the_size_of_the_json(kind, orientation):
-    """A TIFF is turned by PIL itself, whatever the JSON says."""
+    """PIL itself turns a TIFF, whatever the JSON says."""
     data, shown = encode_turned(kind, orientation)
     assert (decode(data) == RGB).all(), "the JSON describes the image as stored"
     assert (decode(data, (9, 6)) == shown).all(), "the JSON describes the image as shown"
@@ -151,7 +151,7 @@ def test_exif_turns_16_bit_images_too():
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
 @pytest.mark.parametrize("orientation", [2, 3, 4])
-def test_exif_that_does_not_change_the_size_is_left_alone(kind, orientation):
+def test_exif_that_does_not_change_the_size_is_ignored(kind, orientation):
     data, shown = encode_turned(kind, orientation)
     assert (decode(data) == RGB).all()
     assert (decode_shown(data, "here") == shown).all()

@@ -1,4 +1,4 @@
-"""Who is held back: groups stay whole, nothing is empty that need not be, and the same call gives the same."""
+"""Holding back: groups are not divided, no split is empty without need, and the same call gives the same result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_shares_are_kept_and_nothing_is_empty(seed: int) -> None:
             assert abs(images[split] / len(groups) - 0.15) < 0.08
 
 
-def test_another_seed_holds_back_others() -> None:
+def test_another_seed_holds_back_other_images() -> None:
     groups = [str(i) for i in range(50)]
     assert hold_back(groups, fractions=FRACTIONS, seed=0) != hold_back(groups, fractions=FRACTIONS, seed=1)
 
@@ -65,7 +65,7 @@ def test_groups_by_csv_and_by_expression(tmp_path: Path) -> None:
     ("group_by", "message"),
     [("images.csv:slide", "no column 'slide'.*patient"), ("none.csv:patient", "was not found"), ("(", "expression")],
 )
-def test_a_wrong_group_by_is_told(tmp_path: Path, group_by: str, message: str) -> None:
+def test_a_wrong_group_by_is_refused(tmp_path: Path, group_by: str, message: str) -> None:
     (tmp_path / "images.csv").write_text("file_name,patient\na.png,p1\n")
     with pytest.raises(ValueError, match=message):
         grouping(group_by, tmp_path)

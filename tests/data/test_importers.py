@@ -1,4 +1,4 @@
-"""task=prepare: every form gives the same masks, what is unsound is refused and counted, and a kill changes nothing."""
+"""task=prepare: every form gives the same masks, invalid records are refused and counted, and a kill changes nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make_image(seed: int = 0) -> np.ndarray:
 
 
 def masks(count: int = 3) -> list[np.ndarray]:
-    """Rectangles that share no pixel."""
+    """Returns rectangles that share no pixel."""
     found = np.zeros((count, H, W), bool)
     for i in range(count):
         found[i, 2 + i : 9 + i, 1 + 8 * i : 7 + 8 * i] = True
@@ -42,7 +42,7 @@ def masks(count: int = 3) -> list[np.ndarray]:
 
 
 def sa1b(objects: list[Any], size: tuple[int, int] | None = (H, W), name: str = "") -> dict[str, Any]:
-    """SA-1B's JSON with masks, or whatever is given as their segmentation."""
+    """Returns SA-1B's JSON with masks, or with the given segmentations."""
     image = {"image_id": 7, **({"height": size[0], "width": size[1]} if size else {}), "file_name": name}
     each = [
         {"id": i + 1, "segmentation": encode_mask(o) if isinstance(o, np.ndarray) else o} for i, o in enumerate(objects)
@@ -111,7 +111,7 @@ def coco(images: list[dict], annotations: list[dict]) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": []}
 
 
-def test_frequencies_of_lvis_come_along(tmp_path: Path) -> None:
+def test_frequencies_of_lvis_are_kept(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     Image.fromarray(make_image()).save(tmp_path / "images" / "000.jpg")
     first, second, third = masks()
@@ -216,7 +216,7 @@ def test_16_bit_tiff_keeps_its_values(tmp_path: Path) -> None:
 
 
 def test_16_bit_colours_are_stretched_before_they_are_stored(tmp_path: Path, making: Any) -> None:
-    """PIL reads only the high bytes of such a TIFF, which in a dark image are all 0, and writes no such PNG."""
+    """PIL reads only the high bytes of such a TIFF, which are all 0 in a dark image, and cannot write it as PNG."""
     values = np.random.default_rng(0).integers(0, 250, (H, W, 3)).astype(np.uint16)
     write_pair(tmp_path / "set", "p")
     (tmp_path / "set" / "p.png").unlink()
@@ -230,7 +230,7 @@ def test_16_bit_colours_are_stretched_before_they_are_stored(tmp_path: Path, mak
 @pytest.mark.parametrize("given", ["shown", "stored", "none"])
 @pytest.mark.parametrize(("orientation", "turns"), [(6, -1), (8, 1)])
 def test_exif_rotation_follows_the_json(tmp_path: Path, ext: str, given: str, orientation: int, turns: int) -> None:
-    """What is stored as W x H is shown as H x W. Without a size in the JSON it lies as it is shown."""
+    """An image stored as W x H is shown as H x W. Without a size in the JSON it is stored as shown."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     shown = [np.rot90(mask, turns) for mask in masks()]
@@ -249,7 +249,7 @@ def test_exif_rotation_follows_the_json(tmp_path: Path, ext: str, given: str, or
     assert record.annotation["annotations"][0]["segmentation"]["size"] == list(size)
 
 
-def test_equal_names_get_keys_of_their_own(tmp_path: Path) -> None:
+def test_equal_names_get_different_keys(tmp_path: Path) -> None:
     for name in ("a/p", "a_p", "a__p", "a/p 1", "a/p_1"):
         write_pair((tmp_path / "set" / name).parent, Path(name).name)
     records = records_of(prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set"))))
@@ -260,7 +260,7 @@ def test_equal_names_get_keys_of_their_own(tmp_path: Path) -> None:
 
 
 def broken(name: str, folder: Path) -> None:
-    """One unsound pair called `bad`."""
+    """Writes one invalid pair called `bad`."""
     good = sa1b(masks())
     contents = {
         "the JSON cannot be parsed": '{"image": ',
@@ -287,7 +287,7 @@ IMAGE_REASONS = [
 
 
 @pytest.mark.parametrize("reason", IMAGE_REASONS)
-def test_an_unsound_image_is_refused_and_counted(tmp_path: Path, reason: str) -> None:
+def test_an_invalid_image_is_refused_and_counted(tmp_path: Path, reason: str) -> None:
     write_pair(tmp_path / "set", "good")
     broken(reason, tmp_path / "set")
     folder = prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set")))
@@ -319,7 +319,7 @@ BAD_MASKS = {
 
 
 @pytest.mark.parametrize(("reason", "bad"), [(reason, bad) for reason, several in BAD_MASKS.items() for bad in several])
-def test_an_unsound_mask_is_refused_and_the_others_stay(tmp_path: Path, reason: str, bad: Any) -> None:
+def test_an_invalid_mask_is_refused_and_the_others_stay(tmp_path: Path, reason: str, bad: Any) -> None:
     write_pair(tmp_path / "set", "p", sa1b([*masks(), bad]))
     folder = prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set")))
     assert_holds_masks(records_of(folder)["p"], masks())
@@ -327,8 +327,8 @@ def test_an_unsound_mask_is_refused_and_the_others_stay(tmp_path: Path, reason: 
 
 
 @pytest.mark.parametrize("content", [b"P5\n\xfb5 5\n255\n", b"II*\0\x08\0\0\0\0\0\0\0\0\0"])
-def test_a_image_that_trips_the_reader_is_refused(tmp_path: Path, content: bytes) -> None:
-    """PIL raises ValueError and TypeError for these, and neither may end the run."""
+def test_an_image_that_raises_in_the_reader_is_refused(tmp_path: Path, content: bytes) -> None:
+    """PIL raises ValueError and TypeError for these, which must not end the run."""
     write_pair(tmp_path / "set", "good")
     write_pair(tmp_path / "set", "bad")
     (tmp_path / "set" / "bad.png").unlink()
@@ -374,7 +374,7 @@ def test_label_maps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ({"form": "sa1b"}, "holds no images"),
     ],
 )
-def test_wrong_settings_are_told(tmp_path: Path, changed: dict, message: str) -> None:
+def test_wrong_settings_are_refused(tmp_path: Path, changed: dict, message: str) -> None:
     (tmp_path / "set").mkdir()
     with pytest.raises(ValueError, match=message):
         prepare(tmp_path / "out", PrepareConfig(**{"root": str(tmp_path / "set"), **changed}))
@@ -396,13 +396,13 @@ def test_nothing_usable_is_an_error_with_the_reasons(tmp_path: Path) -> None:
 
 
 def many(tmp_path: Path) -> PrepareConfig:
-    """Forty images of ten scenes, some of them unsound."""
+    """Writes forty images of ten scenes, some of them invalid."""
     for number in range(40):
         write_pair(tmp_path / "set", f"s{number % 10}_{number}", "{" if number % 9 == 4 else None)
     return PrepareConfig(root=str(tmp_path / "set"), group_by=r"^s\d", max_count=4)
 
 
-def test_groups_do_not_straddle(tmp_path: Path) -> None:
+def test_a_group_is_in_one_split(tmp_path: Path) -> None:
     folder = prepare(tmp_path / "out", many(tmp_path))
     groups = [{key.split("_")[0] for key in records_of(folder, split)} for split in ("pool", "val", "test")]
     assert all(groups) and sum(map(len, groups)) == len(set().union(*groups)) == 10
@@ -417,7 +417,7 @@ def test_images_without_a_group_are_refused(tmp_path: Path) -> None:
     assert report_of(folder)["refused"]["images"]["no group"]["count"] == 1
 
 
-def test_the_same_call_does_nothing_and_other_input_makes_another(
+def test_the_same_call_does_nothing_and_other_input_makes_another_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = many(tmp_path)
@@ -430,7 +430,7 @@ def test_the_same_call_does_nothing_and_other_input_makes_another(
     assert prepare(tmp_path / "out", config) != folder
 
 
-def test_a_set_that_lost_a_shard_is_not_taken_for_whole(tmp_path: Path) -> None:
+def test_a_set_that_lost_a_shard_is_refused(tmp_path: Path) -> None:
     config = many(tmp_path)
     folder = prepare(tmp_path / "out", config)
     (folder / "test" / "test_000000.tar").unlink()
@@ -438,8 +438,8 @@ def test_a_set_that_lost_a_shard_is_not_taken_for_whole(tmp_path: Path) -> None:
         prepare(tmp_path / "out", config)
 
 
-def test_names_in_no_encoding_are_read(tmp_path: Path) -> None:
-    """As an archive from another system leaves them: bytes that are no UTF-8."""
+def test_names_that_are_not_utf_8_are_read(tmp_path: Path) -> None:
+    """An archive from another system may leave names that are not UTF-8."""
     for name in (b"\xe9t\xe9", b"\xe8t\xe8"):
         write_pair(tmp_path / "set", os.fsdecode(name))
     records = records_of(prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set"))))
@@ -447,7 +447,7 @@ def test_names_in_no_encoding_are_read(tmp_path: Path) -> None:
 
 
 def killed_after(calls: int, function: str, root: Path, config: PrepareConfig) -> int:
-    """Runs prepare in a child that kills itself -9 at the n-th call of a step; returns the signal it died of."""
+    """Runs prepare in a child that kills itself at the n-th call of a step; returns the signal that ended it."""
     child = os.fork()
     if child == 0:
         step, left = getattr(importers, function), [calls]
@@ -472,17 +472,17 @@ def test_a_kill_at_any_step_changes_no_byte(tmp_path: Path) -> None:
     kills = [("check_record", 3), ("check_record", 2), ("write_text", 1), ("image_bytes", 6), ("image_bytes", 9)]
     for function, calls in [*kills, ("digest", 2)]:
         assert killed_after(calls, function, tmp_path / "out", config) == signal.SIGKILL
-        assert not list((tmp_path / "out").glob("*/prepare.json"))  # nothing half made is taken for whole
+        assert not list((tmp_path / "out").glob("*/prepare.json"))  # an incomplete set is not taken for complete
     folder = prepare(tmp_path / "out", config)
     assert folder.name == whole.name and bytes_of(folder) == bytes_of(whole)
     assert not list((tmp_path / "out").glob("*.partial")) and not list(folder.rglob("*.partial"))
 
 
 @pytest.mark.parametrize("room", [0, 1, 2, 4, 9])
-def test_a_full_disk_is_told_and_the_next_call_goes_on(
+def test_a_full_disk_is_explained_and_the_next_call_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
-    """Whichever file does not fit: verdicts, shards, the manifest."""
+    """The file that does not fit may be a file of checked records, a shard, or the manifest."""
     config, left, fsync = many(tmp_path), [room], os.fsync
     whole = prepare(tmp_path / "whole", config)
 
@@ -503,7 +503,7 @@ def test_a_full_disk_is_told_and_the_next_call_goes_on(
 # ---- other readers
 
 
-def test_metas_reader_and_webdataset_read_what_is_written(tmp_path: Path) -> None:
+def test_metas_reader_and_webdataset_read_the_shards(tmp_path: Path) -> None:
     """The steps of SAM 2's SA-1B loader: files <name>.jpg and <name>.json of one folder, areas, RLE into pycocotools."""
     for number in range(3):
         write_pair(tmp_path / "set", f"p.{number}", ext="jpg")

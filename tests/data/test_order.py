@@ -60,7 +60,7 @@ def test_weights_are_repeat_factors():
     assert len(halves) > 60, "the fraction is drawn anew each epoch"
 
 
-def test_a_small_fraction_of_a_small_set_still_comes():
+def test_a_small_fraction_of_a_small_set_is_still_shown():
     order = sampler(shard_lengths=[[3], [50]], weights=[0.01, 1])
     seen = Counter(index for position in range(51 * 30) for _, index in [order.at(position)])
     assert all(seen[index] for index in range(3))
@@ -91,6 +91,6 @@ def test_sources_are_mixed_evenly():
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
-def test_what_cannot_be_ordered(changes, complaint):
+def test_wrong_weights_and_sizes_are_refused(changes, complaint):
     with pytest.raises(ValueError, match=complaint):
         sampler(**changes)

@@ -15,7 +15,7 @@ SIZE = (64, 96)
 
 @pytest.fixture
 def findings(tmp_path, making):
-    """What is said about one image with these boxes as masks."""
+    """Returns the findings about one image with these boxes as masks."""
 
     def find(boxes, *, image_size: int = 96, brightness: int = 128, size=SIZE, transform=None) -> str:
         masks = [making.rectangle(size, box) for box in boxes]
@@ -65,7 +65,7 @@ def test_skipped_faults_are_counted(tmp_path, write_set, write_tar):
 
 
 def test_nuclei_are_too_small_when_the_image_is_shrunk(tmp_path, shared_data):
-    """The set that asks for native crops gets told so."""
+    """A set that needs native crops is recognised."""
     with ShardWriter(tmp_path, "nuclei") as writer:
         for path in sorted((shared_data / "dsb2018-cc0" / "images").glob("*.json"))[:8]:
             image = path.with_suffix(".png").read_bytes()

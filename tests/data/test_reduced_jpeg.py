@@ -1,4 +1,4 @@
-"""JPEGs decoded no larger than needed: nearly the same image, exactly the same masks, and whole wherever it would not fit."""
+"""JPEGs decoded no larger than needed: nearly the same image, the same masks, and full size for all other files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def jpeg(image: np.ndarray, **options) -> bytes:
 
 
 @pytest.mark.parametrize(("scale", "reduction"), [(1.0, 1), (0.51, 1), (0.5, 2), (0.26, 2), (0.2, 4), (0.01, 8)])
-def test_never_smaller_than_needed(scale: float, reduction: int) -> None:
+def test_the_image_is_never_smaller_than_needed(scale: float, reduction: int) -> None:
     image, r = StoredImage(jpeg(smooth(301, 455)), 455, 301, "it").decode(scale)
     assert r == reduction
     assert image.shape == (-(-301 // r), -(-455 // r), 3)
@@ -52,7 +52,7 @@ def test_native_crops_keep_their_pixels(making) -> None:
     assert whole.image.equal(crop(stored, [], 4, np.random.default_rng(0)).image)
 
 
-def test_what_is_no_plain_jpeg_comes_whole(making) -> None:
+def test_other_files_are_decoded_at_full_size(making) -> None:
     image = smooth(64, 96)
     assert StoredImage(making.encode_png(image), 96, 64, "it").decode(0.1)[1] == 1
     turned = Image.Exif()
@@ -61,7 +61,7 @@ def test_what_is_no_plain_jpeg_comes_whole(making) -> None:
     assert StoredImage(data, 64, 96, "it").decode(0.1)[0].shape == (96, 64, 3)  # its JSON is that of the turned image
 
 
-def test_a_broken_one_is_named_once(tmp_path, write_tar, making) -> None:
+def test_a_broken_image_is_named_once(tmp_path, write_tar, making) -> None:
     annotation = making.annotate([making.rectangle((301, 455), (40, 30, 300, 200))], (301, 455))
     cut = jpeg(smooth(301, 455))[:2000]
     path = write_tar(tmp_path / "a.tar", [("one.jpg", cut), ("one.json", json.dumps(annotation).encode())])
@@ -71,6 +71,6 @@ def test_a_broken_one_is_named_once(tmp_path, write_tar, making) -> None:
     assert str(raised.value).count("record one") == 1
 
 
-def test_one_decoded_for_a_window_is_not_kept(tmp_path, write_set) -> None:
+def test_reduced_images_are_not_cached(tmp_path, write_set) -> None:
     with pytest.raises(ValueError, match=r"loader\.reduced_jpeg .* loader\.cache_images"):
         SamDataset([str(tmp_path)], ResizeLongestSide(image_size=32), cache_images=True, reduced_jpeg=True)

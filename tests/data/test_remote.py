@@ -26,7 +26,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(tmp_path):
-    """The address under which this machine serves `tmp_path`."""
+    """Returns the URL under which this machine serves `tmp_path`."""
     handler = functools.partial(Quiet, directory=str(tmp_path))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -55,7 +55,7 @@ def test_http_is_streamed_without_end(tmp_path, write_set, served):
 
 
 @needs_curl
-def test_what_cannot_be_fetched(tmp_path, served):
+def test_a_missing_shard_is_named(tmp_path, served):
     with pytest.raises(ValueError, match="gone.tar cannot be streamed as a tar"):
         next(iter(dataset([f"{served}/gone.tar"])))
 
@@ -71,7 +71,7 @@ def test_commands_run_only_when_allowed(tmp_path, write_set):
     assert len(keys(dataset([f"pipe:cat {path}"], allow_pipe=True), 6)) == 6
 
 
-def test_ranks_and_workers_read_shards_of_their_own(tmp_path, write_set):
+def test_ranks_and_workers_read_different_shards(tmp_path, write_set):
     urls = [f"pipe:cat {path}" for path in write_set(tmp_path, n=8, max_count=2)]
     found = []
     for rank in range(2):
@@ -105,14 +105,14 @@ def test_a_cut_stream_is_noticed(tmp_path, write_tar, length):
         list(stream_pairs(str(path)))
 
 
-def test_half_records_are_noticed(tmp_path, write_tar):
+def test_incomplete_records_are_noticed(tmp_path, write_tar):
     path = write_tar(tmp_path / "a.tar", [("a.png", b"a")])
     with pytest.raises(ValueError, match="1 incomplete records: a has no JSON"):
         list(stream_pairs(str(path)))
 
 
 @pytest.mark.parametrize(("fault", "whole"), [("cut in the last", 5), ("half record", 6)])
-def test_a_shard_that_breaks_off_gives_what_came_before(tmp_path, write_set, write_tar, fault, whole, caplog):
+def test_a_shard_that_breaks_off_yields_the_records_before(tmp_path, write_set, write_tar, fault, whole, caplog):
     """Records that wait in the shuffle buffer when the stream ends are not lost with it."""
     (path,) = write_set(tmp_path, n=6)
     if fault == "cut in the last":
@@ -125,7 +125,7 @@ def test_a_shard_that_breaks_off_gives_what_came_before(tmp_path, write_set, wri
     assert keys(remote, whole + 1) and remote.num_skipped and "Skipped: " in caplog.text
 
 
-def test_broken_records_are_named_or_left_out(tmp_path, write_tar, making, caplog):
+def test_broken_records_are_named_or_skipped(tmp_path, write_tar, making, caplog):
     size = (8, 8)
     sound = making.annotate([making.rectangle(size, (2, 2, 6, 6))], size)
     image = making.encode_png(making.rectangle(size, (0, 0, 3, 3)).astype("uint8"))
@@ -140,7 +140,7 @@ def test_broken_records_are_named_or_left_out(tmp_path, write_tar, making, caplo
     assert skipping.num_skipped >= 2 and "Skipped: " in caplog.text
 
 
-def test_a_set_that_gives_nothing_ends(tmp_path, write_tar):
+def test_a_set_without_usable_samples_is_an_error(tmp_path, write_tar):
     url = f"pipe:cat {write_tar(tmp_path / 'a.tar', [('a.png', b''), ('a.json', b'')])}"
     with pytest.raises(ValueError, match="contain no usable sample"):
         next(iter(dataset([url], allow_pipe=True, on_error="skip")))

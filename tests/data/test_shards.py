@@ -29,7 +29,7 @@ def cut(path: Path, length: int) -> Path:
     return path
 
 
-def test_expand_urls_takes_paths_folders_globs_braces_and_urls(tmp_path):
+def test_expand_urls_accepts_paths_folders_globs_braces_and_urls(tmp_path):
     for i in range(13):
         (tmp_path / f"a_{i:06d}.tar").touch()
     both = [str(tmp_path / f"a_{i:06d}.tar") for i in range(13)]
@@ -40,19 +40,19 @@ def test_expand_urls_takes_paths_folders_globs_braces_and_urls(tmp_path):
     assert expand_urls(f"file://{both[0]}") == both[:1]
 
 
-def test_expand_urls_says_what_matches_nothing(tmp_path):
+def test_expand_urls_names_a_pattern_without_a_match(tmp_path):
     with pytest.raises(ValueError, match="gone_.* matches no shard.*brace pattern"):
         expand_urls(str(tmp_path / "gone_*.tar"))
     with pytest.raises(ValueError, match="list of shards is empty"):
         expand_urls([])
 
 
-def test_remote_is_what_has_a_scheme():
+def test_a_url_with_a_scheme_is_remote():
     assert all(map(is_remote, ("https://a/b.tar", "s3://b/c.tar", "pipe:cat a.tar")))
     assert not any(map(is_remote, ("/a/b.tar", "b.tar", "a:b.tar")))
 
 
-def test_meta_tar_with_dots_and_pairs_apart(tmp_path, write_tar):
+def test_meta_tar_with_dots_and_pairs_that_are_not_adjacent(tmp_path, write_tar):
     """SA-1B's own form: `./` in front, images and JSONs in any order."""
     members = [("./sa_1.jpg", b"one"), ("./sa_2.json", JSON), ("./a.b.png", b"dots"), ("./._sa_1.jpg", b"junk")]
     members += [("./sa_2.JPEG", b"two"), ("./LICENSE", b"text"), ("./sa_1.json", JSON), ("./a.b.json", JSON)]
@@ -69,7 +69,7 @@ def test_long_names_and_folders(tmp_path, write_tar):
     assert keys(path) == [name]
 
 
-def test_names_in_no_encoding(tmp_path, write_tar):
+def test_names_that_are_not_utf_8(tmp_path, write_tar):
     name = os.fsdecode(b"\xe9t\xe9")
     path = write_tar(tmp_path / "a.tar", [(f"{name}.png", b"1"), (f"{name}.json", JSON)])
     assert keys(path) == keys(path) == [name]
@@ -90,7 +90,7 @@ def test_sidecar_is_used_until_the_tar_changes(tmp_path, write_tar, monkeypatch)
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
 
 
-def test_a_sidecar_cut_anywhere_is_built_anew(tmp_path, write_tar):
+def test_a_sidecar_cut_anywhere_is_rebuilt(tmp_path, write_tar):
     path = write_tar(tmp_path / "a.tar", [("a.png", b"1"), ("a.json", JSON)])
     index_tar(path)
     sidecar = tmp_path / "a.tar.index.npz"
@@ -100,7 +100,7 @@ def test_a_sidecar_cut_anywhere_is_built_anew(tmp_path, write_tar):
         assert keys(path) == ["a"]
 
 
-def test_a_full_disk_costs_the_index_not_the_run(tmp_path, write_tar, monkeypatch, caplog):
+def test_a_full_disk_loses_the_index_but_not_the_run(tmp_path, write_tar, monkeypatch, caplog):
     path = write_tar(tmp_path / "a.tar", [("a.png", b"1"), ("a.json", JSON)])
 
     def full(file, **arrays) -> None:
@@ -113,7 +113,7 @@ def test_a_full_disk_costs_the_index_not_the_run(tmp_path, write_tar, monkeypatc
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["a.tar"]
 
 
-def test_sidecar_of_a_read_only_folder_lies_in_the_cache(tmp_path, write_tar, monkeypatch):
+def test_sidecar_of_a_read_only_folder_is_in_the_cache(tmp_path, write_tar, monkeypatch):
     path = write_tar(tmp_path / "a.tar", [("a.png", b"1"), ("a.json", JSON)])
     access = os.access
     monkeypatch.setattr(os, "access", lambda folder, mode: Path(folder) != tmp_path and access(folder, mode))
@@ -128,7 +128,7 @@ def test_sidecar_of_a_read_only_folder_lies_in_the_cache(tmp_path, write_tar, mo
 
 @pytest.mark.parametrize("length", [512, 700, 1024, 1536, 2048, 2600])
 def test_cut_tar_is_noticed(tmp_path, write_tar, length, caplog):
-    """Wherever it is cut: in a header, in an image, between members, before the end mark."""
+    """The tar is cut in a header, in an image, between members, or before the end mark."""
     members = [("a.png", b"1"), ("a.json", JSON), ("b.png", b"2" * 600), ("b.json", JSON)]
     path = cut(write_tar(tmp_path / "a.tar", members), length)
     with pytest.raises(ValueError, match=r"a\.tar: this tar is cut.*copy or download it again"):
@@ -138,7 +138,7 @@ def test_cut_tar_is_noticed(tmp_path, write_tar, length, caplog):
     assert f"Using its {whole} complete records" in caplog.text
 
 
-def test_what_is_no_tar(tmp_path):
+def test_files_that_are_not_tars_are_refused(tmp_path):
     path = tmp_path / "a.tar"
     for content in (b"", b"<html>not found</html>", b"\x1f\x8b" + bytes(2000)):
         path.write_bytes(content)
@@ -148,7 +148,7 @@ def test_what_is_no_tar(tmp_path):
         index_tar(path, on_error="ignore")
 
 
-def test_half_records(tmp_path, write_tar):
+def test_incomplete_records(tmp_path, write_tar):
     path = write_tar(tmp_path / "a.tar", [("a.png", b"1"), ("b.json", JSON), ("c.png", b"1"), ("c.json", JSON)])
     with pytest.raises(ValueError, match="record b has no image; record a has no JSON"):
         index_tar(path)
@@ -204,7 +204,7 @@ def test_writer_round_trip_and_equal_bytes(tmp_path):
     assert record.annotation["annotations"] == [{"id": 3, "bbox": [0, 1, 2, 3], "segmentation": {}}]
 
 
-def test_written_shards_are_webdatasets(tmp_path):
+def test_webdataset_reads_the_written_shards(tmp_path):
     with ShardWriter(tmp_path, "x") as writer:
         writer.write(safe_key("a.b c"), b"image", "jpg", ANNOTATION)
     samples = list(webdataset.WebDataset(str(writer.paths[0]), shardshuffle=False))
@@ -214,7 +214,7 @@ def test_written_shards_are_webdatasets(tmp_path):
         assert {(member.mtime, member.uid, member.gid) for member in tar} == {(0, 0, 0)}
 
 
-def test_writer_leaves_whole_shards_only(tmp_path):
+def test_writer_leaves_only_complete_shards(tmp_path):
     (tmp_path / "x_000004.tar.partial").write_bytes(b"half")
     with pytest.raises(RuntimeError), ShardWriter(tmp_path, "x", max_count=2) as writer:
         assert not (tmp_path / "x_000004.tar.partial").exists()
@@ -229,8 +229,8 @@ def test_writer_leaves_whole_shards_only(tmp_path):
 
 @pytest.mark.parametrize("room", [0, 6000, 10239])
 @pytest.mark.parametrize("max_count", [1, 2])
-def test_a_full_disk_leaves_whole_shards_and_room(tmp_path, monkeypatch, room, max_count):
-    """Whether it fills in an image or in the end mark; what is still buffered cannot be written either."""
+def test_a_full_disk_leaves_complete_shards_and_frees_the_rest(tmp_path, monkeypatch, room, max_count):
+    """The disk fills up in an image or in the end mark; buffered bytes cannot be written either."""
 
     class Full(io.FileIO):
         left = room

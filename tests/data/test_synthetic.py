@@ -1,4 +1,4 @@
-"""The synthetic scenes: what their masks promise one another, how hard they are, and that a set is made once."""
+"""The synthetic scenes: how their masks are related, how hard they are, and that a set is made once."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def scenes() -> list[Scene]:
     return [generate_scene(seed) for seed in range(60)]
 
 
-def test_a_seed_is_a_scene() -> None:
+def test_a_seed_determines_a_scene() -> None:
     first, again, other = generate_scene((3, 1)), generate_scene((3, 1)), generate_scene((3, 2))
     assert np.array_equal(first.image, again.image) and first.parents == again.parents
     assert all(np.array_equal(a, b) for a, b in zip(first.masks, again.masks, strict=True))
     assert not np.array_equal(first.image, other.image)
 
 
-def test_a_part_lies_in_its_whole(scenes: list[Scene]) -> None:
+def test_a_part_is_inside_its_whole(scenes: list[Scene]) -> None:
     for scene in scenes:
         for mask, parent, level in zip(scene.masks, scene.parents, scene.levels, strict=True):
             assert level == (scene.levels[parent] + 1 if parent >= 0 else 0) <= 2
@@ -44,7 +44,7 @@ def test_a_part_lies_in_its_whole(scenes: list[Scene]) -> None:
                 assert mask.sum() < 0.81 * scene.masks[parent].sum()
 
 
-def test_what_is_no_part_shares_no_pixel(scenes: list[Scene]) -> None:
+def test_objects_that_are_not_nested_share_no_pixel(scenes: list[Scene]) -> None:
     for scene in scenes:
         for parent in set(scene.parents):
             siblings = [mask for mask, p in zip(scene.masks, scene.parents, strict=True) if p == parent]
@@ -59,8 +59,8 @@ def test_sizes_counts_and_nesting_are_as_documented(scenes: list[Scene]) -> None
     assert nested.mean() >= 0.40  # the issue: one click is ambiguous
 
 
-def test_some_objects_are_hidden_in_part(scenes: list[Scene]) -> None:
-    """Masks that touch one another without nesting: an occlusion."""
+def test_some_objects_are_partly_hidden(scenes: list[Scene]) -> None:
+    """Masks that touch each other without being nested show an occlusion."""
     touching = 0
     for scene in scenes:
         wholes = [mask for mask, level in zip(scene.masks, scene.levels, strict=True) if level == 0]
@@ -79,7 +79,7 @@ def test_any_size(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_no_shape_leaves_its_reach(kind: str) -> None:
+def test_no_shape_exceeds_its_reach(kind: str) -> None:
     rng = np.random.default_rng(0)
     y, x = np.mgrid[-60:61, -60:61].astype(np.float32)
     for _ in range(20):
@@ -87,7 +87,7 @@ def test_no_shape_leaves_its_reach(kind: str) -> None:
         assert inside.any() and np.hypot(x, y)[inside].max() < REACH * 20
 
 
-def test_neither_a_flood_fill_nor_one_mask_solves_them() -> None:
+def test_neither_a_flood_fill_nor_one_mask_per_click_solves_the_scenes() -> None:
     """At the size of the embedded default, conf/scale/laptop.yaml."""
     for start in (0, 1000):
         scenes = [generate_scene(seed, (96, 96)) for seed in range(start, start + 60)]
@@ -145,14 +145,14 @@ def test_no_scene_is_in_two_splits(prepared: Path) -> None:
     assert len(set(images)) == len(set(ids)) == len(images) == sum(SPLITS.values())
 
 
-def test_the_same_parameters_make_nothing_anew(prepared: Path) -> None:
+def test_the_same_parameters_make_nothing_again(prepared: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*.tar")}
     assert make_synthetic(prepared.parent, splits=SPLITS, size=(64, 64), seed=1, max_count=2) == prepared
     assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*.tar")} == before
     assert make_synthetic(prepared.parent, splits={"val": 1}, size=(64, 64), seed=2) != prepared
 
 
-def test_an_interrupted_set_is_made_whole_and_equal(prepared: Path, tmp_path: Path) -> None:
+def test_an_interrupted_set_is_completed_and_equal(prepared: Path, tmp_path: Path) -> None:
     partial = tmp_path / f"{prepared.name}.partial" / "public"
     partial.mkdir(parents=True)
     (partial / "synthetic_000007.tar").write_bytes(b"left over")
@@ -187,12 +187,12 @@ def test_workers_change_nothing(prepared: Path, tmp_path: Path) -> None:
         ({"seed": -1}, "data.seed"),
     ],
 )
-def test_wrong_parameters_are_told(tmp_path: Path, changed: dict, message: str) -> None:
+def test_wrong_parameters_are_refused(tmp_path: Path, changed: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_synthetic(tmp_path, **{"splits": SPLITS, **changed})
 
 
-def test_the_crowded_split_has_more_and_smaller_objects_that_stand_apart(tmp_path: Path) -> None:
+def test_the_crowded_split_has_more_and_smaller_objects_apart_from_each_other(tmp_path: Path) -> None:
     folder = make_synthetic(tmp_path, splits={"val": 12, "crowded": 12}, size=(96, 96), seed=3)
     counts, areas, hidden = {}, {}, {}
     for split in ("val", "crowded"):
@@ -208,7 +208,7 @@ def test_the_crowded_split_has_more_and_smaller_objects_that_stand_apart(tmp_pat
 
 
 def _touch(scene: Scene) -> float:
-    """Share of the wholes that touch another."""
+    """Returns the share of the wholes that touch another one."""
     wholes = [mask for mask, level in zip(scene.masks, scene.levels, strict=True) if level == 0]
     grown = [binary_dilation(mask) for mask in wholes]
     return float(np.mean([any((a & b).any() for j, b in enumerate(grown) if j != i) for i, a in enumerate(grown)] or [0.0]))

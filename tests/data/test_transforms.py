@@ -25,8 +25,8 @@ def disc(size: tuple[int, int], centre: tuple[float, float], radius: float) -> n
     return (columns - centre[0]) ** 2 + (rows - centre[1]) ** 2 <= radius**2
 
 
-def test_resize_is_sams(making):
-    """The photo equals PIL's bilinear resize of the whole, padded at the bottom and on the right."""
+def test_resize_equals_sams(making):
+    """The photo equals PIL's bilinear resize of the full image, padded at the bottom and on the right."""
     image = make_image((90, 120))
     sample = ResizeLongestSide(image_size=64)(image, [], 4, rng())
     expected = np.asarray(Image.fromarray(image).resize((64, 48), Image.Resampling.BILINEAR))
@@ -37,8 +37,8 @@ def test_resize_is_sams(making):
     assert resized_size((1500, 2247), 1024) == (684, 1024)
 
 
-def test_masks_match_a_resize_of_the_whole(making):
-    """Rendering only an object's own extent gives what resizing the whole mask by area would give."""
+def test_masks_match_a_resize_of_the_full_mask(making):
+    """Rendering only an object's extent gives the same as resizing the full mask by area."""
     size = (93, 131)
     masks = [disc(size, (rng(i).uniform(0, 131), rng(i).uniform(0, 93)), rng(i).uniform(4, 40)) for i in range(12)]
     sample = ResizeLongestSide(image_size=50)(make_image(size), making.annotate(masks, size)["annotations"], 64, rng())
@@ -87,7 +87,7 @@ def test_at_most_max_masks_are_decoded(making, monkeypatch):
     assert (ResizeLongestSide(image_size=32)(make_image(size), annotations, 5, rng(3)).masks.numpy() == draws[3]).all()
 
 
-def test_masks_that_are_the_image_are_dropped(making):
+def test_masks_of_almost_the_whole_image_are_dropped(making):
     size = (50, 50)
     large, small = making.rectangle(size, (0, 0, 50, 46)), making.rectangle(size, (0, 0, 50, 44))
     annotations = making.annotate([large, small], size)["annotations"]
@@ -157,7 +157,7 @@ def test_jitter_scales_within_its_range(making):
 
 
 def test_jitter_moves_image_and_mask_alike(making):
-    """A white square on black: what is white in the input is what the mask says."""
+    """A white square on black: the white pixels of the input are those of the mask."""
     size = (100, 150)
     mask = making.rectangle(size, (40, 30, 100, 80))
     image = np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255
@@ -171,7 +171,7 @@ def test_jitter_moves_image_and_mask_alike(making):
             assert not white.any()
 
 
-def test_flip_mirrors_the_part_that_is_no_padding(making):
+def test_flip_mirrors_the_part_that_is_not_padding(making):
     size = (40, 20)
     mask = making.rectangle(size, (2, 3, 7, 30))
     image, annotations = make_image(size), making.annotate([mask], size)["annotations"]
@@ -182,7 +182,7 @@ def test_flip_mirrors_the_part_that_is_no_padding(making):
     assert not flipped.image[:, :, 20:].any() and not flipped.masks[:, :, 20:].any()
 
 
-def test_box_decoding_equals_whole_decoding():
+def test_box_decoding_equals_full_decoding():
     """All kinds of masks and boxes; runs that cross columns, touch borders, or begin in the foreground."""
     for seed in range(60):
         draw = rng(seed)
@@ -195,7 +195,7 @@ def test_box_decoding_equals_whole_decoding():
 
 
 def test_boxes_and_areas_may_be_missing_or_one_short(making):
-    """SA-1B's boxes count from pixel to pixel; our own preparation counts pixels."""
+    """SA-1B's boxes end at the last pixel, and ours one pixel later."""
     size = (30, 30)
     annotations = making.annotate([making.rectangle(size, (5, 6, 6, 9))], size)["annotations"]
     short = [{**a, "bbox": [5, 6, 0, 2]} for a in annotations]

@@ -1,4 +1,4 @@
-"""What is sound passes, and each of many faults is named with file and record."""
+"""A valid set passes, and each of many faults is named with its file and record."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def record(number: int) -> tuple[dict[str, Any], bytes]:
 
 
 def write_folder(folder: Path, change: Callable[[dict[str, Any]], Any] | None = None) -> Path:
-    """Three records, of which the second is changed."""
+    """Writes three records, with a change to the second."""
     folder.mkdir()
     for number in (1, 2, 3):
         content, image = record(number)
@@ -54,14 +54,14 @@ def as_tar(folder: Path, path: Path) -> Path:
     return path
 
 
-def test_what_is_sound(tmp_path: Path) -> None:
+def test_valid_sets_have_no_faults(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "in")
     for dataset in (folder, as_tar(folder, tmp_path / "sa.tar")):
         verdict = validate(str(dataset))
         assert verdict.is_sound and (verdict.images, verdict.masks) == (3, 9) and not verdict.notes
 
 
-def test_boxes_of_either_convention(tmp_path: Path) -> None:
+def test_boxes_of_both_conventions(tmp_path: Path) -> None:
     def coco(content):
         for each in content["annotations"]:
             each["bbox"] = [each["bbox"][0], each["bbox"][1], 20, 10]
@@ -70,7 +70,7 @@ def test_boxes_of_either_convention(tmp_path: Path) -> None:
 
 
 def at(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
-    """Sets a value; of annotations, the second one's."""
+    """Returns a function that sets a value; in annotations, that of the second one."""
 
     def change(content: dict[str, Any]) -> None:
         *parents, last = path.split(".")
@@ -139,7 +139,7 @@ def test_the_same_mask_twice(tmp_path: Path) -> None:
     assert list(verdict.counts()) == ["the same mask twice in an image"] and "annotation 299" in str(verdict.faults[0])
 
 
-def test_halves_of_pairs(tmp_path: Path) -> None:
+def test_incomplete_pairs(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "in")
     (folder / "sa_1.json").unlink()
     (folder / "sa_3.jpg").unlink()
@@ -170,14 +170,14 @@ def test_one_image_under_two_names_is_a_note(tmp_path: Path) -> None:
     assert verdict.is_sound and len(verdict.notes) == 1 and "sa_2" in str(verdict.notes[0])
 
 
-def test_a_name_in_two_tars(tmp_path: Path) -> None:
+def test_a_name_in_two_tars_is_a_fault(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "in")
     as_tar(folder, tmp_path / "a.tar"), as_tar(folder, tmp_path / "b.tar")
     counts = validate(str(tmp_path / "*.tar")).counts()
     assert counts["another image has the same name"] == 3 and counts["another mask has the same id"] == 9
 
 
-def test_nothing_is_not_sound(tmp_path: Path) -> None:
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give a folder with tars"):
         validate(str(tmp_path))
 

@@ -211,12 +211,12 @@ def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -
             _count(refused["masks"], line["name"], *refusal)
     for name, content in counts.items():
         content["groups"] = len(content["groups"])
-        log.info("The split %s has %d images with %d masks, in %d groups.", name, *content.values())
+        log.info("Split %s: %d image(s), %d mask(s), %d group(s).", name, *content.values())
         if not content["images"]:
             log.warning("The split %s is empty, because its share is 0 or there are fewer groups than splits.", name)
     for kind, reasons in refused.items():
         for reason, content in reasons.items():
-            log.warning("Refused %d %s: %s", content["count"], kind, reason)
+            log.warning("Refused %s: %d (%s).", kind, content["count"], reason)
     return {"version": PREPARE_VERSION, "config": config.parameters(), "splits": counts, "refused": refused}
 
 
