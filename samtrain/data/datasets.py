@@ -138,7 +138,7 @@ class SamDataset(Dataset):
     def _place(self, index: int) -> tuple:
         """Returns the shard of a record and its number there."""
         if not 0 <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} records")
+            raise IndexError(f"index {index} is outside the {len(self)} records")
         number = int(np.searchsorted(self._ends, index, side="right"))
         return self.shards[number], index - (int(self._ends[number - 1]) if number else 0)
 

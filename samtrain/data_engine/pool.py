@@ -38,7 +38,7 @@ class Pool:
 
     def __init__(self, tars: Sequence[str], on_error: str = "raise") -> None:
         if remote := [tar for tar in tars if is_remote(tar)]:
-            raise ValueError(f"the pool lies at {remote[0]}: annotating reads images by number, copy the tars to a disk")
+            raise ValueError(f"the pool is remote ({remote[0]}), but images are read by number: copy the tars to a disk")
         self.indices: list[ShardIndex] = [index_tar(tar, on_error=on_error) for tar in tars]
         keys = np.concatenate([index.keys for index in self.indices]) if self.indices else np.array([])
         names, counts = np.unique(keys, return_counts=True)

@@ -285,7 +285,8 @@ def _point_grids(
     grids = [np.asarray(grid, dtype=np.float64) for grid in grids]
     if len(grids) <= num_layers or any(grid.ndim != 2 or grid.shape[1] != 2 for grid in grids):
         raise ValueError(
-            f"point_grids are {[grid.shape for grid in grids]}: (K, 2) of x, y in 0 to 1 for each of {num_layers + 1} layers"
+            f"point_grids has the shapes {[grid.shape for grid in grids]}: give an array (K, 2) of x, y in 0 to 1 "
+            f"for each of {num_layers + 1} layers"
         )
     return grids
 
