@@ -53,5 +53,5 @@ def test_more_runs_than_the_charts_can_show(tmp_path: Path) -> None:
         compare(tmp_path / "out", f"'{tmp_path}/*'")
     make_run(tmp_path / "broken" / "run")
     (tmp_path / "broken" / "run" / "metrics.json").write_text("{")
-    with pytest.raises(ValueError, match="metrics.json is no JSON"):
+    with pytest.raises(ValueError, match="metrics.json cannot be parsed as JSON"):
         compare(tmp_path / "out", str(tmp_path / "broken" / "run"))
