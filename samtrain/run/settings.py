@@ -27,6 +27,7 @@ from samtrain.training.config import CallbacksConfig, LoaderConfig, TrainerConfi
 from samtrain.training.loggers import LoggerConfig
 from samtrain.training.optim import OptimConfig, Recipe
 from samtrain.training.plan import PlanConfig
+from samtrain.tuning.config import TuneConfig
 
 T = TypeVar("T")
 Config = dict[str, Any]
@@ -224,10 +225,7 @@ NODES: dict[str, Reader] = {
     "engine": keys("promote_metric", "probe_images", "probe_images_stage_2", "large_scale_jitter"),
     "rounds": each(keys("stage", *_ROUND)),
     "zero_shot": plain(ZeroShotConfig),
-    "tune": keys(
-        "metric", "direction", "num_trials", "num_workers", "study", "storage", "stale_after", "seeds", "compare_by",
-        "overrides", "space", "sampler", "pruner",
-    ),
+    "tune": plain(TuneConfig),
     "generator": target(),
     # defaults that the nodes above refer to; a setting is given to its node, and to `scale` only for all nodes at once
     "scale": keys(

@@ -1,4 +1,4 @@
-"""What is searched: config keys with the values that they may take, the default among them."""
+"""The search space: config keys and the values that they may take, which include the default."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 FORMS = "{low: 0.1, high: 10.0, log: true}, {low: 1, high: 9, step: 2} or {choices: [a, b]}"
-PLAIN = re.compile(r"[A-Za-z_][\w./-]*")  # a text that needs no quotes
+PLAIN = re.compile(r"[A-Za-z_][\w./-]*")  # text that needs no quotes in an override
 Value = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """A key and its values: a range of whole numbers or of floats, both ends included, or choices.
+    """A config key and its values: a range of whole numbers or of floats with both ends, or choices.
 
-    default: what the config has, with which trial 0 is run
+    default: the value in the config, which trial 0 has
     """
 
     key: str
@@ -32,7 +32,7 @@ class Dimension:
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def suggest(self, trial: Any) -> Value:
-        """The value that Optuna's trial takes."""
+        """Returns the value that Optuna chooses for a trial."""
         if self.choices:
             return trial.suggest_categorical(self.key, self.choices)
         suggest = trial.suggest_int if self.is_whole else trial.suggest_float
@@ -40,6 +40,7 @@ class Dimension:
         return suggest(self.key, self.low, self.high, log=self.log, **step)
 
     def contains(self, value: Any) -> bool:
+        """Returns whether a trial could have this value."""
         if self.choices:
             return value in self.choices
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -48,14 +49,21 @@ class Dimension:
         on_step = self.step is None or abs((value - self.low) / self.step - round((value - self.low) / self.step)) < 1e-9
         return self.low <= value <= self.high and on_step and (float(value).is_integer() or not self.is_whole)
 
+    def __str__(self) -> str:
+        if self.choices:
+            return "one of " + ", ".join(map(str, self.choices))
+        extra = ", logarithmic" if self.log else f", step {self.step}" if self.step else ""
+        return f"{self.low} to {self.high}{extra}"
+
 
 def read_space(space: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any], *, model: str | None) -> list[Dimension]:
-    """The dimensions of `tune.space`, with the config's own values as defaults; `{model}` in a key stands for `model`.
+    """Returns the dimensions of `tune.space` with the values in the config as defaults; `{model}` in a key means `model`.
 
-    Raises ValueError for an empty space, a key that the config has not, a form that is none, or a default outside.
+    Raises ValueError for an empty space, a key that the config does not have, values in another form, and a default that
+    is not among the values.
     """
     if not space:
-        raise ValueError("tune.space is empty: take a search space, tune=training, or write one into conf/tune/")
+        raise ValueError("tune.space is empty: choose a search space such as tune=training, or add one to conf/tune/")
     return [_dimension(key.replace("{model}", str(model)), values, config) for key, values in space.items()]
 
 
@@ -64,46 +72,47 @@ def _dimension(key: str, values: Mapping[str, Any], config: Mapping[str, Any]) -
     known = {"low", "high", "log", "step", "choices"}
     is_range = "low" in values and "high" in values and "choices" not in values
     if set(values) - known or not (is_range or (set(values) == {"choices"} and values["choices"])):
-        raise ValueError(f"{name} is {dict(values)}: take {FORMS}")
+        raise ValueError(f"{name} is {dict(values)}: give {FORMS}")
     default = _at(config, key, name)
     if not is_range:
         dimension = Dimension(key, _plain(default), choices=tuple(map(_plain, values["choices"])))
     else:
         low, high = values["low"], values["high"]
         if not all(isinstance(v, (int, float)) for v in (low, high)) or not low < high:
-            raise ValueError(f"{name} goes from {low!r} to {high!r}: take two ascending numbers")
+            raise ValueError(f"{name} goes from {low!r} to {high!r}: give two ascending numbers")
         log, step = bool(values.get("log", False)), values.get("step")
         if log and (low <= 0 or step is not None):
-            raise ValueError(f"{name} is logarithmic: low must be above 0, and there is no step")
+            raise ValueError(f"{name} is logarithmic: give a low above 0, and no step")
         dimension = Dimension(key, default, low, high, log, step)
     if not dimension.contains(dimension.default):
-        raise ValueError(f"{name} does not contain the default, {default!r}: widen it, for the default is trial 0")
+        raise ValueError(f"{name} does not contain the default {default!r}, the setting of trial 0: widen the range or add it")
     return dimension
 
 
 def _at(config: Mapping[str, Any], key: str, name: str) -> Any:
+    """Returns the value of a dotted key; raises ValueError if the config does not have it."""
     value: Any = config
     for part in key.split("."):
         if not isinstance(value, Mapping) or part not in value:
             known = ", ".join(sorted(map(str, value))) if isinstance(value, Mapping) else "nothing"
-            raise ValueError(f"{name}: the config has no {key!r} (before {part!r} there is {known})")
+            raise ValueError(f"{name} is searched, but the config has no {key!r}: instead of {part!r} give one of: {known}")
         value = value[part]
     return value
 
 
 def _plain(value: Any) -> Value:
-    """A choice as Optuna takes it: lists as the text that the command line has for them."""
+    """Returns a choice as Optuna takes it: a list becomes the text that stands for it on the command line."""
     return "[" + ",".join(_text(each) for each in value) + "]" if isinstance(value, list) else value
 
 
 def override(key: str, value: Value) -> str:
-    """`key=value` as Hydra reads it back to the same value; a text in brackets is a list."""
+    """Returns `key=value` so that Hydra reads the same value again; text in brackets is a list."""
     is_list = isinstance(value, str) and value.startswith("[") and value.endswith("]")
     return f"{key}={value if is_list else _text(value)}"
 
 
 def _text(value: Any) -> str:
-    """In the grammar of Hydra's overrides."""
+    """Returns a value in the grammar of Hydra's overrides."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""A trial is a command of its own: begun, followed by the files that it writes, ended early where it is not worth its time."""
+"""Runs a trial as a separate command, follows the files that it writes, and ends it early if it is to be pruned."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ from typing import Any
 
 from samtrain.tuning.space import Value, override
 
-LOOK_EVERY = 1.0  # seconds
-PARENT = "SAMTRAIN_PARENT"  # the process without which a command has no reason to go on
+POLL_SECONDS = 1.0
+PARENT = "SAMTRAIN_PARENT"  # the process id of the sweep; a trial ends when this process has ended
 
 
 class TrialFailed(Exception):
-    """A run that ended with an error, or without the number that was asked for."""
+    """The run ended with an error, or without the metric that was asked for."""
 
 
 class TrialKilled(TrialFailed):
-    """A run that a signal ended: by a scheduler, by somebody, for want of memory."""
+    """A signal ended the run: from a scheduler, a person, or the system when memory ran out."""
 
 
 class Stopped(Exception):
-    """The sweep was interrupted: the trial is to be gone on with another time."""
+    """The sweep was interrupted, and the trial is to be resumed later."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """The command line of a run but for `run_dir`, which each is given."""
+    """The command line of a run without `run_dir`, which is different for each trial."""
 
     overrides: tuple[str, ...]
 
     def with_values(self, values: Mapping[str, Value], extra: Sequence[str] = ()) -> Command:
+        """Returns this command with further overrides and with values for the searched settings."""
         given = [override(key, value) for key, value in values.items()]
         return Command((*self.overrides, *extra, *given))
 
@@ -49,7 +50,7 @@ class Command:
         return shlex.join(["python", "-m", "samtrain", *self.overrides])
 
     def start(self, run_dir: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """In a session of its own, so that all its processes can be ended at once; what it says goes to `output.log`."""
+        """Starts the run with its output in `output.log`, in a session of its own, so that all its processes end together."""
         run_dir.mkdir(parents=True, exist_ok=True)
         arguments = [*self.overrides, f"run_dir={_quoted(run_dir)}", "callbacks.progress=false"]
         with open(run_dir / "output.log", "ab") as log:
@@ -63,26 +64,26 @@ class Command:
 
 
 def end_with_parent() -> None:
-    """End where the sweep that began this run is gone (`SAMTRAIN_PARENT`): nobody would read what it finds."""
-    parent = os.environ.pop(PARENT, None)  # not for what this run begins
+    """Ends this run when the sweep that started it has ended (`SAMTRAIN_PARENT`), because nobody would read its result."""
+    parent = os.environ.pop(PARENT, None)  # not for the processes that this run starts
     if parent is None:
         return
 
     def watch() -> None:
         while str(os.getppid()) == parent:
             time.sleep(1)
-        if os.getpgrp() == os.getpid():  # with what it has begun itself; as killed, what is half done is gone on with
+        if os.getpgrp() == os.getpid():  # end its own processes, too; a resumed run continues from what is on disk
             os.killpg(os.getpgrp(), signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def shares(workers: int, devices: int, gpus: int) -> list[dict[str, str]]:
-    """The environment of each of several runs at once: its GPUs, in turn, or its part of the cores.
+def worker_environments(workers: int, devices: int, gpus: int) -> list[dict[str, str]]:
+    """Returns the environment of each of several runs at a time: its GPUs, in turn, or its share of the cores.
 
-    devices: that a run takes. gpus: that are there. What a user has set for the cores stays. ValueError where runs of several
-    devices would have to share them.
+    `devices` is the number of GPUs per run, `gpus` how many there are. A user's own OMP_NUM_THREADS stays. Raises ValueError
+    if runs on several GPUs would have to share them.
     """
     if workers == 1:
         return [{}]
@@ -93,63 +94,63 @@ def shares(workers: int, devices: int, gpus: int) -> list[dict[str, str]]:
     visible = given.split(",") if given else [str(i) for i in range(gpus)]
     if devices > 1 and workers * devices > len(visible):
         raise ValueError(
-            f"tune.num_workers is {workers} and each run takes {devices} GPUs (trainer.devices), of which there are "
+            f"tune.num_workers is {workers} and each run uses {devices} GPUs (trainer.devices), but there are only "
             f"{len(visible)}: set tune.num_workers={max(1, len(visible) // devices)}"
         )
     chosen = [[visible[(i * devices + k) % len(visible)] for k in range(devices)] for i in range(workers)]
     return [{"CUDA_VISIBLE_DEVICES": ",".join(each)} for each in chosen]
 
 
-def run_to_its_end(
+def run_trial(
     command: Command,
     run_dir: Path,
     metric: str,
     env: Mapping[str, str],
     *,
-    report: Callable[[int, float], bool],
-    alive: Callable[[], None],
     stopped: Callable[[], bool],
+    should_prune: Callable[[int, float], bool] = lambda number, value: False,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> dict[str, float] | None:
-    """The run's metrics.json; None where `report(i, value)` of the i-th measurement said that it is not worth going on.
+    """Runs the command and returns its metrics.json, or None if `should_prune(i, value)` of the i-th measurement ended it.
 
-    `alive` is called each `LOOK_EVERY` seconds. Raises TrialFailed, and Stopped once `stopped()` is true; the process is gone
-    then, and its directory goes on when it is given the same command.
+    `heartbeat` is called every `POLL_SECONDS`. Raises TrialFailed, and Stopped once `stopped()` is true. The process has
+    ended by then; the same command resumes its directory.
     """
     process, reported = command.start(run_dir, env), 0
     try:
         while True:
             ended = process.poll() is not None
             for value in measurements(run_dir, metric)[reported:]:
-                if report(reported, value) and not ended:
+                if should_prune(reported, value) and not ended:
                     return None
                 reported += 1
             if ended:
                 return _result(process.returncode, run_dir, metric)
             if stopped():
                 raise Stopped
-            alive()
-            time.sleep(LOOK_EVERY)
+            heartbeat()
+            time.sleep(POLL_SECONDS)
     finally:
-        end(process)
+        terminate(process)
 
 
 def measurements(run_dir: Path, metric: str) -> list[float]:
-    """What a run has measured so far, in its order: by round where it has rounds, else by validation."""
+    """Returns what a run has measured so far, in order: after each round if it has rounds, else after each validation."""
     ledger = run_dir / "ledger.jsonl"
     if ledger.is_file():
         lines = [json.loads(line) for line in ledger.read_text().splitlines()]
         found = [line["metrics_after" if line["promoted"] else "metrics_before"].get(metric) for line in lines[1:]]
     elif (run_dir / "metrics.csv").is_file() and not (run_dir / "rounds").is_dir():
         text = (run_dir / "metrics.csv").read_text()
-        rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # without a line that is being written
+        rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # leaves out a line that is still being written
         found = [float(row[metric]) for row in rows if row.get(metric)]
     else:
         found = []
     return [value for value in found if value is not None and math.isfinite(value)]
 
 
-def end(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
-    """End a process and all that it began, those too that have not heard the first signal."""
+def terminate(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
+    """Ends a process and all that it started, also those that ignore the first signal."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -163,19 +164,22 @@ def end(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
 
 
 def _result(status: int, run_dir: Path, metric: str) -> dict[str, float]:
+    """Returns the metrics of a run that has ended; raises TrialFailed if it failed or has no such metric."""
     log = run_dir / "output.log"
     if status:
         last = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
         if status < 0:
-            raise TrialKilled(f"ended by {signal.Signals(-status).name}, see {log}: {last}")
-        raise TrialFailed(f"exit status {status}, see {log}: {last}")
+            raise TrialKilled(f"it was ended by {signal.Signals(-status).name}, see {log}: {last}")
+        raise TrialFailed(f"it ended with exit status {status}, see {log}: {last}")
     metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text())
     value = metrics.get(metric)
     if value is None or not math.isfinite(value):
-        raise TrialFailed(f"{run_dir / 'metrics.json'} has no {metric} (tune.metric); it has {', '.join(sorted(metrics))}")
+        raise TrialFailed(
+            f"{run_dir / 'metrics.json'} has no {metric} (tune.metric, tune.compare_by); it has {', '.join(sorted(metrics))}"
+        )
     return {name: number for name, number in metrics.items() if number is not None}
 
 
 def _quoted(path: Path) -> str:
-    """A path that Hydra takes as it is."""
+    """Returns a path in quotes, so that Hydra takes it as it is."""
     return "'" + str(path).replace("'", "\\'") + "'"

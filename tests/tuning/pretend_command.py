@@ -1,4 +1,4 @@
-"""A run that stands in for a training: it writes what `task=tune` reads, and its quality is known."""
+"""A run that stands in for a training: it writes what `task=tune` reads, with known quality."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ with open(run / "metrics.csv", "w") as file:
 
 
 def write_command(folder: Path) -> Path:
-    """`python -m samtrain` in this folder is the pretended one."""
+    """Makes `python -m samtrain` in this folder the pretended command."""
     (folder / "samtrain").mkdir()
     (folder / "samtrain" / "__init__.py").write_text("")
     (folder / "samtrain" / "__main__.py").write_text(MAIN)

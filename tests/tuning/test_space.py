@@ -1,4 +1,4 @@
-"""What is searched: forms, defaults, and that a value comes back from the command line as it was."""
+"""Search spaces: their forms, their defaults, and values that the command line reads back unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def space(**values: Any) -> list[Any]:
     return read_space({key.replace("_dot_", "."): value for key, value in values.items()}, CONFIG, model="vit_b")
 
 
-def test_defaults_are_the_configs() -> None:
+def test_defaults_come_from_the_config() -> None:
     rate, points, jitter, flip = space(
         optim_dot_rate={"low": 0.1, "high": 10, "log": True},
         prompts_dot_points={"low": 1, "high": 9, "step": 2},
@@ -35,7 +35,7 @@ def test_defaults_are_the_configs() -> None:
     assert not points.contains(3.5) and not points.contains(True) and rate.contains(10)
 
 
-def test_the_model_stands_in_keys() -> None:
+def test_keys_may_name_the_model() -> None:
     config = {"recipes": {"vit_b": {"decay": 0.1}}}
     (decay,) = read_space({"recipes.{model}.decay": {"low": 0.0, "high": 1.0}}, config, model="vit_b")
     assert (decay.key, decay.default) == ("recipes.vit_b.decay", 0.1)
@@ -44,17 +44,17 @@ def test_the_model_stands_in_keys() -> None:
 @pytest.mark.parametrize(
     ("key", "values", "said"),
     [
-        ("optim.rate", {"low": 2.0, "high": 3.0}, "does not contain the default, 1.0"),
+        ("optim.rate", {"low": 2.0, "high": 3.0}, "does not contain the default 1.0"),
         ("optim.rate", {"low": 3.0, "high": 2.0}, "ascending"),
         ("optim.rate", {"low": 0.0, "high": 2.0, "log": True}, "above 0"),
-        ("optim.rate", {"low": 0.0}, "take {low"),
-        ("optim.rate", {"choices": []}, "take {low"),
-        ("optim.rate", {"low": 0.0, "high": 2.0, "hight": 2}, "take {low"),
+        ("optim.rate", {"low": 0.0}, "give {low"),
+        ("optim.rate", {"choices": []}, "give {low"),
+        ("optim.rate", {"low": 0.0, "high": 2.0, "hight": 2}, "give {low"),
         ("optim.rates", {"low": 0.0, "high": 2.0}, "no 'optim.rates'"),
         ("prompts.points.x", {"low": 0.0, "high": 2.0}, "no 'prompts.points.x'"),
     ],
 )
-def test_what_cannot_be_searched_is_said_with_its_key(key: str, values: dict, said: str) -> None:
+def test_errors_name_the_key_of_the_space(key: str, values: dict, said: str) -> None:
     with pytest.raises(ValueError, match=f"tune.space.{key}.*{said}"):
         read_space({key: values}, CONFIG, model=None)
     with pytest.raises(ValueError, match="tune.space is empty"):
@@ -65,7 +65,7 @@ TEXTS = ["cosine", "[0.8,1.25]", "1", "null", "a, b", "it's", "a/b.c-d"]
 
 
 @pytest.mark.parametrize("value", [1, 0.1 + 0.2, 1e-7, True, False, None, *TEXTS])
-def test_a_value_comes_back_from_the_command_line(value: Any) -> None:
+def test_the_command_line_reads_a_value_back(value: Any) -> None:
     (parsed,) = OverridesParser.create().parse_overrides([override("a.b", value)])
     wanted = [0.8, 1.25] if value == "[0.8,1.25]" else value
     assert parsed.value() == wanted and isinstance(parsed.value(), type(wanted))
@@ -73,7 +73,7 @@ def test_a_value_comes_back_from_the_command_line(value: Any) -> None:
 
 @pytest.mark.parametrize("space", sorted(path.stem for path in (CONF / "tune").glob("*.yaml") if path.stem != "base"))
 def test_every_search_space_contains_the_default(space: str) -> None:
-    """And each end of each dimension is a setting that composes."""
+    """Both ends of each dimension compose, too."""
     experiment = f"+experiment={'stage1' if space == 'rounds' else 'pretrain'}"
 
     def config_of(*more: str) -> dict[str, Any]:

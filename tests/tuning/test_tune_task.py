@@ -1,4 +1,4 @@
-"""`task=tune` from its start to the winner's command, by pretended runs and by one that trains."""
+"""task=tune from the start to the winner's command, with pretended runs and with real trainings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'samtrain[sweep]'")
 
 from samtrain import tasks  # noqa: E402
-from samtrain.tuning.trials import Command, end, measurements, shares  # noqa: E402
+from samtrain.tuning.trials import Command, measurements, terminate, worker_environments  # noqa: E402
 from tests.tuning.pretend_command import write_command  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,8 +39,8 @@ def run(folder: Path, *overrides: str) -> dict:
 
 @pytest.fixture
 def pretended(tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.setattr("samtrain.tuning.trials.LOOK_EVERY", 0.05)
-    monkeypatch.setattr("samtrain.tasks.tune.WAIT", 0.05)
+    monkeypatch.setattr("samtrain.tuning.trials.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("samtrain.tuning.loop.WAIT_SECONDS", 0.05)
     monkeypatch.chdir(write_command(tmp_path))
     return tmp_path
 
@@ -60,19 +60,19 @@ def test_a_sweep_from_the_default_to_the_winner(pretended: Path, caplog) -> None
     again = told["again"]
     assert again["default"] == pytest.approx({"1": 0.751, "2": 0.752, "3": 0.753})
     assert metrics["tune/winner_minus_default"] == pytest.approx(metrics["tune/best"] - 0.8)
-    assert "winner minus default on test/miou_1: +" in caplog.text
+    assert "Winner minus default on test/miou_1: +" in caplog.text
 
     # the winner's command is what was typed, and what was found
     command = told["best"]["command"]
     assert command.startswith("python -m samtrain +experiment=pretrain name=sweep optim.learning_rate_factor=")
-    assert "tune" not in command.replace("samtrain", "") and f"the winner's command: {command}" in caplog.text
+    assert "tune" not in command.replace("samtrain", "") and f"The winner's command: {command}" in caplog.text
     given = json.loads((folder / "trials" / "000" / "arguments.json").read_text())
     assert given[:2] == ["+experiment=pretrain", "name=sweep"] and "optim.learning_rate_factor=1.0" in given
     page = (folder / "report.html").read_text()
-    assert "Which setting mattered" in page and "optim.learning_rate_factor (logarithmic)" not in page
+    assert "Importance of the settings" in page and "optim.learning_rate_factor (logarithmic)" not in page
 
 
-def test_what_lags_behind_is_pruned(pretended: Path) -> None:
+def test_bad_trials_are_pruned(pretended: Path) -> None:
     more = ["tune.pruner.n_startup_trials=1", "tune.pruner.n_warmup_steps=1", "callbacks.log_every_steps=1"]
     metrics = run(pretended / "run", "tune.num_trials=5", "tune.num_workers=5", "tune.seeds=[]", *more)
     told = json.loads((pretended / "run" / "tune.json").read_text())
@@ -81,22 +81,22 @@ def test_what_lags_behind_is_pruned(pretended: Path) -> None:
     assert all(t["state"] in ("COMPLETE", "PRUNED") for t in told["trials"])
     assert metrics["tune/best"] == max(t["value"] for t in told["trials"] if t["state"] == "COMPLETE")
     for trial in pruned:
-        assert not (Path(trial["folder"]) / "metrics.json").exists()  # it was ended, and did not go on alone
+        assert not (Path(trial["folder"]) / "metrics.json").exists()  # the run was ended, too
 
 
-def test_runs_that_fail_are_named(pretended: Path) -> None:
-    said = r"trial 0 failed with the default setting: exit status 1, see .*output.log: .*points are 5"
+def test_a_failing_default_ends_the_sweep(pretended: Path) -> None:
+    said = r"trial 0 failed with the default settings: it ended with exit status 1, see .*output.log: .*points are 5"
     with pytest.raises(ValueError, match=said):
         run(pretended / "run", "name=broken", "tune.num_trials=4")
 
 
-def test_once_it_is_mended_the_same_sweep_goes_on(pretended: Path) -> None:
-    """The default failed for want of something: it is run again, and is the default still."""
+def test_a_sweep_resumes_after_its_cause_of_failure_is_fixed(pretended: Path) -> None:
+    """The default settings failed: they are run again, and are still the default."""
     more = ["tune.num_trials=4", "tune.seeds=[1]"]
     main = pretended / "samtrain" / "__main__.py"
     sound = main.read_text()
     main.write_text("import sys; sys.exit('no room on the disk')")
-    with pytest.raises(ValueError, match="no room on the disk; once that is mended the same command goes on"):
+    with pytest.raises(ValueError, match="no room on the disk; fix the cause, and the same command resumes"):
         run(pretended / "run", *more)
     main.write_text(sound)
     metrics = run(pretended / "run", *more)
@@ -106,7 +106,7 @@ def test_once_it_is_mended_the_same_sweep_goes_on(pretended: Path) -> None:
     assert metrics["tune/default"] == pytest.approx(0.8)
 
 
-def test_a_sweep_that_is_extended_may_find_another_winner(pretended: Path) -> None:
+def test_an_extended_sweep_may_find_another_winner(pretended: Path) -> None:
     for count in (2, 12):
         metrics = run(pretended / "run", f"tune.num_trials={count}", "tune.seeds=[1]", "tune.pruner=null")
     told = json.loads((pretended / "run" / "tune.json").read_text())
@@ -114,7 +114,7 @@ def test_a_sweep_that_is_extended_may_find_another_winner(pretended: Path) -> No
     assert told["best"]["number"] > 1 and (pretended / "run" / "again" / f"trial_{told['best']['number']:03}").is_dir()
 
 
-def test_a_run_that_a_signal_ended_goes_on(pretended: Path) -> None:
+def test_a_killed_run_is_resumed(pretended: Path) -> None:
     main = pretended / "samtrain" / "__main__.py"
     once = "if not os.path.exists('killed'):\n    open('killed', 'w')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     main.write_text(f"import os, signal\n{once}" + main.read_text())
@@ -140,27 +140,27 @@ def test_several_ranks_are_refused(pretended: Path, monkeypatch: pytest.MonkeyPa
         (None, 1, 2, [None]),
     ],
 )
-def test_gpus_are_dealt_out(monkeypatch, given: str | None, workers: int, devices: int, wanted: list) -> None:
+def test_gpus_are_shared_out(monkeypatch, given: str | None, workers: int, devices: int, wanted: list) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if given:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     gpus = len(given.split(",")) if given else 2
-    assert [each.get("CUDA_VISIBLE_DEVICES") for each in shares(workers, devices, gpus)] == wanted
+    assert [each.get("CUDA_VISIBLE_DEVICES") for each in worker_environments(workers, devices, gpus)] == wanted
     with pytest.raises(ValueError, match="tune.num_workers=1"):
-        shares(3, gpus, gpus)
+        worker_environments(3, gpus, gpus)
 
 
 def test_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert shares(3, 1, 0) == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert worker_environments(3, 1, 0) == [{"OMP_NUM_THREADS": "2"}] * 3
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert shares(2, 1, 0) == [{"OMP_NUM_THREADS": "5"}] * 2
+    assert worker_environments(2, 1, 0) == [{"OMP_NUM_THREADS": "5"}] * 2
 
 
-def test_some_may_fail(pretended: Path) -> None:
-    by_lot = ["tune.sampler._target_=optuna.samplers.RandomSampler", "~tune.sampler.n_startup_trials", "seed=4"]
-    run(pretended / "run", "name=fails_at_5", "tune.num_trials=12", "tune.seeds=[]", "tune.pruner=null", *by_lot)
+def test_single_trials_may_fail(pretended: Path) -> None:
+    at_random = ["tune.sampler._target_=optuna.samplers.RandomSampler", "~tune.sampler.n_startup_trials", "seed=4"]
+    run(pretended / "run", "name=fails_at_5", "tune.num_trials=12", "tune.seeds=[]", "tune.pruner=null", *at_random)
     told = json.loads((pretended / "run" / "tune.json").read_text())
     failed = [t for t in told["trials"] if t["state"] == "FAIL"]
     assert failed and all(t["params"]["prompts.num_points"] == 5 and "points are 5" in t["reason"] for t in failed)
@@ -171,24 +171,24 @@ def test_some_may_fail(pretended: Path) -> None:
     ("more", "said"),
     [
         (["tune.num_trials=0"], "tune.num_trials"),
-        (["tune.stale_after=5"], "tune.stale_after is 5: take 30"),
-        (["tune.direction=up"], "maximize or minimize"),
-        (["tune.metric=val/iou", "tune.seeds=[]"], r"no val/iou \(tune.metric\); it has test/miou_1"),
+        (["tune.stale_after=5"], "tune.stale_after is 5: give 30"),
+        (["tune.direction=up"], "one of maximize, minimize"),
+        (["tune.metric=val/iou", "tune.seeds=[]"], r"no val/iou \(tune.metric, tune.compare_by\); it has test/miou_1"),
     ],
 )
-def test_what_cannot_be_is_said_with_its_key(pretended: Path, more: list[str], said: str) -> None:
+def test_errors_name_the_key(pretended: Path, more: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         run(pretended / "run", "tune.num_trials=1", *more)
 
 
-def test_an_experiment_is_needed(tmp_path: Path) -> None:
+def test_tune_needs_an_experiment(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "samtrain", "task=tune", f"run_dir={tmp_path / 'run'}"]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert ended.returncode and "needs an experiment that trains" in ended.stdout + ended.stderr
 
 
-def test_rounds_are_measured_by_their_ledger(tmp_path: Path) -> None:
+def test_rounds_are_read_from_their_ledger(tmp_path: Path) -> None:
     lines = [
         {"metrics_before": {}, "metrics_after": {"m": 0.1}, "promoted": True},
         {"metrics_before": {"m": 0.1}, "metrics_after": {"m": 0.3}, "promoted": True},
@@ -202,8 +202,8 @@ def test_rounds_are_measured_by_their_ledger(tmp_path: Path) -> None:
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
 
 
-def test_a_run_ends_with_all_that_it_began(tmp_path: Path, monkeypatch) -> None:
-    """A child that does not listen to the first signal, too."""
+def test_a_run_ends_with_all_processes_that_it_started(tmp_path: Path, monkeypatch) -> None:
+    """Also with a child that ignores the first signal."""
     (tmp_path / "samtrain").mkdir()
     (tmp_path / "samtrain" / "__init__.py").write_text("")
     (tmp_path / "samtrain" / "__main__.py").write_text(
@@ -215,12 +215,12 @@ def test_a_run_ends_with_all_that_it_began(tmp_path: Path, monkeypatch) -> None:
     log = tmp_path / "run" / "output.log"
     while not log.read_text().endswith("\n"):
         time.sleep(0.05)
-    end(process)
+    terminate(process)
     assert process.poll() is not None and is_gone(int(log.read_text()))
 
 
-def test_a_run_ends_where_its_sweep_is_gone(tmp_path: Path) -> None:
-    """`SAMTRAIN_PARENT`: a command of the sweep, which is killed, is not left to go on alone."""
+def test_a_run_ends_when_its_sweep_has_ended(tmp_path: Path) -> None:
+    """`SAMTRAIN_PARENT`: when the sweep is killed, its runs do not continue alone."""
     sweep = (
         "import time\nfrom pathlib import Path\nfrom samtrain.tuning.trials import Command\n"
         "process = Command(('task=preview', 'data_dir=shards')).start(Path('run'), {})\n"
@@ -233,14 +233,14 @@ def test_a_run_ends_where_its_sweep_is_gone(tmp_path: Path) -> None:
     log = tmp_path / "run" / "output.log"
     until = time.monotonic() + 60
     while "python -m samtrain" not in log.read_text() and time.monotonic() < until:
-        time.sleep(0.05)  # it has begun its work
+        time.sleep(0.05)  # until it has started its work
     parent.kill()
     parent.wait()
     assert is_gone(child)
 
 
 def is_gone(pid: int) -> bool:
-    """Within some seconds; one that nobody waits for is a zombie."""
+    """Waits some seconds for the end of a process; a zombie counts as ended."""
     stat, until = Path(f"/proc/{pid}/stat"), time.monotonic() + 20
     while time.monotonic() < until:
         if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
@@ -250,8 +250,8 @@ def is_gone(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_trained_killed_and_gone_on_with(tmp_path: Path) -> None:
-    """Two processes at one study, real trainings; both are killed with what they run, and begun again."""
+def test_two_killed_processes_resume_one_study(tmp_path: Path) -> None:
+    """Two processes work on one study with real trainings; both are killed with their runs, and started again."""
     small = [
         "task=tune", "+experiment=pretrain", "data_dir=shards", "scale.image_size=64", "scale.batch_size=2",
         "scale.images_per_step=2", "scale.synthetic={size:[64,64],public:4,pool:2,val:2,test:2}", "trainer.max_steps=4",
@@ -259,19 +259,19 @@ def test_trained_killed_and_gone_on_with(tmp_path: Path) -> None:
         "tune.num_trials=4", "tune.pruner.n_startup_trials=2", "tune.storage=sqlite:///study.db",
     ]  # fmt: skip
 
-    def begin(name: str) -> subprocess.Popen:
+    def start(name: str) -> subprocess.Popen:
         settings = {"env": {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, "cwd": tmp_path, "text": True}
         arguments = [sys.executable, "-m", "samtrain", *small, f"run_dir={name}"]
         return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **settings)
 
-    both = [begin(name) for name in ("a", "b")]
+    both = [start(name) for name in ("a", "b")]
     until = time.monotonic() + 300
     while not list(tmp_path.glob("*/trials/*/metrics.csv")) and time.monotonic() < until:
         time.sleep(0.1)
     for process in both:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    both = [begin(name) for name in ("a", "b")]
+    both = [start(name) for name in ("a", "b")]
     said = [process.communicate(timeout=900)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     study = optuna.load_study(study_name="pretrain", storage=f"sqlite:///{tmp_path / 'study.db'}")
