@@ -81,6 +81,7 @@ class SamDataset(Dataset):
                 "of them to false"
             )
         self.reduced_jpeg = reduced_jpeg
+        # index the shards of all sources
         self.sources = [Source.of(source) for source in sources]
         urls = [_local(expand_urls(source.urls)) for source in self.sources]
         shards = [[index_tar(path, on_error=on_error) for path in paths] for paths in urls]
@@ -93,7 +94,8 @@ class SamDataset(Dataset):
         if len(self) == 0:
             names = [source.urls for source in self.sources]
             raise ValueError(f"{names} hold no complete records: prepare the data set, or check the URLs in data.train")
-        self._skips = torch.zeros(1, dtype=torch.int64).share_memory_()  # one count for all workers
+        # the count is shared by all workers, the cache is not
+        self._skips = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._logged: set[int] = set()
         self._cache: dict[int, tuple] = {}
         self._room = cache_bytes if cache_images else 0
@@ -161,6 +163,7 @@ class SamDataset(Dataset):
         stored = StoredImage(record.image_bytes, size["width"], size["height"], record.name)
         if self.reduced_jpeg:
             return stored, record.annotation["annotations"], record.key
+        # decode, and keep the image if there is room
         image, _ = stored.decode(1.0)
         found = image, record.annotation["annotations"], record.key
         worker = get_worker_info()

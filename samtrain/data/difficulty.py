@@ -72,6 +72,7 @@ def best_single_mask_miou(images: Iterable[ImageAndMasks], reach: float | None =
     for _, masks in images:
         centres = centre_clicks(masks)
         for index, click in enumerate(centres):
+            # the masks under the click, and those of them that may be meant
             under = [i for i, mask in enumerate(masks) if mask[click]]
             near = [i for i in under if reach is None or np.hypot(*np.subtract(centres[i], click)) <= reach]
             meant = near or [index]

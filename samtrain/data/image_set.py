@@ -31,7 +31,7 @@ class ImageSet:
 
     @property
     def train(self) -> list[Source]:
-        """The public images if there are any, because the pool is then for annotating; else the pool."""
+        """Returns the public images if there are any, because the pool is then for annotating, or else the pool."""
         return self.public or self.pool
 
     def pool_tars(self) -> list[str]:
@@ -60,7 +60,7 @@ class DataConfig(ABC):
 
     @property
     def allow_pipe(self) -> bool:
-        """Whether `pipe:` URLs may run a shell."""
+        """Returns whether `pipe:` URLs may run a shell."""
         return False
 
 

@@ -89,6 +89,7 @@ class EndlessBatchSampler(Sampler[list[tuple[int, int]]]):
     def _plan(self, epoch: int) -> _Epoch:
         """Shuffles the shards of a virtual epoch, with each source spread evenly over it."""
         rng = np.random.default_rng([SHARD_ORDER, self.seed, epoch])
+        # place the pieces of each source in random order, one per interval of equal length
         columns: list[tuple[np.ndarray, ...]] = []
         first_shard = 0
         for lengths, weight in zip(self._sources, self._weights, strict=True):
@@ -97,6 +98,7 @@ class EndlessBatchSampler(Sampler[list[tuple[int, int]]]):
             place = (order + rng.random(len(shards))) / max(len(shards), 1)
             columns.append((place, shards + first_shard, repetitions, counts))
             first_shard += len(lengths)
+        # merge the sources by place, and cut the result into blocks
         place, shards, repetitions, counts = (np.concatenate(column) for column in zip(*columns, strict=True))
         order = np.argsort(place, kind="stable")
         ends = np.cumsum(counts[order])
@@ -108,6 +110,7 @@ class EndlessBatchSampler(Sampler[list[tuple[int, int]]]):
         plan = self._cached("epoch", self._plan, epoch)
         rng = np.random.default_rng([BLOCK_ORDER, self.seed, epoch, block])
         pieces = slice(block * self.block_shards, (block + 1) * self.block_shards)
+        # all samples of the block's shards, or a random part of them
         indexes = []
         for shard, count in zip(plan.shards[pieces].tolist(), plan.counts[pieces].tolist(), strict=True):
             start, length = int(self._starts[shard]), int(self._starts[shard + 1] - self._starts[shard])

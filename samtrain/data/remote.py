@@ -25,6 +25,8 @@ from samtrain.data.transforms import Sample
 
 logger = logging.getLogger(__name__)
 
+SHUFFLE_BUFFER = 64  # records from which the next one is drawn
+
 Pair = tuple[str, str, bytes, bytes]  # key, extension, image, JSON
 
 
@@ -51,14 +53,13 @@ class RemoteSamDataset(IterableDataset):
         world_size: int = 1,
         on_error: str = "raise",
         allow_pipe: bool = False,
-        shuffle_records: int = 64,
         reduced_jpeg: bool = False,
     ) -> None:
         check_on_error(on_error)
         self.sources = [([_opened_as(url, allow_pipe) for url in urls], weight) for urls, weight in sources]
         self.transform, self.max_masks, self.on_error = transform, max_masks, on_error
         self.seeds, self.rank, self.world_size = (seed, start_step), rank, world_size
-        self.shuffle_records, self.reduced_jpeg = shuffle_records, reduced_jpeg
+        self.reduced_jpeg = reduced_jpeg
         self._skips = torch.zeros(1, dtype=torch.int64).share_memory_()  # one count for all workers
 
     @property
@@ -82,6 +83,7 @@ class RemoteSamDataset(IterableDataset):
         self.check_parts(workers)
         part, parts = self.rank * workers + number, self.world_size * workers
         for epoch in itertools.count():
+            # each worker of each rank takes every `parts`-th shard of the epoch
             mine = list(enumerate(self._order(epoch)))[part::parts]
             num_samples = 0
             for place, url in mine:
@@ -102,7 +104,7 @@ class RemoteSamDataset(IterableDataset):
 
     def _samples(self, url: str, seeds: tuple[int, ...]) -> Iterator[Sample]:
         """Yields the samples of one shard; a stream that breaks off yields those before the break."""
-        for pair in _shuffled(self._pairs(url), self.shuffle_records, np.random.default_rng(seeds)):
+        for pair in _shuffled(self._pairs(url), SHUFFLE_BUFFER, np.random.default_rng(seeds)):
             sample = self._sample(pair, url, seeds)
             if sample is not None:
                 yield sample

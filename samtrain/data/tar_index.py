@@ -158,6 +158,7 @@ def _save_index(index: ShardIndex, sidecar: Path, stamp: str) -> bool:
 
 def _scan_tar(path: str) -> ShardIndex:
     """Reads the headers of a tar and pairs images with JSONs by name, wherever they are in the tar."""
+    # collect images and JSONs by key
     images: dict[str, tuple[int, int, str]] = {}
     jsons: dict[str, tuple[int, int]] = {}
     members, problems = list_members(path)
@@ -169,6 +170,7 @@ def _scan_tar(path: str) -> ShardIndex:
             if key in images and images[key][2] != ext:
                 problems.append(f"record {key} has two images, .{images[key][2]} and .{ext}")
             images[key] = (offset, size, ext)
+    # pair them, in the order of the images
     problems += [f"record {key} has no image" for key in jsons if key not in images]
     problems += [f"record {key} has no JSON" for key in images if key not in jsons]
     if not members and not problems:

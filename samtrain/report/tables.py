@@ -51,29 +51,7 @@ def ledger_table(run: RunFiles) -> str:
     head += ["s / mask", "s / mask, probe", "clicks / mask", "strokes / mask", "IoU with truth", "coverage", "stopped early"]
     head += ["before → after", "", "computing time"]
     metric = str(run.ledger[0]["promote_metric"])
-    rows = []
-    for line in run.ledger:
-        is_first = line["round"] == 0
-        before, after = (number(line[f"metrics_{when}"].get(metric), 3) for when in ("before", "after"))
-        verdict = "first model" if is_first else "promoted" if line["promoted"] else "not better"
-        counts = ["" if is_first else number(line[name], 0) for name in ("images", "masks")]
-        automatic = [line.get("masks_automatic") or None, line.get("automatic_precision")]
-        work = ["masks_per_image", "seconds_per_mask", "probe_seconds_per_mask", "clicks_per_mask", "strokes_per_mask"]
-        rows.append(
-            [
-                "start" if is_first else str(line["round"]),
-                escape(str(line["model"])),
-                *counts,
-                *([number(value, 2) for value in automatic] if has_stage_2 else []),
-                *(number(line[name], 1) for name in work),
-                number(line["mask_iou"], 3),
-                number((line.get("coverage") or {}).get("all"), 3),
-                "" if is_first else number(line["images_left"], 0),
-                after if is_first else f"{before} → {after}",
-                f'<span class="{"good" if line["promoted"] else "plain"}">{verdict}</span>',
-                duration(sum(line["wall"].values())),
-            ]
-        )
+    rows = [_ledger_row(line, metric, has_stage_2) for line in run.ledger]
     return (
         table(head, rows, "ledger")
         + f'<p class="note">before → after: {escape(metric)} of the model in use and of the new model. coverage: share of '
@@ -81,6 +59,28 @@ def ledger_table(run: RunFiles) -> str:
         "took too long, so the annotator took the next one. s / mask: for drawn masks only. The objects of the probe stay "
         "the same throughout a stage.</p>"
     )
+
+
+def _ledger_row(line: dict[str, Any], metric: str, has_stage_2: bool) -> list[str]:
+    """Returns the cells of one round; the first model has neither images nor masks."""
+    is_first = line["round"] == 0
+    before, after = (number(line[f"metrics_{when}"].get(metric), 3) for when in ("before", "after"))
+    verdict = "first model" if is_first else "promoted" if line["promoted"] else "not better"
+    automatic = [line.get("masks_automatic") or None, line.get("automatic_precision")]
+    work = ["masks_per_image", "seconds_per_mask", "probe_seconds_per_mask", "clicks_per_mask", "strokes_per_mask"]
+    return [
+        "start" if is_first else str(line["round"]),
+        escape(str(line["model"])),
+        *("" if is_first else number(line[name], 0) for name in ("images", "masks")),
+        *([number(value, 2) for value in automatic] if has_stage_2 else []),
+        *(number(line[name], 1) for name in work),
+        number(line["mask_iou"], 3),
+        number((line.get("coverage") or {}).get("all"), 3),
+        "" if is_first else number(line["images_left"], 0),
+        after if is_first else f"{before} → {after}",
+        f'<span class="{"good" if line["promoted"] else "plain"}">{verdict}</span>',
+        duration(sum(line["wall"].values())),
+    ]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:

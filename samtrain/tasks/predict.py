@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from samtrain.data.decode import decode_shown
 from samtrain.files import write_text
 from samtrain.modeling.build import load_sam
 from samtrain.ops.rle import encode_mask
-from samtrain.panels import draw_panel, tile_panels
+from samtrain.panels import draw_panel, save_image, tile_panels
 from samtrain.run.build import device_of, make_predictor
 from samtrain.run.image_sets import data_config
 from samtrain.run.settings import Config, read
@@ -92,10 +91,10 @@ def _write(run_dir: Path, image: np.ndarray, masks: np.ndarray, ious: np.ndarray
     found: list[dict[str, Any]] = []
     tiles = []
     for number, (mask, iou) in enumerate(zip(masks, ious.tolist(), strict=True)):
-        Image.fromarray(mask.astype(np.uint8) * 255).save(run_dir / f"mask_{number}.png")
+        save_image(run_dir / f"mask_{number}.png", mask.astype(np.uint8) * 255)
         found.append({"segmentation": encode_mask(mask), "area": int(mask.sum()), "predicted_iou": iou})
         tiles.append(draw_panel(image, mask[None], prompts, caption=f"predicted IoU {iou:.2f}", side=384))
     write_text(run_dir / "masks.json", json.dumps(found, indent=1) + "\n")
-    Image.fromarray(tile_panels([tiles])).save(run_dir / "masks.png")
+    save_image(run_dir / "masks.png", tile_panels([tiles]))
     shown = ", ".join(f"{iou:.2f}" for iou in ious)
     log.info("%d masks were written to %s, with predicted IoU %s.", len(found), run_dir, shown)

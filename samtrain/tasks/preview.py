@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from samtrain.data.datasets import SamDataset, collate
-from samtrain.panels import tile_panels
+from samtrain.panels import save_image, tile_panels
 from samtrain.prompts import seeded_generator
 from samtrain.run.build import make_prompts, sam_config_of, transforms_of
 from samtrain.run.image_sets import data_config, is_native, open_set
@@ -42,7 +41,7 @@ def run(config: Config, run_dir: Path) -> None:
     sampler = make_prompts(config)
     rows = [row_of(collate([dataset.get(0, i)]), sampler, seeded_generator("cpu", seed, i)) for i in indices]
     path = run_dir / "preview.png"
-    Image.fromarray(tile_panels(rows)).save(path)
+    save_image(path, tile_panels(rows))
     log.info("%d images were drawn in %s.", count, path)
 
 

@@ -1,4 +1,4 @@
-"""IoU against clicks: of a run's own images, and of zero-shot sets."""
+"""Charts of IoU against clicks, on the images of a run and on zero-shot sets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def places(figure: str) -> list[str]:
     return re.findall(r"<title>([^<]*)</title>", figure)
 
 
-def test_points_are_those_of_clicks_alone_in_their_order() -> None:
+def test_points_come_only_from_metrics_by_clicks_in_order() -> None:
     metrics = {"a/miou_9": 0.9, **of_set("a"), "a/start_miou_1": 0.1, "b/miou_1": 0.2}
     assert [x for x, _ in click_points(metrics, "a/")] == list(CLICKS)
     assert click_points(metrics, "a/start_") == [(1.0, 0.1)]
@@ -48,12 +48,12 @@ def test_test_validation_and_the_start() -> None:
 
 
 @pytest.mark.parametrize("metrics", [{}, {"test/miou_1": 0.5, "val/miou_1": 0.4}, {"test/box_miou": 0.5}])
-def test_one_number_of_clicks_is_no_chart(metrics: dict[str, float | None]) -> None:
+def test_one_number_of_clicks_gives_no_chart(metrics: dict[str, float | None]) -> None:
     assert clicks_charts(run_of(metrics)) == [] and zero_shot_clicks(run_of(metrics, "zero_shot")) == []
 
 
 @pytest.mark.parametrize(("sets", "drawn"), [(1, 1), (2, 2), (5, 5), (6, 1)])
-def test_a_line_a_set_or_the_mean_of_many(sets: int, drawn: int) -> None:
+def test_a_line_per_set_or_the_mean_of_many(sets: int, drawn: int) -> None:
     metrics = {key: value for n in range(sets) for key, value in of_set(f"set{n}", 0.1 * n).items()}
     metrics |= of_set("mean", 0.35) if sets > 1 else {}
     run = run_of(metrics, "zero_shot")
@@ -63,7 +63,7 @@ def test_a_line_a_set_or_the_mean_of_many(sets: int, drawn: int) -> None:
     assert clicks_charts(run) == [], "the sets have their own section"
 
 
-def test_the_page_has_it_in_its_section(tmp_path: Path) -> None:
+def test_the_chart_is_in_its_section_of_the_page(tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "config.yaml").write_text(yaml.safe_dump({"task": "zero_shot", "zero_shot": {"protocol": "points"}}))
     (tmp_path / "metrics.json").write_text(json.dumps(of_set("one") | of_set("two", 0.4)))

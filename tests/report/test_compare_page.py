@@ -1,4 +1,4 @@
-"""Runs side by side: which is best is said where it is known, settings that differ are found, lines stay apart."""
+"""Comparing runs: the best value is marked if that is known, differing settings are listed, lines are distinct."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from samtrain.report.run_files import RunFiles, read_run
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RunFiles]:
-    """A run with 3 rounds, one with 7, one that has not ended, and a single training."""
+    """Returns a run with 3 rounds, one with 7, one that has not ended, and a single training."""
     folder = tmp_path_factory.mktemp("runs")
     demos = [write_demo(folder / name, rounds=n) for name, n in (("one", 3), ("two", 7))]
     write_demo(folder / "going", rounds=1, finished=False)
@@ -33,7 +33,7 @@ def made_up(metrics: dict[str, float | None], **config: Any) -> RunFiles:
 
 
 def row(page: str, name: str) -> list[str]:
-    """The cells beside a name, as HTML."""
+    """Returns the cells beside a name, as HTML."""
     found = re.search(rf"<tr><td><code>{re.escape(name)}</code>.*?</tr>", page, re.S)
     return re.findall(r"<td>(.*?)</td>", found[0])[1:] if found else []
 
@@ -48,7 +48,7 @@ def row(page: str, name: str) -> list[str]:
         ("coverage/start_all generated/images_per_second marcap/arches", 0),
     ],
 )
-def test_which_way_is_better(names: str, way: int) -> None:
+def test_whether_higher_or_lower_is_better(names: str, way: int) -> None:
     assert {name: better(name) for name in names.split()} == dict.fromkeys(names.split(), way)
 
 
@@ -59,13 +59,13 @@ def test_the_best_of_a_row_is_marked() -> None:
     best = '<b class="good">{}</b>'.format
     assert row(page, "test/miou_1") == ["0.500", best("0.600"), "–"]
     assert row(page, "time/seconds") == ["100", best("90.5"), "–"]
-    assert row(page, "val/miou_1") == ["0.123", "0.123", "–"], "as they are shown they do not differ"
+    assert row(page, "val/miou_1") == ["0.123", "0.123", "–"], "the displayed values do not differ"
     assert row(page, "val/miou_3") == ["0.400", "–", "–"]
     assert row(page, "memory/peak_gb") == ["1.500", "1.000", "–"]
     assert page.index("test/miou_1") < page.index("val/miou_1") < page.index("time/seconds") < page.index("other numbers (1)")
 
 
-def test_intervals_stand_in_the_cell_of_their_number() -> None:
+def test_intervals_are_in_the_cell_of_their_number() -> None:
     metrics = {"one/miou_1": 0.5, "one/miou_1_low": 0.45, "one/miou_1_high": 0.55}
     page = comparison_page([made_up(metrics), made_up({"one/miou_1": 0.4})])
     assert row(page, "one/miou_1") == ['<b class="good">0.500</b> (0.450 to 0.550)', "0.400"]
@@ -85,7 +85,7 @@ def test_settings_that_differ() -> None:
     assert flat({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
 
 
-def test_a_page_of_runs_at_all_stages(runs: list[RunFiles]) -> None:
+def test_a_page_of_runs_in_all_states(runs: list[RunFiles]) -> None:
     page = comparison_page(runs, "python -m samtrain <x>")
     text = check(page)
     for words in (
@@ -101,14 +101,14 @@ def test_a_page_of_runs_at_all_stages(runs: list[RunFiles]) -> None:
     assert len(re.findall("<path", learning)) == 4, "one line a run, rounds joined"
 
 
-def test_rounds_are_compared_where_several_have_them(runs: list[RunFiles]) -> None:
+def test_rounds_are_compared_if_several_runs_have_them(runs: list[RunFiles]) -> None:
     assert "Rounds of the data engine" not in comparison_page([runs[0], runs[3]])
     other = [{**line, "promote_metric": "val/miou_3"} for line in runs[1].ledger]
     assert "the metric that promotes, model in use" in comparison_page([runs[0], replace(runs[1], ledger=other)])
 
 
 @pytest.mark.parametrize(("number", "dashed"), [(5, 0), (6, 1), (10, 5)])
-def test_beyond_the_colours_lines_are_dashed(number: int, dashed: int) -> None:
+def test_with_more_runs_than_colours_lines_are_dashed(number: int, dashed: int) -> None:
     page = comparison_page([made_up({"test/miou_1": 0.1 * n, "test/miou_3": 0.5}) for n in range(number)])
     (chart,) = re.findall(r'<figure class="chart">.*?</figure>', page, re.S)
     assert chart.count("stroke-dasharray") == chart.count("dashed") == dashed
@@ -139,6 +139,6 @@ def test_zero_shot_runs_are_compared_by_their_mean() -> None:
     assert titles(of("test"), {**of("val"), "test/start_miou_1": 0.1}) == ["test"]
 
 
-def test_nothing_at_all_is_a_page(tmp_path: Path) -> None:
+def test_an_empty_run_has_a_page(tmp_path: Path) -> None:
     text = check(comparison_page([read_run(tmp_path)]))
     assert "One run" in text and "A has not ended" in text and "Settings that differ The settings of" in text

@@ -24,7 +24,7 @@ def words(figure: str) -> str:
     ("low", "high", "expected"),
     [(0, 1, [0, 0.5, 1]), (0.42, 0.69, [0.4, 0.5, 0.6, 0.7]), (0, 3140, [0, 1000, 2000, 3000, 4000])],
 )
-def test_ticks_are_round_and_reach_round_the_values(low: float, high: float, expected: list[float]) -> None:
+def test_ticks_are_round_numbers_that_enclose_the_values(low: float, high: float, expected: list[float]) -> None:
     assert ticks(low, high, 5) == expected
 
 
@@ -75,7 +75,7 @@ def test_bars_are_stacked() -> None:
     )
 
 
-def test_nothing_to_draw_is_nothing() -> None:
+def test_without_points_there_is_no_figure() -> None:
     assert line_chart("t", X, Y, [Series("a", [[], []])]) == ""
     assert stacked_bars("t", X, Y, ["a"], {1.0: [0.0]}) == ""
 

@@ -10,7 +10,7 @@ from samtrain.report.find_runs import find_runs
 from tests.report.small_run import make_run
 
 
-def test_a_glob_takes_runs_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_a_glob_finds_runs_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for number in (10, 9, 1):
         make_run(tmp_path / f"run_{number}")
     make_run(tmp_path / "run_11", task="compare")

@@ -46,7 +46,7 @@ def rows(figure: str, rounds: int) -> list[list[str]]:
     return [words[i : i + 3] for i in range(0, len(words), 3)]
 
 
-def test_arrows_come_from_promoted_models_alone(ledger: list[Line]) -> None:
+def test_arrows_come_only_from_promoted_models(ledger: list[Line]) -> None:
     found = parents(lineage_chart(ledger))
     assert found == {n: max(m for m in range(n) if PROMOTED[m]) for n in range(1, 12)}
     assert not set(found.values()) & {3, 9}, "a model that was not promoted has no descendants"
@@ -71,7 +71,7 @@ def test_numbers_are_those_of_the_ledger(ledger: list[Line]) -> None:
 
 
 @pytest.mark.parametrize("rounds", [1, 6, 11, 25])
-def test_everything_is_inside_and_apart(ledger: list[Line], rounds: int) -> None:
+def test_everything_is_inside_and_nothing_overlaps(ledger: list[Line], rounds: int) -> None:
     stages = ["assisted_manual"] * 7 + ["semi_automatic"] * 20
     lines = [{**ledger[n % 12], "round": n, "stage": stages[n]} for n in range(rounds + 1)]
     figure = lineage_chart(lines)

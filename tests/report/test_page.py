@@ -1,4 +1,4 @@
-"""The page: complete, closed in itself, and there for a run at any stage."""
+"""The page is complete and self-contained, and exists for a run in any state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VOID = {"meta", "img", "br", "line", "path", "circle", "rect"}
 
 
 class Checker(HTMLParser):
-    """Collects the visible text, and complains of tags that are not closed in their order."""
+    """Collects the visible text, and fails if tags are not closed in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Checker(HTMLParser):
 
 
 def check(page: str) -> str:
-    """The page's text, single-spaced, after checking its tags and that it asks for nothing from outside."""
+    """Returns the page's text, single-spaced, after checking that its tags are closed and that it loads nothing."""
     checker = Checker()
     checker.feed(page)
     assert not checker.open
@@ -53,7 +53,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_demo(tmp_path_factory.mktemp("demo") / "run")
 
 
-def test_both_stages_are_one_story(tmp_path: Path) -> None:
+def test_a_run_with_both_stages(tmp_path: Path) -> None:
     text = check(write_report(write_demo(tmp_path / "run", rounds=11)).read_text())
     for words in (
         "first stage: assisted-manual", "second stage: semi-automatic", "5.9 million, 10.2 in total",
@@ -95,7 +95,7 @@ def test_a_finished_run_of_the_engine(demo: Path) -> None:
         assert words in text, words
 
 
-def test_what_comes_from_outside_is_escaped(demo: Path) -> None:
+def test_texts_of_the_user_are_escaped(demo: Path) -> None:
     page = write_report(demo).read_text()
     assert "<images>" not in page and "&lt;images&gt; &amp; more" in page
     assert "<b>&" not in page
@@ -143,7 +143,7 @@ def test_a_model_that_was_never_promoted_is_not_named_as_the_result(tmp_path: Pa
     assert "vit_tiny → vit_tiny" in text and "vit_tiny → vit_small" not in text
 
 
-def test_an_empty_directory_and_none_at_all(tmp_path: Path) -> None:
+def test_an_empty_and_a_missing_directory(tmp_path: Path) -> None:
     assert "not recorded" in check(write_report(tmp_path).read_text())
     with pytest.raises(ValueError, match="there is no run directory"):
         write_report(tmp_path / "none")

@@ -1,4 +1,4 @@
-"""The page of a sweep: all trials, whichever way they ended, and what the winner is worth."""
+"""The page of a sweep: all trials, however they ended, and the gain of the winner."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def page(folder: Path, **more: object) -> str:
     return write_report(folder).read_text()
 
 
-def test_a_row_a_trial_the_best_first(tmp_path: Path) -> None:
+def test_a_row_per_trial_best_first(tmp_path: Path) -> None:
     text = page(tmp_path)
     rows = re.findall(r"<tr><td>(\d)(?: \(default\))?</td><td>([^<]*)</td>", text)
     states = ["finished", "finished", "pruned", "failed", "killed, resumed by another trial", "running"]

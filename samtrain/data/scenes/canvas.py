@@ -94,9 +94,11 @@ def _colours(canvas: Canvas, patch: Patch) -> np.ndarray:
     rng = canvas.rng
     x, y = canvas.x[patch.rows, patch.columns], canvas.y[patch.rows, patch.columns]
     colours = paint(rng, patch.surface, x, y, canvas.unit)
+    # light from one side
     angle, relief = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.35) / patch.radius
     slope = (x - patch.centre[0]) * np.cos(angle) + (y - patch.centre[1]) * np.sin(angle)
     colours *= (1 + np.clip(relief * slope, -0.4, 0.4))[..., None]
+    # a dark contour
     if rng.random() < 0.4:
         colours *= (1 - rng.uniform(0.3, 0.6) * np.clip(1.5 + patch.field / canvas.unit, 0, 1))[..., None]
     return colours
@@ -108,6 +110,7 @@ def _add_mask(canvas: Canvas, window: tuple[slice, slice], inside: np.ndarray, p
     while parent >= 0:
         owners.append(parent)
         parent = canvas.parents[parent]
+    # the new object hides everything that it is not a part of
     for index, mask in enumerate(canvas.masks):
         if index not in owners:
             mask[window] &= ~inside
