@@ -183,30 +183,44 @@ def test_several_ranks_need_one_directory(tmp_path: Path, monkeypatch: pytest.Mo
         assert not list(run_dir.iterdir())
 
 
-def test_wheel_holds_the_configs(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("hatchling")
-    if not (ROOT / "README.md").is_file():
-        pytest.skip("a wheel holds README.md, which is not written yet")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
-        cwd=ROOT, check=True, capture_output=True,
-    )  # fmt: skip
-    (wheel,) = tmp_path.glob("*.whl")
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+def test_wheel_holds_package_configs_and_licence(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        archive.extractall(tmp_path / "site")
-    configs = {f"samtrain/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
-    assert configs <= names
-    assert not any(name.startswith(("tests", "conf", "data/")) for name in names)
-    # it answers from there as a checkout does
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+        (licence,) = (name for name in names if name.endswith(".dist-info/licenses/LICENSE"))
+        assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
+        metadata = archive.read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
+    assert "License-Expression: Apache-2.0" in metadata and "Author: samtrain developers" in metadata
+    sources = [path for path in (ROOT / "samtrain").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    configs = (ROOT / "conf").rglob("*.yaml")
+    assert {str(path.relative_to(ROOT)) for path in sources} <= names
+    assert {f"samtrain/{path.relative_to(ROOT)}" for path in configs} <= names
+    assert not any(name.startswith(("tests", "conf", "data/", "docs", "examples")) for name in names)
+
+
+def test_wheel_works_as_a_checkout_does(wheel: Path, tmp_path: Path) -> None:
+    """Installed without its dependencies, which this environment has, and started far from the checkout."""
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    small = ["scale.image_size=64", "scale.synthetic={size:[64,64],public:2,pool:1,val:1,test:1}", "data_dir=shards"]
     for arguments, words in (
         ([], "+experiment=stage1"),
         (["+experiment=stage1", "scale=paper", "--cfg", "job", "--resolve"], "model: vit_h"),
+        (["task=preview", "preview.images=1", "run_dir=run", *small], "preview.png"),
     ):
         command = [sys.executable, "-m", "samtrain", *arguments]
-        answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-        assert words in answer.stdout
+        answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert answer.returncode == 0 and words in answer.stdout, answer.stdout + answer.stderr
 
 
 @pytest.mark.slow
