@@ -1,4 +1,4 @@
-"""Imports go down only (DESIGN.md, "The tree")."""
+"""Imports go down only (CONTRIBUTING.md, "Layers")."""
 
 from __future__ import annotations
 
