@@ -100,6 +100,7 @@ def uses_native_pixels(frame: str, images: ImageSet, *, image_size: int, mask_si
     """
     if frame != "auto":
         return frame == "native"
+    # measuring must not download anything
     local = [tar for tar in images.pool_tars() if not is_remote(tar)]
     sides, cells = _measure_sizes(local or images.val, mask_size)
     native = bool(np.median(sides) > image_size and np.median(cells) < MIN_CELLS)

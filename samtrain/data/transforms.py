@@ -74,18 +74,23 @@ class WindowTransform(ABC):
         max_masks: int,
         rng: np.random.Generator,
     ) -> Sample:
+        # drop masks that are too large, by the areas of the JSON
         size = image.shape[:2]
-        # choose the window and the objects by boxes and areas, without decoding a mask
         areas_N = np.array([mask_area(a) for a in annotations], dtype=np.float64)
         kept = np.flatnonzero(areas_N <= self.max_mask_area * size[0] * size[1])
         boxes_N4 = np.array([_box_xyxy(annotations[i]) for i in kept.tolist()], dtype=np.float64).reshape(-1, 4)
+
+        # choose the window, and draw objects that are visible in it, by their boxes alone
         window = self.window(size, boxes_N4, rng)
         visible = kept[self._visible(areas_N[kept], boxes_N4, window)]
         chosen = np.sort(rng.permutation(visible)[:max_masks])
-        # render the chosen masks and the image in the window
+
+        # decode the chosen masks in the window; their visible part may be too small or too large
         masks = [_call_on_rle(render_mask, annotations[i], size, window) for i in chosen.tolist()]
         largest = self.max_mask_area * window.size[0] * window.size[1]
         masks = [mask for mask in masks if self.min_mask_area <= mask.area <= largest]
+
+        # render the image, and mirror both at random
         pixels, reduction = image.decode(max(window.scale)) if isinstance(image, StoredImage) else (image, 1)
         sample = Sample(*self._pad(render_image(pixels, window, reduction), masks), window.size, tuple(size))
         if self.flip_probability > 0 and rng.random() < self.flip_probability:
@@ -135,9 +140,11 @@ class LargeScaleJitter(WindowTransform):
         self.smallest, self.largest = scale
 
     def window(self, size: tuple[int, int], boxes_N4: np.ndarray, rng: np.random.Generator) -> Window:
+        # draw the size and the crop, in pixels of the resized image
         resized = resized_size(size, self.image_size * rng.uniform(self.smallest, self.largest))
         cropped = min(resized[0], self.image_size), min(resized[1], self.image_size)
         top, left = (int(rng.integers(0, r - c + 1)) for r, c in zip(resized, cropped, strict=True))
+        # convert the crop to original pixels
         step_y, step_x = size[0] / resized[0], size[1] / resized[1]
         bottom, right = (top + cropped[0]) * step_y, (left + cropped[1]) * step_x
         return Window((left * step_x, top * step_y, min(right, size[1]), min(bottom, size[0])), cropped)
@@ -164,6 +171,7 @@ class NativeCrop(WindowTransform):
         """Returns the box that the crop contains: a random or the most central object, of those that fit if any does."""
         if len(boxes_N4) == 0:
             return np.array([0, 0, size[1], size[0]], dtype=np.float64)
+        # prefer objects that fit into the crop
         sides_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
         fitting = boxes_N4[(sides_N2 <= self.image_size).all(axis=1)]
         choice = fitting if len(fitting) else boxes_N4

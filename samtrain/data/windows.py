@@ -69,6 +69,7 @@ def render_mask(rle: RLE, size: tuple[int, int], window: Window) -> MaskPatch:
     x, y, width, height = rle_to_box_xywh(rle)
     if width == 0 or height == 0:
         raise ValueError("the mask is empty")
+    # the input pixels that the mask touches
     left, top, right, bottom = target = _target_box((x, y, x + width, y + height), window)
     if left >= right or top >= bottom:
         return MaskPatch(np.zeros((0, 0), dtype=bool), 0, 0)
@@ -78,6 +79,7 @@ def render_mask(rle: RLE, size: tuple[int, int], window: Window) -> MaskPatch:
     part = decode_rle_box(rle, (x0, y0, min(x1, size[1]), min(y1, size[0])))
     if window.is_native:
         return MaskPatch(part, top, left)
+    # resize; a thin mask may then cover less than half of every pixel
     pixels = _resize(part, source, (x0, y0), (bottom - top, right - left))
     if not pixels.any():
         _keep_one_pixel(pixels, part, (x0, y0), source)

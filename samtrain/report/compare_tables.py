@@ -68,12 +68,14 @@ def better(key: str) -> int:
 
 def _metric_row(key: str, known: Sequence[Compared]) -> list[str]:
     """Returns the name and a cell per run; the best is marked if the displayed values differ."""
+    # mark the best value
     values = [_measured(each, key) for each in known]
     texts, numbers = [_number(value) for value in values], [value for value in values if value is not None]
     best = ""
     if (way := better(key)) and len({text for text in texts if text != MISSING}) > 1:
         best = _number(max(numbers, key=lambda value: way * value))
     cells = [f'<b class="good">{text}</b>' if text == best else text for text in texts]
+    # add the intervals
     ends = [[_measured(each, f"{key}_{end}") for end in ("low", "high")] for each in known]
     cells = [f"{c} ({_number(e[0])} to {_number(e[1])})" if None not in e else c for c, e in zip(cells, ends, strict=True)]
     words = WORDS.get(key.rsplit("/", 1)[-1].removeprefix("start_"), "")

@@ -64,6 +64,7 @@ def stacked_bars(
     """Returns a figure with a bar at each place, stacked from one part per name, or "" if all parts are 0."""
     if not any(sum(parts) for parts in bars.values()):
         return ""
+    # the bars begin at 0, and the outer ones need half a place more
     places = sorted(bars)
     frame = _Frame([places[0] - 0.5, places[-1] + 0.5], [0, *(sum(parts) for parts in bars.values())], x, y)
     width = min(28.0, 0.7 * (frame.x(1) - frame.x(0)))
@@ -87,6 +88,7 @@ def heat_map(title: str, counts: Sequence[Sequence[float]], note: str = "") -> s
     most = max((max(row) for row in counts), default=0)
     if not most:
         return ""
+    # square cells, as large as fit, in the centre
     height, width = len(counts), len(counts[0])
     side = min((WIDTH - 2 * RIGHT) / width, (HEIGHT - 2 * RIGHT) / height)
     left, top = (WIDTH - side * width) / 2, (HEIGHT - side * height) / 2

@@ -62,11 +62,13 @@ def _history(tune: dict[str, Any]) -> str:
 
 def _slice(tune: dict[str, Any], dimension: dict[str, Any]) -> str:
     """Returns a chart of the values over one setting."""
+    # the finished and pruned trials that have a value
     key = dimension["key"]
     ended = [t for t in tune["trials"] if t["state"] in ("COMPLETE", "PRUNED")]
     shown = [t for t in ended if t["value"] is not None and key in t["params"]]
     if not shown:
         return ""
+    # the default settings are drawn in a colour of their own
     place, axis = _scale(dimension, [t["params"][key] for t in shown])
     points = {
         state: [(place(t["params"][key]), t["value"]) for t in shown if t["state"] == state and not t["default"]]

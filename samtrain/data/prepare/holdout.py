@@ -71,6 +71,7 @@ def hold_back(
     of the images, and `rest` gets the others. No split stays empty if there are as many groups as splits. With fewer, `rest`
     is served first, then `fractions` from its last split.
     """
+    # a hash puts the groups in an order that does not change when groups are added
     sizes = Counter(groups)
     order = sorted(sizes, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode(errors="surrogateescape")).digest())
     wanted = {split: share * sizes.total() for split, share in fractions.items() if share > 0}

@@ -117,7 +117,7 @@ def _check_all(folder: Path, config: PrepareConfig, source: MaskSource, entries:
     keys = _keys(entries)
     chunks = [folder / f"{start // CHUNK:06d}.jsonl" for start in range(0, len(entries), CHUNK)]
     for number, path in enumerate(_progress(chunks, "checking records")):
-        if path.is_file():
+        if path.is_file():  # an interrupted run has checked these images
             continue
         lines = []
         for place in range(number * CHUNK, min((number + 1) * CHUNK, len(entries))):
@@ -154,6 +154,7 @@ def _checked_line(entry: Entry, place: int, key: str, source: MaskSource, group_
         return {"name": entry.name, "refused": [error.reason, error.detail]}
     for refusal in checked.refused:
         log.info("Refused an object of %s: %s", entry.name, refusal)
+    # the JSON's own id, or the image's number
     image_id = checked.image.get("image_id")
     image_id = image_id if isinstance(image_id, int) else place + 1
     image = {**checked.image, "image_id": image_id, "source_name": entry.name}  # the shard changes its file_name
@@ -199,6 +200,7 @@ def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -
         s: {"images": 0, "masks": 0, "groups": set()} for s in ("pool", "val", "test")
     }
     refused: dict[str, dict[str, Any]] = {"images": {}, "masks": {}}
+    # count the images, masks, groups and refusals
     for line in _lines(chunks):
         if "refused" in line:
             _count(refused["images"], line["name"], *line["refused"])
@@ -209,6 +211,7 @@ def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -
         split["groups"].add(line["group"])
         for refusal in line["refused_masks"]:
             _count(refused["masks"], line["name"], *refusal)
+    # log the splits and the refusals
     for name, content in counts.items():
         content["groups"] = len(content["groups"])
         log.info("Split %s: %d image(s), %d mask(s), %d group(s).", name, *content.values())

@@ -119,11 +119,13 @@ def read_labels(path: Path) -> np.ndarray:
                 values = np.asarray(image)
     except UNREADABLE as error:
         raise Refused("the mask file cannot be read", f"{path.name}: {error}") from error
+    # accept grey images that are stored with more channels
     values = np.squeeze(values)
     if values.ndim == 3 and (values.shape[2] == 2 or (values[..., :1] == values[..., 1:3]).all()):
         values = values[..., 0]  # grey with alpha, or grey saved as colour
     if values.ndim != 2:
         raise Refused("the mask file has several channels", f"{path.name}: shape {values.shape}, expected (H, W)")
+    # accept integers that are stored as floats
     if values.dtype.kind == "f" and np.array_equal(values, np.rint(values)):
         values = values.astype(np.int64)
     if values.dtype.kind not in "bui":

@@ -38,9 +38,11 @@ def check_record(image: Path, raw: RawAnnotations) -> Checked:
     """
     if not image.is_file():
         raise Refused("the image is missing", str(image))
+    # the image
     width, height = _json_size(raw.image) or shown_size(image)
     data, _ = image_bytes(image, (width, height))
     _decoded(data, (width, height), image.name)
+    # its masks
     annotations, refused = _checked_objects(raw.objects, (height, width))
     if not annotations:
         reasons = ", ".join(sorted({each.reason for each in refused})) or "the image has none"
@@ -89,10 +91,12 @@ def storable_bytes(data: bytes, size: tuple[int, int], name: str) -> tuple[bytes
             pages = 1 if kept else getattr(image, "n_frames", 1)
     except UNREADABLE as error:
         raise Refused(CANNOT_BE_READ, f"{name}: {error}") from error
+    # JPEG and PNG of the right size stay as they are
     if kept and size == stored_size:
         return data, kept
     if not kept and pages > 1:
         raise Refused("the image is a stack", f"{name} has {pages} pages; save the one to use")
+    # all others become PNG
     stream = io.BytesIO()
     Image.fromarray(_storable(_decoded(data, size, name), name)).save(stream, "png")
     return stream.getvalue(), "png"

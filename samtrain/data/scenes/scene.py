@@ -125,9 +125,11 @@ def _visible(canvas: Canvas) -> Scene:
     scene = Scene(camera(canvas.rng, canvas.image, canvas.unit))
     kept: dict[int, int] = {-1: -1}
     for index, mask in enumerate(canvas.masks):
+        # the nearest parent that is not dropped
         owner = canvas.parents[index]
         while owner not in kept:
             owner = canvas.parents[owner]
+        # drop objects that are small, mostly hidden, or almost their whole
         area, parent = np.count_nonzero(mask), kept[owner]
         too_small = area < max(canvas.min_area, MIN_VISIBLE * canvas.areas[index])
         if too_small or (parent >= 0 and area > MAX_SHARE * np.count_nonzero(scene.masks[parent])):
