@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 INPUTS = "inputs.json"  # the identity of the files that the rows were computed from
 ROWS = "rows*.jsonl"  # one file per process; a line has the set's name, the image's key and number, and its rows
 LOG_EVERY = 30.0  # seconds
-Image = tuple[str, str]  # a part's name and an image's key
+ImageId = tuple[str, str]  # a part's name and an image's key
 
 
 def check_inputs(folder: Path, inputs: dict[str, str]) -> None:
@@ -36,7 +36,7 @@ def check_inputs(folder: Path, inputs: dict[str, str]) -> None:
     write_text(path, json.dumps(inputs, indent=1) + "\n")
 
 
-def finished_images(folder: Path) -> set[Image]:
+def finished_images(folder: Path) -> set[ImageId]:
     """Returns the images that already have rows."""
     return {(line["set"], line["image"]) for line in _read_lines(folder)}
 
@@ -57,7 +57,7 @@ def measure_images(
     parts: Sequence[Part],
     path: Path,
     *,
-    finished: Collection[Image],
+    finished: Collection[ImageId],
     device: torch.device,
     index: int = 0,
     count: int = 1,

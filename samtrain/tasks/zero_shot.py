@@ -11,7 +11,7 @@ from pathlib import Path
 
 from samtrain.evaluators import EVALUATORS, Evaluator, LearningCurve, Part, Row
 from samtrain.evaluators.config import KnownSet, ZeroShotConfig
-from samtrain.evaluators.rows import Image, check_inputs, finished_images, measure_images, rows_by_part
+from samtrain.evaluators.rows import ImageId, check_inputs, finished_images, measure_images, rows_by_part
 from samtrain.evaluators.sets import find_sets
 from samtrain.files import atomic_path, write_text
 from samtrain.metrics.summaries import mean_over_sets
@@ -103,7 +103,7 @@ def _measure(config: Config, run_dir: Path, evaluator: Evaluator, parts: Sequenc
 
 
 def _worker(
-    config: Config, run_dir: Path, parts: Sequence[Part], finished: Collection[Image], index: int, count: int
+    config: Config, run_dir: Path, parts: Sequence[Part], finished: Collection[ImageId], index: int, count: int
 ) -> None:
     """Measures the share of one of several processes."""
     with as_worker(count):

@@ -38,7 +38,7 @@ def test_only_the_best_hundred_count() -> None:
     assert average_recall([ImageMasks(objects, [*noise[:99], record(rectangle(20), iou=0.5)])]) == 1
 
 
-def test_nothing() -> None:
+def test_images_without_masks_or_objects() -> None:
     assert average_recall([ImageMasks([], [record(rectangle(5))])]) is None
     assert average_recall([ImageMasks([encode_mask(rectangle(5))], [])]) == 0
     assert evaluate_automatic([ImageMasks([encode_mask(rectangle(5))], [])])["precision_50"] is None

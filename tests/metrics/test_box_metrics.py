@@ -61,7 +61,7 @@ NAMES = (  # in the order of `summarize`
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_it_is_pycocotools(seed: int, tmp_path: Path) -> None:
+def test_equals_pycocotools(seed: int, tmp_path: Path) -> None:
     """Random images: boxes that are moved, missed and made up; masks of all sizes; an image without objects."""
     rng = np.random.default_rng(seed)
     images = []
@@ -106,7 +106,7 @@ def test_numbers_by_hand() -> None:
     assert metrics["box_recall70_10"] == metrics["box_recall70_20"] == pytest.approx(2 / 3)
 
 
-def test_sizes_go_by_the_masks_and_their_limits_can_be_set() -> None:
+def test_sizes_are_those_of_the_masks_with_limits_from_the_caller() -> None:
     """Of a small and a large object the large one is found; by COCO's limits both are small."""
     boxes = np.array([[0, 0, 10, 10], [20, 20, 50, 50]], dtype=float)
     images = [make_image(boxes, boxes[1:], [0.9], areas=[90, 700])]
@@ -130,7 +130,7 @@ def test_a_detector_that_finds_everything() -> None:
     assert all(value == pytest.approx(1) for value in metrics.values())
 
 
-def test_a_image_without_objects_counts_what_is_found_in_it() -> None:
+def test_boxes_in_images_without_objects_count_as_wrong() -> None:
     good, empty = make_image(APART, APART, [0.5] * 4), ImageBoxes(NOTHING, np.zeros(0), NOTHING, np.zeros(0))
     assert box_metrics([good, empty]) == box_metrics([good])
     disturbed = ImageBoxes(NOTHING, np.zeros(0), APART, np.full(4, 0.9))

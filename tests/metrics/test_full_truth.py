@@ -102,7 +102,7 @@ def test_one_mask_of_two_objects(objects: list[Span]) -> None:
     assert found["object_dice"] == pytest.approx((18 / 19 + 16 / 17) / 2)
 
 
-def test_more_matches_go_before_better_ones() -> None:
+def test_more_matches_come_before_better_ones() -> None:
     """Objects of 10, 18, 32 and masks of 6, 10, 18 from the same place: two of each are equal, IoU 1.
 
     Those two matches leave 32 and 6, IoU 6/32, without. There are three: 10 with 6, 18 with 10, 32 with 18, though their
@@ -115,7 +115,7 @@ def test_more_matches_go_before_better_ones() -> None:
 
 
 @pytest.mark.parametrize("masks", [[(0, 10), (1, 11)], [(1, 11), (0, 10)]])
-def test_of_as_many_matches_the_better_ones(masks: list[Span]) -> None:
+def test_better_ones_win_among_equally_many_matches(masks: list[Span]) -> None:
     """Crosswise there are two matches as well, of 9/11 each."""
     assert full_truth_metrics([strips([(0, 10), (1, 11)], masks)])["pq"] == 1
 
@@ -190,7 +190,7 @@ def test_uncompressed_masks() -> None:
     assert found == full_truth_metrics([strips([(10, 20)], [(10, 18)])]) and found["pq"] == pytest.approx(0.8)
 
 
-def test_refusals() -> None:
+def test_invalid_input_is_refused() -> None:
     for images in ([], [strips([], [])], [strips([], [(0, 10)])]):
         with pytest.raises(ValueError, match="holds an object"):
             full_truth_metrics(images)
@@ -232,7 +232,7 @@ def test_a_limit_belongs_to_the_larger_size() -> None:
     assert found["pq_medium"] == pytest.approx(1 / 1.5) and found["pq_large"] == 1
 
 
-def test_many_of_one_size_count_each() -> None:
+def test_every_object_of_one_size_counts() -> None:
     """Ten small objects, every second found, beside a large one that is found: 5/10, 1/1, and 6/11 together."""
     objects = [(3 * i, 3 * i + 2) for i in range(10)] + [(40, 60)]
     found = full_truth_metrics([strips(objects, objects[::2])], size_limits=(5, 10))

@@ -189,9 +189,9 @@ def test_known_sets_that_are_missing_are_listed(tmp_path: Path, given: list[str]
     write_pool(tmp_path / "data" / "zero_shot" / "doors", 2, num=2)
     metrics = run(tmp_path / "run", *command)
     assert metrics["doors/objects"] == 4 and "mean/miou_1" not in metrics
-    told = json.loads((tmp_path / "run" / "zero_shot.json").read_text())
-    assert told["sets"] == ["doors"] and len(told["missing"]) == 22
-    assert told["missing"]["lvis"]["images"] == 945
+    content = json.loads((tmp_path / "run" / "zero_shot.json").read_text())
+    assert content["sets"] == ["doors"] and len(content["missing"]) == 22
+    assert content["missing"]["lvis"]["images"] == 945
     assert "lvis was not found at" in caplog.text and "CC BY 4.0" in caplog.text
     page = (tmp_path / "run" / "report.html").read_text()
     assert "22 sets are missing" in page and "timberseg" in page

@@ -49,21 +49,21 @@ def test_a_sweep_from_the_default_to_the_winner(pretended: Path, caplog) -> None
     caplog.set_level("INFO")
     folder = pretended / "run"
     metrics = run(folder, "tune.num_trials=8", "tune.num_workers=2", "tune.seeds=[1,2,3]", "name=sweep", "tune.pruner=null")
-    told = json.loads((folder / "tune.json").read_text())
-    assert [t["state"] for t in told["trials"]].count("COMPLETE") == 8
-    assert told["trials"][0]["params"] == {"optim.learning_rate_factor": 1.0, "prompts.num_points": 1}
+    content = json.loads((folder / "tune.json").read_text())
+    assert [t["state"] for t in content["trials"]].count("COMPLETE") == 8
+    assert content["trials"][0]["params"] == {"optim.learning_rate_factor": 1.0, "prompts.num_points": 1}
     assert metrics["tune/default"] == pytest.approx(0.8)  # 0.9 - |1 - 2| / 10
-    rate = told["trials"][told["best"]["number"]]["params"]["optim.learning_rate_factor"]
+    rate = content["trials"][content["best"]["number"]]["params"]["optim.learning_rate_factor"]
     assert metrics["tune/best"] == pytest.approx(0.9 - abs(rate - 2) / 10) and metrics["tune/best"] > 0.8
 
     # both again with three seeds, each of which is worth a thousandth
-    again = told["again"]
+    again = content["again"]
     assert again["default"] == pytest.approx({"1": 0.751, "2": 0.752, "3": 0.753})
     assert metrics["tune/winner_minus_default"] == pytest.approx(metrics["tune/best"] - 0.8)
     assert "Winner minus default on test/miou_1: +" in caplog.text
 
     # the winner's command is what was typed, and what was found
-    command = told["best"]["command"]
+    command = content["best"]["command"]
     assert command.startswith("python -m samtrain +experiment=pretrain name=sweep optim.learning_rate_factor=")
     assert "tune" not in command.replace("samtrain", "") and f"The winner's command: {command}" in caplog.text
     given = json.loads((folder / "trials" / "000" / "arguments.json").read_text())
@@ -75,11 +75,11 @@ def test_a_sweep_from_the_default_to_the_winner(pretended: Path, caplog) -> None
 def test_bad_trials_are_pruned(pretended: Path) -> None:
     more = ["tune.pruner.n_startup_trials=1", "tune.pruner.n_warmup_steps=1", "callbacks.log_every_steps=1"]
     metrics = run(pretended / "run", "tune.num_trials=5", "tune.num_workers=5", "tune.seeds=[]", *more)
-    told = json.loads((pretended / "run" / "tune.json").read_text())
-    pruned = [t for t in told["trials"] if t["state"] == "PRUNED"]
-    assert len(told["trials"]) == 5 and all(len(t["measurements"]) < 4 for t in pruned)
-    assert all(t["state"] in ("COMPLETE", "PRUNED") for t in told["trials"])
-    assert metrics["tune/best"] == max(t["value"] for t in told["trials"] if t["state"] == "COMPLETE")
+    content = json.loads((pretended / "run" / "tune.json").read_text())
+    pruned = [t for t in content["trials"] if t["state"] == "PRUNED"]
+    assert len(content["trials"]) == 5 and all(len(t["measurements"]) < 4 for t in pruned)
+    assert all(t["state"] in ("COMPLETE", "PRUNED") for t in content["trials"])
+    assert metrics["tune/best"] == max(t["value"] for t in content["trials"] if t["state"] == "COMPLETE")
     for trial in pruned:
         assert not (Path(trial["folder"]) / "metrics.json").exists()  # the run was ended, too
 
@@ -100,18 +100,18 @@ def test_a_sweep_resumes_after_its_cause_of_failure_is_fixed(pretended: Path) ->
         run(pretended / "run", *more)
     main.write_text(sound)
     metrics = run(pretended / "run", *more)
-    told = json.loads((pretended / "run" / "tune.json").read_text())
-    assert [t["state"] for t in told["trials"]] == ["FAIL"] + ["COMPLETE"] * 4
-    assert [t["default"] for t in told["trials"]] == [True, True, False, False, False]
+    content = json.loads((pretended / "run" / "tune.json").read_text())
+    assert [t["state"] for t in content["trials"]] == ["FAIL"] + ["COMPLETE"] * 4
+    assert [t["default"] for t in content["trials"]] == [True, True, False, False, False]
     assert metrics["tune/default"] == pytest.approx(0.8)
 
 
 def test_an_extended_sweep_may_find_another_winner(pretended: Path) -> None:
     for count in (2, 12):
         metrics = run(pretended / "run", f"tune.num_trials={count}", "tune.seeds=[1]", "tune.pruner=null")
-    told = json.loads((pretended / "run" / "tune.json").read_text())
+    content = json.loads((pretended / "run" / "tune.json").read_text())
     assert metrics["tune/winner_minus_default"] == pytest.approx(metrics["tune/best"] - 0.8)
-    assert told["best"]["number"] > 1 and (pretended / "run" / "again" / f"trial_{told['best']['number']:03}").is_dir()
+    assert content["best"]["number"] > 1 and (pretended / "run" / "again" / f"trial_{content['best']['number']:03}").is_dir()
 
 
 def test_a_killed_run_is_resumed(pretended: Path) -> None:
@@ -119,10 +119,10 @@ def test_a_killed_run_is_resumed(pretended: Path) -> None:
     once = "if not os.path.exists('killed'):\n    open('killed', 'w')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     main.write_text(f"import os, signal\n{once}" + main.read_text())
     metrics = run(pretended / "run", "tune.num_trials=1", "tune.seeds=[]")
-    told = json.loads((pretended / "run" / "tune.json").read_text())
-    assert [t["state"] for t in told["trials"]] == ["FAIL", "COMPLETE"] and metrics["tune/default"] == pytest.approx(0.8)
-    assert told["trials"][0]["folder"] == told["trials"][1]["folder"]
-    assert told["best"]["default"] and told["again"] == {}
+    content = json.loads((pretended / "run" / "tune.json").read_text())
+    assert [t["state"] for t in content["trials"]] == ["FAIL", "COMPLETE"] and metrics["tune/default"] == pytest.approx(0.8)
+    assert content["trials"][0]["folder"] == content["trials"][1]["folder"]
+    assert content["best"]["default"] and content["again"] == {}
 
 
 def test_several_ranks_are_refused(pretended: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,10 +161,10 @@ def test_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_single_trials_may_fail(pretended: Path) -> None:
     at_random = ["tune.sampler._target_=optuna.samplers.RandomSampler", "~tune.sampler.n_startup_trials", "seed=4"]
     run(pretended / "run", "name=fails_at_5", "tune.num_trials=12", "tune.seeds=[]", "tune.pruner=null", *at_random)
-    told = json.loads((pretended / "run" / "tune.json").read_text())
-    failed = [t for t in told["trials"] if t["state"] == "FAIL"]
+    content = json.loads((pretended / "run" / "tune.json").read_text())
+    failed = [t for t in content["trials"] if t["state"] == "FAIL"]
     assert failed and all(t["params"]["prompts.num_points"] == 5 and "points are 5" in t["reason"] for t in failed)
-    assert sum(t["state"] in ("COMPLETE", "PRUNED") for t in told["trials"]) == 12
+    assert sum(t["state"] in ("COMPLETE", "PRUNED") for t in content["trials"]) == 12
 
 
 @pytest.mark.parametrize(
