@@ -3,54 +3,65 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from pretend_predictor import PretendPredictor, eroded
 
 from samtrain.data_engine.annotators import ImageAnnotation, ImageToAnnotate, SimulatedAnnotator
-from samtrain.data_engine.ledger import LedgerLine, read_ledger
-from samtrain.data_engine.stages import DetectorRequest, FitRequest, FitResult, Tools
+from samtrain.data_engine.ledger import read_ledger
+from samtrain.data_engine.ledger_line import LedgerLine, from_flat
+from samtrain.data_engine.stages import DetectorRequest, FitRequest, FitResult
 from samtrain.files import write_text
 
-LINE = LedgerLine(
-    round=0,
-    stage="assisted_manual",
-    model="vit_tiny",
-    encoder="vit_tiny",
-    parent=None,
-    checkpoint="first.ckpt",
-    digest="ab",
-    images=0,
-    masks=0,
-    masks_automatic=0,
-    masks_total=0,
-    images_total=0,
-    discarded=0,
-    images_skipped=0,
-    images_left=0,
-    masks_per_image=None,
-    assisted_per_image=None,
-    seconds_per_mask=None,
-    clicks_per_mask=None,
-    strokes_per_mask=None,
-    mask_iou=None,
-    automatic_precision=None,
-    coverage={},
-    probe_masks=3,
-    probe_seconds_per_mask=20.5,
-    probe_clicks_per_mask=4.0,
-    probe_mask_iou=0.8,
-    probe_good=0.5,
-    probe_coverage_alone={"all": 0.5},
-    probe_coverage={"all": 0.5},
-    images_seen=0,
-    promote_metric="val/miou_1",
-    metrics_before={},
-    metrics_after={"val/miou_1": 0.4},
-    promoted=True,
-    wall={"measure": 1.5},
-)
+FIRST_LINE = {
+    "round": 0,
+    "stage": "assisted_manual",
+    "model": "vit_tiny",
+    "encoder": "vit_tiny",
+    "parent": None,
+    "checkpoint": "first.ckpt",
+    "digest": "ab",
+    "images": 0,
+    "masks": 0,
+    "masks_automatic": 0,
+    "masks_total": 0,
+    "images_total": 0,
+    "discarded": 0,
+    "images_skipped": 0,
+    "images_left": 0,
+    "masks_per_image": None,
+    "assisted_per_image": None,
+    "seconds_per_mask": None,
+    "clicks_per_mask": None,
+    "strokes_per_mask": None,
+    "mask_iou": None,
+    "automatic_precision": None,
+    "coverage": {},
+    "probe_masks": 3,
+    "probe_seconds_per_mask": 20.5,
+    "probe_clicks_per_mask": 4.0,
+    "probe_mask_iou": 0.8,
+    "probe_good": 0.5,
+    "probe_coverage_alone": {"all": 0.5},
+    "probe_coverage": {"all": 0.5},
+    "images_seen": 0,
+    "promote_metric": "val/miou_1",
+    "metrics_before": {},
+    "metrics_after": {"val/miou_1": 0.4},
+    "promoted": True,
+    "wall": {"measure": 1.5},
+    "detector": None,
+    "detector_digest": None,
+    "probe_before": {},
+    "shards": [],
+}
+
+
+def ledger_line(**changes: Any) -> LedgerLine:
+    """The line of a first model with some keys of the file changed."""
+    return from_flat({**FIRST_LINE, **changes}, "pretended line")
 
 
 class PretendDetector:
@@ -135,25 +146,15 @@ class World:
         return {"val/miou_1": self.quality(path) / 6, "val/miou_3": 0.5}
 
 
-class CountedAnnotator(SimulatedAnnotator):
-    def __init__(self, world: World, **settings) -> None:
-        super().__init__(**settings)
-        self.world, self.seen = world, []
+class CountedAnnotator:
+    """A simulated annotator whose images are calls that `world` counts."""
 
-    def annotate(self, image: ImageToAnnotate, predictor) -> ImageAnnotation:
+    def __init__(self, world: World, **settings: Any) -> None:
+        self.annotator, self.world = SimulatedAnnotator(**settings), world
+
+    def annotate(self, image: ImageToAnnotate, predictor: Any) -> ImageAnnotation:
         self.world.called(f"annotate {image.key}")
-        self.seen.append(image.key)
-        return super().annotate(image, predictor)
-
-
-def tools(world: World) -> Tools:
-    return Tools(
-        load_predictor=world.load_predictor,
-        fit=world.fit,
-        measure=world.measure,
-        fit_detector=world.fit_detector,
-        load_detector=world.load_detector,
-    )
+        return self.annotator.annotate(image, predictor)
 
 
 def reproducible(run_dir: Path) -> list[dict]:

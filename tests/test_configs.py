@@ -21,14 +21,13 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_class
 
 from samtrain.data.prepare.config import PrepareConfig
-from samtrain.data_engine.pool import share_out
+from samtrain.data_engine.pool import divide_pool
 from samtrain.detector import DetectorRecipe, build_detector
 from samtrain.modeling.build import sam_config
 from samtrain.modeling.checkpoints import save_official, save_safetensors
 from samtrain.modeling.sam import SAM_CONFIGS, Sam
 from samtrain.prompts import seeded_generator
 from samtrain.run.build import learning_rate_of, loggers_of, make_loss, make_prompts, make_sam, optimizer_config, sam_config_of
-from samtrain.run.settings import DetectorSettings, read
 from samtrain.run.trainer import micro_batches, validation_interval
 from samtrain.tasks import TASKS, resolve
 from samtrain.tasks import detector as detector_task
@@ -315,10 +314,10 @@ def test_a_step_is_whole_micro_batches_everywhere(experiment: str, scale: str) -
 def test_the_pool_holds_what_the_rounds_ask_for(scale: str) -> None:
     config = experiment_of("stage1", scale)
     rounds, probe = [each["images"] for each in config["rounds"].values()], config["engine"]["probe_images"]
-    assert share_out(config["data"]["splits"]["pool"], rounds, probe) == (probe, rounds)
+    assert divide_pool(config["data"]["splits"]["pool"], rounds, probe) == (probe, rounds)
     config = experiment_of("stage2", scale)
     rounds, probe = [each["images"] for each in config["rounds"].values()], config["engine"]["probe_images_stage_2"]
-    assert share_out(config["data"]["splits"]["crowded"], rounds, probe) == (probe, rounds)
+    assert divide_pool(config["data"]["splits"]["crowded"], rounds, probe) == (probe, rounds)
 
 
 def test_both_stages_are_the_two_in_their_order() -> None:
@@ -403,15 +402,15 @@ def test_prompts_and_loss_are_built() -> None:
 def test_detectors_are_built_and_trained_by_their_keys(scale: str) -> None:
     config = config_of(f"scale={scale}")
     with torch.device("meta"):
-        detector = build_detector(**read(DetectorSettings, config, "detector").model)
+        recipe = detector_task.recipe_of(config)
+        detector = build_detector(recipe.name, image_size=recipe.image_size)
     assert (detector.config.name, detector.config.image_size) == (
         config["detector"]["name"],
         config["detector"]["image_size"],
     )
-    used = {field.name for field in fields(DetectorRecipe)} | set(read(DetectorSettings, config, "detector").model)
-    assert set(config["detector"]) - used == {"init", "val_every_steps"}
-    assert read(DetectorSettings, config, "detector").recipe.steps == config["scale"]["detector"]["steps"]
-    assert detector_task.running_of(config).checkpoint_every_steps == config["scale"]["checkpoint_every_steps"]
+    assert set(config["detector"]) == {field.name for field in fields(DetectorRecipe)}
+    assert recipe.steps == config["scale"]["detector"]["steps"]
+    assert detector_task.options_of(config).checkpoint_every_steps == config["scale"]["checkpoint_every_steps"]
 
 
 def test_folder_takes_what_preparing_takes() -> None:

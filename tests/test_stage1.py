@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from wandb_records import offline_runs
 
-from samtrain.data_engine.engine import identify
+from samtrain.data_engine.engine_files import identify
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_ROUNDS = 6

@@ -16,7 +16,7 @@ import pytest
 from wandb_records import offline_runs
 
 from samtrain.data.shards import index_tar, read_record
-from samtrain.data_engine.engine import identify
+from samtrain.data_engine.engine_files import identify
 
 ROOT = Path(__file__).resolve().parents[1]
 KILLS = 10

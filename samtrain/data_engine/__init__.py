@@ -1,1 +1,1 @@
-"""The data engine: rounds of annotation with the current model and retraining on what was drawn."""
+"""The data engine: rounds of annotation with the current model, each followed by training on the masks collected so far."""

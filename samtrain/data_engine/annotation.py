@@ -1,4 +1,4 @@
-"""Many images filled in and annotated with one model, resumable after each, and the shards that come of them."""
+"""Annotates many images with one model, resumable after each image, and writes the masks as shards."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ from samtrain.terminal import follow
 log = logging.getLogger(__name__)
 
 IMAGES_PER_SHARD = 1000
-SAY_EVERY = 30.0  # seconds between two lines of the log
+LOG_INTERVAL = 30.0  # seconds between two lines of the log
 
 
 @dataclass(frozen=True, kw_only=True)
 class Helpers:
-    """Who works on images: an annotator, the model that helps, and what fills in masks first, if anything does.
+    """Who works on the images: the annotator, the model that helps, and the prefiller, if masks are prefilled.
 
-    Both loaders are called only if an image is left to do.
+    origin: identifies the model and the detector in the records of their masks
+    The two loaders are called only if an image is still to be annotated.
     """
 
     annotator: Annotator
@@ -42,11 +43,11 @@ class Helpers:
 
 @dataclass(frozen=True, kw_only=True)
 class Annotating:
-    """Images of the pool, filled in and drawn; a file each in `folder`.
+    """Prefills and annotates images of the pool; the drawing of each is one file in `folder`.
 
-    number:  the round's
-    earlier: the masks that images have from earlier rounds, by key
-    on_error: "raise", or "skip" for images that cannot be read: logged, counted, and nothing is drawn in them
+    number:   number of the round
+    earlier:  masks of earlier rounds, by the key of the image
+    on_error: "raise", or "skip" for images that cannot be read: they are logged, counted, and get no masks
     """
 
     folder: Path
@@ -66,43 +67,48 @@ class Annotating:
         return self.helpers.load_prefiller() if self.helpers.load_prefiller else None
 
     def drawings(self) -> Done:
-        """The list of drawings in the order of the items; masks stay run-length encoded."""
-        said, done = time.monotonic(), []
-        words = f"round {self.number}: annotating"
-        for position, item in enumerate(follow(self.items, words, len(self.items))):
+        """Returns the drawings in the order of the items; their masks are run-length encoded."""
+        logged, done = time.monotonic(), []
+        title = f"round {self.number}: annotating"
+        for position, item in enumerate(follow(self.items, title, len(self.items))):
             path = self.folder / f"{position:06d}.json"
             done.append(do_once(path, partial(self._draw, position, item)))
             self._check_same_image(path, done[-1].result["key"], self.pool.key(item))
-            if time.monotonic() - said > SAY_EVERY:
-                said = time.monotonic()
+            if time.monotonic() - logged > LOG_INTERVAL:
+                logged = time.monotonic()
                 log.info("round %d: annotated %d of %d images", self.number, len(done), len(self.items))
         return Done([each.result for each in done], sum(each.wall for each in done))
 
     def _check_same_image(self, path: Path, drawn: str, chosen: str) -> None:
         if drawn != chosen:
             raise ValueError(
-                f"{path} holds image {drawn}, now {chosen} is chosen in its place: the pool has "
-                "changed since this run began. Bring it back (data.root), or begin a new run_dir"
+                f"{path} holds the masks of image {drawn}, but {chosen} is chosen at its place: the pool has "
+                "changed since this run began. Restore the images (data.root), or start again in a new run_dir"
             )
 
     def _draw(self, position: int, item: PoolItem) -> Drawing:
-        """Encode once, fill in, let the annotator add what is missing."""
+        """Encodes an image once, prefills masks, and lets the annotator add those that are missing."""
         try:
             record, image = self._read(item)
         except ValueError as error:
             if self.on_error == "raise":
                 raise
-            log.warning("left out: %s", error)
+            log.warning("An image is left out: %s", error)
             return left_out(self.pool.key(item))
-        objects = record.annotation["annotations"]
+
+        # masks that exist are shown to the annotator, who does not change them
         earlier = self.earlier.get(record.key, [])
         locked = [each["segmentation"] for each in earlier]
         self.predictor.set_image(image)
-        automatic = self.prefiller.fill_in(image, self.predictor, locked) if self.prefiller else []
+        automatic = self.prefiller.prefill(image, self.predictor, locked) if self.prefiller else []
         locked += [mask.segmentation for mask in automatic]
+
+        # the annotator draws the others
+        objects = record.annotation["annotations"]
         drawn = self.helpers.annotator.annotate(ImageToAnnotate(record.key, image, objects, locked), self.predictor)
         work = ImageWork(record.key, drawn, automatic, earlier, [each["segmentation"] for each in objects])
-        # unique over all rounds, and in 64 bits: a billion images a round, ten thousand masks an image
+
+        # ids are unique over all rounds and fit into 64 bits: up to a billion images per round, ten thousand masks per image
         first_id = (self.number * 10**9 + position) * 10**4
         return to_drawing(work, first_id=first_id, origin=self.helpers.origin)
 
@@ -115,9 +121,9 @@ class Annotating:
 def write_shards(
     folder: Path, prefix: str, pool: Pool, items: Sequence[PoolItem], drawings: Sequence[Drawing]
 ) -> list[dict[str, Any]]:
-    """Images with at least one mask, in their order, as SA-1B's tars: [{path, sha256, images, masks}].
+    """Writes the images with at least one mask as tars in the form of SA-1B; returns [{path, sha256, images, masks}].
 
-    Equal drawings give equal bytes. Raises ValueError where nothing was drawn at all.
+    Equal drawings give equal bytes. Raises ValueError if no image has a mask.
     """
     counts: list[int] = []
     with ShardWriter(folder, prefix, max_count=IMAGES_PER_SHARD) as writer:
@@ -131,8 +137,8 @@ def write_shards(
         paths = writer.close()
     if not paths:
         raise ValueError(
-            f"not one mask was kept in {len(items)} images ({prefix}): do the images of the pool hold objects? "
-            "Look at them with task=preview, or lower annotator.min_iou"
+            f"no mask was kept in {len(items)} images ({prefix}): check with task=preview that the images of the pool hold "
+            "objects, or lower annotator.min_iou"
         )
     chunks = [counts[i : i + IMAGES_PER_SHARD] for i in range(0, len(counts), IMAGES_PER_SHARD)]
     return [

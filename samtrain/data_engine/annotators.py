@@ -1,4 +1,4 @@
-"""Who annotates: the interface, and an annotator that works from ground truth as people work from what they see."""
+"""The interface of annotators, and a simulated annotator that works from ground truth as people work from what they see."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from samtrain.ops.rle import RLE, decode_rle, rle_area, rle_iou
 from samtrain.prompts import CentreSampler
 from samtrain.types import PointLabel
 
-DONE, TIME = "done", "time"  # why an annotator went on to the next image
-MAX_PIXELS = 1 << 24  # objects times pixels simulated at once: 64 MB of float32 logits
-MARGIN = 8  # pixels round an object within which the brush works; it never paints wider over the edge
+DONE, TIME = "done", "time"  # why an annotator has left an image: nothing is missing, or a mask took too long
+MAX_PIXELS = 1 << 24  # objects times pixels that are simulated at once: 64 MB of float32 logits
+MARGIN = 8  # pixels around an object that the brush works in; it never paints further over the edge
 
 
 @dataclass(frozen=True)
 class ImageToAnnotate:
-    """What is annotated.
+    """An image, and what is known of it.
 
     image:   (H, W, 3) uint8 RGB
-    objects: the record's annotations, the ground truth, which only a simulation may read
-    locked:  masks that are there already and are shown, but not changed
+    objects: the ground truth, as annotations of the record; only a simulation may read it
+    locked:  existing masks, which the annotator sees but does not change
     """
 
     key: str
@@ -43,15 +43,15 @@ class ImageToAnnotate:
 
 @dataclass(frozen=True)
 class AnnotatedMask:
-    """One mask as drawn, and what it took.
+    """A mask that was drawn, and the work that it took.
 
     mask:             (H, W) bool
-    point_coords:     the clicks (x, y) in the order of time, in original pixels
-    point_labels:     1 foreground, 0 background, one each
-    predicted_iou, stability_score:  the model's, of its mask before any brush stroke
-    good:             whether the annotator was content with it, or only out of time
-    iou:              with the ground truth; None where nobody knows it
-    object_index:     which of the image's objects it is; None where nobody knows it
+    point_coords:     the clicks (x, y) in the order they were placed, in original pixels
+    point_labels:     for each click 1 (foreground) or 0 (background)
+    predicted_iou, stability_score:  the model's, for its mask before any brush stroke
+    good:             whether the annotator was satisfied with it, rather than out of time
+    iou:              with the ground truth; None if that is unknown
+    object_index:     the index of the object in the ground truth; None if that is unknown
     """
 
     mask: np.ndarray
@@ -69,10 +69,10 @@ class AnnotatedMask:
 
 @dataclass(frozen=True)
 class ImageAnnotation:
-    """The masks of an image in the order of their making, those thrown away, and why the annotator went on.
+    """The masks of an image in the order they were drawn, the discarded ones, and why the annotator left the image.
 
-    masks_in_time: how many of `masks` there were when a mask first took longer than the limit, or all; the rest was only
-                   drawn because the annotator does not leave images
+    masks_in_time: the number of `masks` that existed when a mask first took longer than the limit, or all; the others were
+                   drawn only because the annotator does not leave images
     """
 
     masks: list[AnnotatedMask]
@@ -82,47 +82,58 @@ class ImageAnnotation:
 
 
 class Annotator(Protocol):
-    """Whoever annotates: a simulation here, people behind the browser tool later."""
+    """Annotates images: the simulation below, or people with the browser tool."""
 
     def annotate(self, image: ImageToAnnotate, predictor: SamPredictor) -> ImageAnnotation:
-        """The masks of what has none yet in one image, made with the help of a predictor that has it set."""
+        """Annotates every object that has no mask yet; `predictor` must already hold the image."""
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
 class SimulatedAnnotator:
-    """Draws the objects that have no mask yet, the most prominent first, by clicks and then by brush, until all are good.
+    """Draws every object that has no mask yet, the most prominent first, by clicks and then with a brush.
 
-    It clicks the middle of the largest error (appendix D's protocol) and keeps its best mask. After `max_clicks` it
-    takes the brush. Once a mask has taken more than `time_limit` seconds it is kept as it is, or discarded below
-    `min_iou`, and with `leaves_image` the annotator goes on to the next image (paper, section 4). What it hands
-    back it has drawn; the ground truth decides only where it clicks, where it paints and when it is content.
+    The settings are those of the config node `annotator`. The annotator clicks the centre of the largest error (the protocol
+    of appendix D) and keeps its best mask. After `max_clicks` it takes the brush. A mask that has taken more than `time_limit`
+    seconds is kept as it is, or discarded if its IoU is below `min_iou`, and with `leaves_image` the annotator then leaves the
+    image (section 4). The masks are its own drawings: the ground truth decides only where it clicks and paints, and when it
+    is satisfied.
+
+    leaves_image: False makes it draw all objects, for a probe that compares models on the same ones
+    has_mask_iou: IoU of a locked mask with an object from which the object counts as annotated
+    chunk:        objects that are simulated at once at first, then twice as many: with a bad model only few are drawn
     """
 
-    def __init__(
-        self,
-        *,
-        target_iou: float = 0.90,  # SA-1B's audit: 94 % of masks were within 90 % IoU of a professional's (section 5)
-        max_clicks: int = 5,  # then the brush; 14 s, what a mask took at the end of the paper's first stage
-        time_limit: float = 30.0,  # seconds (section 4)
-        min_iou: float = 0.5,  # below this a mask shows something else; COCO's lowest threshold
-        leaves_image: bool = True,  # False: all objects, for a probe that compares models on the same ones
-        has_mask_iou: float = 0.5,  # a locked mask that agrees so well with an object stands for it: not drawn again
-        time_model: TimeModel | None = None,
-        brush: Brush | None = None,
-        seed: int = 0,
-        chunk: int = 4,  # objects simulated at once at first, then twice as many: few are drawn with a bad model
-    ) -> None:
-        _check(target_iou, min_iou, max_clicks, time_limit)
-        if not 0 < has_mask_iou <= 1:
-            raise ValueError(f"annotator.has_mask_iou is {has_mask_iou}: take more than 0, up to 1")
-        self.target_iou, self.min_iou = target_iou, min_iou
-        self.max_clicks, self.time_limit, self.leaves_image = max_clicks, time_limit, leaves_image
-        self.time_model, self.brush = time_model or TimeModel(), brush or Brush()
-        self.has_mask_iou, self.seed, self.chunk = has_mask_iou, seed, chunk
+    target_iou: float = 0.90  # SA-1B's audit: 94 % of masks were within 90 % IoU of a professional's (section 5)
+    max_clicks: int = 5  # these take 14 s, what a mask took at the end of the paper's first stage (section 4)
+    time_limit: float = 30.0  # seconds (section 4)
+    min_iou: float = 0.5  # below this a mask shows something else; COCO's lowest threshold
+    leaves_image: bool = True
+    has_mask_iou: float = 0.5
+    time_model: TimeModel = field(default_factory=TimeModel)
+    brush: Brush = field(default_factory=Brush)
+    seed: int = 0
+    chunk: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_iou <= self.target_iou <= 1:
+            raise ValueError(
+                f"annotator.min_iou is {self.min_iou} and annotator.target_iou is {self.target_iou}: "
+                "give 0 < min_iou <= target_iou <= 1"
+            )
+        if self.max_clicks < 1:
+            raise ValueError(f"annotator.max_clicks is {self.max_clicks}: give 1 or more")
+        if not 0 < self.time_limit < float("inf"):
+            raise ValueError(
+                f"annotator.time_limit is {self.time_limit}: give a finite number of seconds above 0, because it ends the work "
+                "on a mask"
+            )
+        if not 0 < self.has_mask_iou <= 1:
+            raise ValueError(f"annotator.has_mask_iou is {self.has_mask_iou}: give a number above 0, up to 1")
 
     @torch.no_grad()
     def annotate(self, image: ImageToAnnotate, predictor: SamPredictor) -> ImageAnnotation:
-        """Raises ValueError where an object's RLE has another size than the image."""
+        """Annotates one image; raises ValueError if an object's RLE has another size than the image."""
         kept: list[AnnotatedMask] = []
         discarded: list[AnnotatedMask] = []
         in_time: int | None = None
@@ -136,12 +147,19 @@ class SimulatedAnnotator:
         return ImageAnnotation(kept, discarded, DONE, len(kept) if in_time is None else in_time)
 
     def _draw_in_order(self, image: ImageToAnnotate, predictor: SamPredictor) -> Iterator[AnnotatedMask]:
-        """All objects without a mask, the most prominent first; a chunk is simulated when its first is asked for."""
+        """Yields a mask for every object without one, the most prominent first.
+
+        Objects are simulated in chunks, each when its first mask is asked for, so that little is computed for images that
+        the annotator leaves early.
+        """
         size = image.image.shape[:2]
         order, chunk = self._without_mask(image, _by_prominence(image)), self.chunk
         while order:
+            # take the next chunk, as far as it fits into memory; the one after it is twice as large
             count = max(1, min(chunk, MAX_PIXELS // (size[0] * size[1])))
             indices, order, chunk = order[:count], order[count:], 2 * chunk
+
+            # click all objects of the chunk together, then refine one after the other
             targets = [decode_rle(image.objects[i]["segmentation"], size) for i in indices]
             drafts = self._click(predictor.decoder(), torch.from_numpy(np.stack(targets)).to(predictor.device))
             for i, target, draft in zip(indices, targets, drafts, strict=True):
@@ -149,14 +167,17 @@ class SimulatedAnnotator:
                 yield replace(self._refine(draft, target, rng), object_index=i)
 
     def _without_mask(self, image: ImageToAnnotate, objects: list[int]) -> list[int]:
-        """A locked mask stands for the one object that it shows best: a whole's is not its part's, however alike they are."""
+        """Returns the objects that no locked mask shows.
+
+        A locked mask counts for one object only, the one that it shows best: the mask of a whole is not that of its part.
+        """
         ious_PN = rle_iou(image.locked, [image.objects[i]["segmentation"] for i in objects])
         shown = {int(ious.argmax()) for ious in ious_PN if ious.size and ious.max() >= self.has_mask_iou}
         return [i for n, i in enumerate(objects) if n not in shown]
 
     def _click(self, decoder: Decoder, targets_NHW: Tensor) -> list[AnnotatedMask]:
-        """The best mask of each object after as many clicks as it needed, all objects in one batch."""
-        sampler = CentreSampler(num_points=self._most_clicks())
+        """Returns the best mask of each object after as many clicks as it needs; all objects are clicked in one batch."""
+        sampler = CentreSampler(num_points=self._max_clicks_in_time())
         turns = interact(
             decoder,
             targets_NHW,
@@ -174,7 +195,7 @@ class SimulatedAnnotator:
         return best
 
     def _masks_of_turn(self, turn: Interaction, targets_NHW: Tensor) -> list[AnnotatedMask]:
-        """The model's masks after one more click on each object."""
+        """Returns the model's mask of each object after one more click."""
         logits = turn.logits()
         ious, stable = mask_iou(logits > 0, targets_NHW).tolist(), stability_score(logits).tolist()
         predicted = turn.output.iou_predictions.gather(1, turn.chosen[:, None])[:, 0].tolist()
@@ -196,54 +217,47 @@ class SimulatedAnnotator:
         ]
 
     def _keep(self, before: AnnotatedMask, new: AnnotatedMask) -> AnnotatedMask:
-        """A mask that is good is left alone; else the click is paid for, and taken back where it did not help."""
+        """Returns the better of two masks; a mask that is not good yet pays for the new click, even if the click is undone."""
         if before.good:
             return before
         assert before.iou is not None and new.iou is not None
         kept = new if new.iou > before.iou else before
         return replace(kept, clicks=new.clicks, seconds=new.seconds)
 
-    def _most_clicks(self) -> int:
-        """`max_clicks`, or the click that exceeds the time."""
+    def _max_clicks_in_time(self) -> int:
+        """Returns `max_clicks`, or fewer if the time limit is exceeded earlier; the click that exceeds it counts."""
         count = 1
         while count < self.max_clicks and self.time_model.clicks(count) <= self.time_limit:
             count += 1
         return count
 
     def _refine(self, draft: AnnotatedMask, target: np.ndarray, rng: np.random.Generator) -> AnnotatedMask:
-        """Brush strokes until the mask is good or the time over; one that did not help is undone, its time is not."""
+        """Paints until the mask is good or the time is over; a stroke that does not help is undone, but its time counts."""
         if draft.good:
             return draft
-        # where more is wrong than there is object, an empty sheet is the better start
+
+        # start from the model's mask, or from an empty one if more pixels are wrong than the object has
         start = draft.mask if (draft.mask ^ target).sum() <= target.sum() else np.zeros_like(target)
+
+        # paint in a window around both masks
         window = _window(start | target)
         mask, goal = start[window], target[window]
         iou, seconds, strokes = _iou(mask, goal), draft.seconds, 0
         while iou < self.target_iou and seconds <= self.time_limit:
-            painted, way = self.brush.paint(mask, goal, rng)
-            seconds += self.time_model.brush_stroke(way, first=strokes == 0)
+            painted, length = self.brush.paint(mask, goal, rng)
+            seconds += self.time_model.brush_stroke(length, first=strokes == 0)
             strokes += 1
             if (new := _iou(painted, goal)) > iou:
                 mask, iou = painted, new
+
+        # put the window back into the image
         whole = start.copy()
         whole[window] = mask
         return replace(draft, mask=whole, iou=iou, good=iou >= self.target_iou, seconds=seconds, strokes=strokes)
 
 
-def _check(target_iou: float, min_iou: float, max_clicks: int, time_limit: float) -> None:
-    if not 0 < min_iou <= target_iou <= 1:
-        raise ValueError(
-            f"annotator.min_iou is {min_iou} and annotator.target_iou {target_iou}: take 0 < min_iou <= target_iou <= 1"
-        )
-    if max_clicks < 1 or not 0 < time_limit < float("inf"):
-        raise ValueError(
-            f"annotator.max_clicks is {max_clicks} and annotator.time_limit {time_limit}: take 1 click or more, "
-            "and a finite number of seconds, since it ends the work on a mask"
-        )
-
-
 def _by_prominence(image: ImageToAnnotate) -> list[int]:
-    """Indices of the objects that have pixels, the most prominent first; equal ones in the record's order."""
+    """Returns the indices of the objects that have pixels, the most prominent first; ties keep the record's order."""
     size = image.image.shape[:2]
     scores = {
         i: prominence(image.image, decode_rle(o["segmentation"], size))
@@ -254,13 +268,13 @@ def _by_prominence(image: ImageToAnnotate) -> list[int]:
 
 
 def _clicks_in_order(coords_K2: Tensor, labels_K: Tensor) -> tuple[list[list[float]], list[int]]:
-    """Clicks stand last first in the tokens, the padding token behind them (types.Prompts)."""
+    """Returns clicks and labels in the order they were placed: tokens hold the last first, and padding (types.Prompts)."""
     kept = labels_K != PointLabel.PADDING
     return coords_K2[kept].flip(0).tolist(), labels_K[kept].flip(0).tolist()
 
 
 def _window(mask: np.ndarray) -> tuple[slice, slice]:
-    """The box of a mask that has pixels, and MARGIN round it."""
+    """Returns the box around a non-empty mask, extended by MARGIN on each side."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return (
         slice(max(rows[0] - MARGIN, 0), rows[-1] + 1 + MARGIN),

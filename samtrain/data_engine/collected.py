@@ -1,4 +1,4 @@
-"""What earlier rounds have collected: an image's masks are those of the last shard that holds it."""
+"""The masks that earlier rounds have collected: an image's masks are those of the last shard that holds it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from samtrain.data.shards import index_tar, read_record
+from samtrain.data.shards import ShardIndex, index_tar, read_record
 
 
 def collected_keys(shards: Sequence[Path]) -> set[str]:
-    """Names of all images that have a mask."""
+    """Returns the keys of all images that have a mask."""
     indices = [index_tar(shard) for shard in shards]
     return {index.key(i) for index in indices for i in range(len(index))}
 
 
 def collected_masks(shards: Sequence[Path], keys: Collection[str]) -> dict[str, list[dict[str, Any]]]:
-    """The annotations of these images, those without a mask left out."""
-    last: dict[str, tuple] = {}
+    """Returns the annotations of these images by key; images without a mask are left out."""
+    last: dict[str, tuple[ShardIndex, int]] = {}
     for shard in shards:
         index = index_tar(shard)
         last |= {key: (index, i) for i in range(len(index)) if (key := index.key(i)) in keys}

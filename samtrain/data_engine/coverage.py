@@ -1,4 +1,7 @@
-"""How much of what there is has a mask, and how many of the automatic masks show something; a simulation knows both."""
+"""Coverage: how many of the objects have a mask, and how many of the automatic masks show an object.
+
+Both need the ground truth, so only a simulation knows them.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,23 @@ SIZES = ("small", "medium", "large")
 
 
 def compare(objects: Sequence[RLE], masks: Sequence[RLE], automatic: Sequence[RLE]) -> dict[str, Any]:
-    """One image's masks against its ground truth: areas of the objects in pixels, the best IoU that any of `masks` has
-    with each, and the best IoU with any object of each automatic mask. Objects without pixels are left out.
+    """Compares one image's masks with its ground truth; objects without pixels are left out.
+
+    Returns the area of each object in pixels ("areas"), its best IoU with any of `masks` ("covered"), and the best IoU of
+    each automatic mask with any object ("automatic").
     """
     objects = [each for each in objects if rle_area(each) > 0]
     return {
         "areas": [rle_area(each) for each in objects],
-        "covered": _best(objects, masks),
-        "automatic": _best(automatic, objects),
+        "covered": _best_ious(objects, masks),
+        "automatic": _best_ious(automatic, objects),
     }
 
 
 def coverage(truths: Sequence[dict[str, Any]], size_limits: tuple[float, float]) -> dict[str, float | None]:
-    """Share of the objects that a mask of IoU above COVERED shows, of all and by size; None where there are none.
+    """Returns the share of the objects with a mask of IoU above COVERED, of all and by size; None if there are no objects.
 
-    small < size_limits[0] <= medium < size_limits[1] <= large, in pixels of area.
+    The sizes are areas in pixels: small < size_limits[0] <= medium < size_limits[1] <= large.
     """
     pairs = [pair for truth in truths for pair in zip(truth["areas"], truth["covered"], strict=True)]
     by_size: dict[str, list[float]] = {"all": [iou for _, iou in pairs]}
@@ -36,11 +41,12 @@ def coverage(truths: Sequence[dict[str, Any]], size_limits: tuple[float, float])
 
 
 def share_above(ious: Sequence[float]) -> float | None:
-    """Share of IoUs above COVERED; None of none."""
+    """Returns the share of IoUs above COVERED; None for an empty sequence."""
     return sum(iou > COVERED for iou in ious) / len(ious) if ious else None
 
 
-def _best(these: Sequence[RLE], those: Sequence[RLE]) -> list[float]:
-    if not those:
-        return [0.0] * len(these)
-    return [round(float(iou), 6) for iou in rle_iou(these, those).max(axis=1)] if these else []
+def _best_ious(masks: Sequence[RLE], others: Sequence[RLE]) -> list[float]:
+    """Returns the highest IoU of each mask with any of the others, to six digits as stored in the drawings."""
+    if not others:
+        return [0.0] * len(masks)
+    return [round(float(iou), 6) for iou in rle_iou(masks, others).max(axis=1)] if masks else []

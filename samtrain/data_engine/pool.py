@@ -1,4 +1,4 @@
-"""The pool: which images a round annotates, and which are kept for the probe, as a function of the seed."""
+"""The pool: the images that each round annotates, and those kept for the probe, as a function of the seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_PROBE_SHARE = 0.2  # of the pool: small pools are for annotating (assumption
 
 @dataclass(frozen=True)
 class PoolItem:
-    """An image of the pool: record `index` of tar number `tar`."""
+    """An image of the pool, which is record `index` of tar number `tar`."""
 
     tar: int
     index: int
@@ -25,15 +25,16 @@ class PoolItem:
 
 @dataclass(frozen=True)
 class Selection:
-    """Images of the probe, and of each round; none stands in two places."""
+    """The images of the probe and of each round; no image is in two of them."""
 
     probe: list[PoolItem]
     rounds: list[list[PoolItem]]
 
 
 class Pool:
-    """Local tars with images to annotate. Raises ValueError for URLs, for two images of one name and, unless `on_error`
-    is "skip", for tars that are cut.
+    """Local tars with images to annotate.
+
+    Raises ValueError for URLs, for two images of the same name and, unless `on_error` is "skip", for truncated tars.
     """
 
     def __init__(self, tars: Sequence[str], on_error: str = "raise") -> None:
@@ -44,8 +45,8 @@ class Pool:
         names, counts = np.unique(keys, return_counts=True)
         if (counts > 1).any():
             raise ValueError(
-                f"the pool holds {int((counts > 1).sum())} names twice, {names[counts > 1][0].decode()!r} among them: "
-                "give each image one name, or each tar once (data.root)"
+                f"the pool holds {int((counts > 1).sum())} names twice, such as {names[counts > 1][0].decode()!r}: "
+                "give every image its own name and every tar once (data.root)"
             )
 
     def __len__(self) -> int:
@@ -55,43 +56,46 @@ class Pool:
         return self.indices[item.tar].key(item.index)
 
     def read(self, item: PoolItem) -> Record:
-        """Raises ValueError as `read_record` does."""
+        """Returns an image with its annotations; raises ValueError as `read_record` does."""
         return read_record(self.indices[item.tar], item.index)
 
     def select(
         self, images_by_round: Sequence[int], probe_images: int, seed: int, annotated: Collection[str] = frozenset()
     ) -> Selection:
-        """The images in an order drawn by `seed`: first the probe's, then round after round.
+        """Returns the images in an order drawn by `seed`: first those of the probe, then those of each round.
 
-        Images that are `annotated` (keys) come last and are never the probe's: where a stage before has taken all but
-        its own probe, that is the probe again, with those that got no mask.
+        Images that are `annotated` already (their keys) come last and are never in the probe. If a stage before has used
+        the whole pool except its probe, the probe consists of these images again and of those that got no mask.
         """
         items = [PoolItem(tar, i) for tar, index in enumerate(self.indices) for i in range(len(index))]
         drawn = [items[i] for i in np.random.default_rng(seed).permutation(len(items))]
         fresh = [item for item in drawn if self.key(item) not in annotated]
-        probe, counts = share_out(len(items), images_by_round, min(probe_images, len(fresh)))
+        probe, counts = divide_pool(len(items), images_by_round, min(probe_images, len(fresh)))
         order = fresh + [item for item in drawn if self.key(item) in annotated]
         ends = np.cumsum([probe, *counts])
         parts = [order[end - count : end] for end, count in zip(ends, [probe, *counts], strict=True)]
         return Selection(parts[0], parts[1:])
 
 
-def share_out(size: int, images_by_round: Sequence[int], probe_images: int) -> tuple[int, list[int]]:
-    """How many images the probe and each round get of a pool of `size`; less than asked, in proportion, where it is
-    small.
+def divide_pool(size: int, images_by_round: Sequence[int], probe_images: int) -> tuple[int, list[int]]:
+    """Returns how many of the pool's `size` images the probe and each round get.
 
-    Raises ValueError where a round would get none.
+    In a small pool all rounds get proportionally fewer than they ask for. Raises ValueError if a round would get none.
     """
     probe = min(probe_images, int(size * MAX_PROBE_SHARE))
     asked, left = sum(images_by_round), size - probe
     if asked <= left:
         return probe, list(images_by_round)
+
+    # rounding the ends instead of the counts keeps their sum
     ends = [left * sum(images_by_round[: i + 1]) // asked for i in range(len(images_by_round))]
     counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     if min(counts) < 1:
         raise ValueError(
             f"the pool holds {size} images, too few for {len(counts)} rounds that ask for {asked}: "
-            "prepare more images (data.root; of synthetic scenes data.splits), or take fewer rounds"
+            "add images (data.root, or data.splits for synthetic scenes), or leave rounds out"
         )
-    log.warning("the pool holds %d images, the rounds ask for %d: they get %s, the probe %d", size, asked, counts, probe)
+    log.warning(
+        "The pool holds %d images and the rounds ask for %d: the rounds get %s, the probe gets %d.", size, asked, counts, probe
+    )
     return probe, counts

@@ -1,4 +1,4 @@
-"""Masks that are there before anybody looks: detections prompt the model, and what it is sure of stays (section 4)."""
+"""Prefilling: detected boxes prompt the model, and the masks that it is confident of are kept (section 4)."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from samtrain.ops.masks import stability_score
 from samtrain.ops.rle import RLE, encode_mask, rle_area, rle_iou
 from samtrain.types import PointLabel, Prompts
 
-MAX_PIXELS = 1 << 24  # boxes times pixels brought to the image's size at once: 64 MB of float32 logits
+MAX_PIXELS = 1 << 24  # boxes times pixels that are resized to the image at once: 64 MB of float32 logits
 
 
 class BoxDetector(Protocol):
-    """What finds objects: `samtrain.detector.Detector`, or anything that answers like it."""
+    """Finds objects, as `samtrain.detector.Detector` does."""
 
-    def detect(self, image: np.ndarray, *, score_thresh: float, max_detections: int) -> tuple[np.ndarray, np.ndarray]: ...
+    def detect(self, image: np.ndarray, *, score_thresh: float, max_detections: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns boxes (N, 4) xyxy in pixels of the image, and scores (N,), best first."""
+        ...
 
 
 @dataclass(frozen=True)
 class AutomaticMask:
-    """A mask that nobody drew, and the box that prompted it.
+    """A mask that was prefilled, and the box that prompted it.
 
     segmentation:   RLE of the image's size
-    box_xyxy:       the prompt, pixels of the image, edges on its last pixels
-    predicted_iou, stability_score:  the model's
-    detector_score: the detector's, 0 to 1
+    box_xyxy:       the prompt in pixels of the image; its edges are on the object's outermost pixels
+    predicted_iou, stability_score:  given by the model
+    detector_score: given by the detector, 0 to 1
     """
 
     segmentation: RLE
@@ -43,16 +45,17 @@ class AutomaticMask:
 
 @dataclass(frozen=True, kw_only=True)
 class PrefillConfig:
-    """What a machine may fill in: the settings of `conf/prefill/`.
+    """The settings of the config node `prefill`: which masks are kept before an annotator sees the image.
 
-    The first, third and fourth were chosen by experiments/prefill/ for the laptop; the defaults are segment_anything's.
+    The paper gives no numbers. The defaults are those of segment_anything; experiments/prefill/ chose box_score_thresh,
+    pred_iou_thresh and stability_score_thresh for the laptop scale.
 
-    box_score_thresh, max_detections:  the boxes that are asked for
-    pred_iou_thresh:         of the mask's predicted IoU
-    stability_score_thresh:  IoU of the mask cut at +offset and -offset of its logits
-    max_mask_area:           of the image; a mask of so much or more is no object (section 5: 95 %)
-    nms_thresh:              mask IoU from which of two masks only the one of the higher predicted IoU stays
-    duplicate_thresh:        mask IoU with a mask that was there before from which the new one is its near-duplicate
+    box_score_thresh, max_detections:  minimum score and maximum number of the boxes
+    pred_iou_thresh:         minimum of the mask's predicted IoU
+    stability_score_thresh:  minimum IoU of the masks cut at +offset and -offset of the logits
+    max_mask_area:           share of the image from which a mask is not an object (section 5: 95 %)
+    nms_thresh:              mask IoU from which, of two prefilled masks, only the one of the higher predicted IoU is kept
+    duplicate_thresh:        mask IoU with an existing mask from which a prefilled mask is a duplicate
     """
 
     box_score_thresh: float = 0.5
@@ -67,40 +70,40 @@ class PrefillConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, (int, float)):
-                raise ValueError(f"prefill.{field.name} is {value!r}: take a number")
             if field.name == "max_detections":
-                wrong, allowed = not isinstance(value, int) or value < 1, "1 or more"
+                wrong, allowed = value < 1, "1 or more"
             elif field.name == "stability_score_offset":
                 wrong, allowed = not value > 0, "more than 0"
             else:
                 wrong, allowed = not 0 <= value <= 1, "0 to 1"
             if wrong:
-                raise ValueError(f"prefill.{field.name} is {value}: take {allowed}")
+                raise ValueError(f"prefill.{field.name} is {value}: give {allowed}")
 
 
 class Prefiller:
-    """Fills in what a detector finds and a model is sure of."""
+    """Prefills the masks of objects that a detector finds and that the model is confident of."""
 
     def __init__(self, detector: BoxDetector, config: PrefillConfig) -> None:
         self.detector, self.config = detector, config
 
-    def fill_in(self, image: np.ndarray, predictor: Any, there: Sequence[RLE] = ()) -> list[AutomaticMask]:
-        """The masks of an (H, W, 3) uint8 image that `predictor` has set, in falling order of predicted IoU.
+    def prefill(self, image: np.ndarray, predictor: Any, existing: Sequence[RLE] = ()) -> list[AutomaticMask]:
+        """Returns masks of an (H, W, 3) uint8 image, best predicted IoU first; `predictor` must already hold the image.
 
-        None is a near-duplicate of another or of those that are `there`; masks that lie in one another are no duplicates.
+        None of them duplicates another or one of the `existing` masks. Nested masks, such as a whole and its part, are not
+        duplicates.
         """
         config = self.config
         boxes, scores = self.detector.detect(image, score_thresh=config.box_score_thresh, max_detections=config.max_detections)
         found = self.propose(image.shape[:2], boxes, scores, predictor)
-        sure = [mask for mask in found if self.is_sure(mask, image.shape[:2])]
-        return self.without_duplicates(sure, there)
+        confident = [mask for mask in found if self.is_confident(mask, image.shape[:2])]
+        return self.remove_duplicates(confident, existing)
 
     @torch.no_grad()
     def propose(self, size: tuple[int, int], boxes_N4: np.ndarray, scores_N: np.ndarray, predictor: Any) -> list[AutomaticMask]:
-        """One mask a box, the one of the highest predicted IoU of three, before anything is left out.
+        """Returns one mask per box, the one of three with the highest predicted IoU, before any mask is removed.
 
-        Boxes are xyxy in pixels of the image with the right and lower edges behind the last pixel, as detectors give them.
+        Boxes are xyxy in pixels of the image; their right and lower edges are one past the last pixel, as detectors give
+        them.
         """
         if len(boxes_N4) == 0:
             return []
@@ -109,9 +112,12 @@ class Prefiller:
         prompts_N4 = _as_prompts(torch.from_numpy(np.asarray(boxes_N4, dtype=np.float32)), size)
         found: list[AutomaticMask] = []
         for start in range(0, len(prompts_N4), at_once):
+            # prompt with as many boxes as fit into memory
             boxes = prompts_N4[start : start + at_once]
             labels = torch.tensor([PointLabel.BOX_TOP_LEFT, PointLabel.BOX_BOTTOM_RIGHT]).expand(len(boxes), 2)
             output = decoder.decode(Prompts(boxes.view(-1, 2, 2).to(predictor.device), labels.to(predictor.device)), True)
+
+            # keep the best of the three masks, at the image's size
             best_N = output.iou_predictions.argmax(dim=1)
             rows = torch.arange(len(boxes), device=best_N.device)
             logits_NHW = decoder.to_frame(output.low_res_logits[rows, best_N][:, None])[:, 0]
@@ -119,8 +125,8 @@ class Prefiller:
             found += self._masks(logits_NHW, boxes, predicted, scores_N[start : start + at_once].tolist())
         return found
 
-    def is_sure(self, mask: AutomaticMask, size: tuple[int, int]) -> bool:
-        """Whether predicted IoU, stability and area pass."""
+    def is_confident(self, mask: AutomaticMask, size: tuple[int, int]) -> bool:
+        """Returns whether predicted IoU, stability and area pass their thresholds."""
         area, config = rle_area(mask.segmentation), self.config
         return (
             mask.predicted_iou >= config.pred_iou_thresh
@@ -128,13 +134,13 @@ class Prefiller:
             and 0 < area < config.max_mask_area * size[0] * size[1]
         )
 
-    def without_duplicates(self, masks: Sequence[AutomaticMask], there: Sequence[RLE]) -> list[AutomaticMask]:
-        """NMS by mask IoU, and none that is there."""
+    def remove_duplicates(self, masks: Sequence[AutomaticMask], existing: Sequence[RLE]) -> list[AutomaticMask]:
+        """Returns the masks after NMS by mask IoU, without those that duplicate an existing mask; the best comes first."""
         kept: list[AutomaticMask] = []
         for mask in sorted(masks, key=lambda each: -each.predicted_iou):
-            known = rle_iou([mask.segmentation], there)
-            own = rle_iou([mask.segmentation], [each.segmentation for each in kept])
-            if not (known >= self.config.duplicate_thresh).any() and not (own >= self.config.nms_thresh).any():
+            with_existing = rle_iou([mask.segmentation], existing)
+            with_kept = rle_iou([mask.segmentation], [each.segmentation for each in kept])
+            if not (with_existing >= self.config.duplicate_thresh).any() and not (with_kept >= self.config.nms_thresh).any():
                 kept.append(mask)
         return kept
 
@@ -148,7 +154,7 @@ class Prefiller:
 
 
 def _as_prompts(boxes_N4: Tensor, size: tuple[int, int]) -> Tensor:
-    """A detector's right and lower edges lie behind the last pixel, a box prompt ends on it; clipped to the image."""
+    """Returns detected boxes as prompts, clipped to the image: a prompt ends on the last pixel, a detection one past it."""
     inclusive = boxes_N4 - torch.tensor([0.0, 0.0, 1.0, 1.0])
     clipped = clip_boxes_xyxy(inclusive, torch.tensor([size]).expand(len(boxes_N4), 2))
     return torch.cat([clipped[:, :2], torch.maximum(clipped[:, 2:], clipped[:, :2])], dim=1)

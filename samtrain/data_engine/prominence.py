@@ -1,18 +1,18 @@
-"""Which object an annotator sees first. The paper says "in order of prominence" and no more; the measure is ours."""
+"""Prominence: the order in which an annotator sees objects. The paper says "in order of prominence"; the measure is ours."""
 
 from __future__ import annotations
 
 import numpy as np
 
-CENTRE_SIGMA = 0.5  # of the half diagonal; fixations crowd in the middle of an image (Judd et al. 2009), the width is assumed
-RING = 3  # pixels round an object's box whose colour it is compared with (assumption)
+CENTRE_SIGMA = 0.5  # of the half diagonal; fixations concentrate in the middle (Judd et al. 2009); the width is assumed
+RING = 3  # pixels around an object's box that its colour is compared with (assumption)
 
 
 def prominence(image_HW3: np.ndarray, mask_HW: np.ndarray) -> float:
-    """Side of the object by that of the image, times how central it is, times how its colour stands out.
+    """Returns the size of an object relative to the image, weighted by its centrality and its contrast; 0 if it is empty.
 
-    The last two count from one half to one, so that size leads: sqrt(area) * (1 + centrality) / 2 * (1 + contrast) / 2.
-    0 for an empty mask.
+    The two weights range from one half to one, so that size dominates:
+    sqrt(relative area) * (1 + centrality) / 2 * (1 + contrast) / 2.
     """
     rows, columns = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))
     if rows.size == 0:
@@ -28,7 +28,7 @@ def prominence(image_HW3: np.ndarray, mask_HW: np.ndarray) -> float:
 
 
 def _centrality(inside: np.ndarray, window: tuple[slice, slice], size: tuple[int, int]) -> float:
-    """1 in the middle of the image, falling as a Gaussian of the distance."""
+    """Returns 1 in the middle of the image, and less with the distance from it, as a Gaussian."""
     y = np.flatnonzero(inside.any(axis=1)).mean() + window[0].start
     x = np.flatnonzero(inside.any(axis=0)).mean() + window[1].start
     distance = np.hypot(y - (size[0] - 1) / 2, x - (size[1] - 1) / 2) / (np.hypot(*size) / 2)
@@ -36,7 +36,7 @@ def _centrality(inside: np.ndarray, window: tuple[slice, slice], size: tuple[int
 
 
 def _contrast(pixels: np.ndarray, inside: np.ndarray) -> float:
-    """Distance of the mean colours inside and around, from 0 to 1; 0 where there is no around."""
+    """Returns the distance of the mean colours inside the object and around it, 0 to 1; 0 if nothing is around it."""
     if inside.all():
         return 0.0
     difference = pixels[inside].mean(axis=0) - pixels[~inside].mean(axis=0)

@@ -1,4 +1,4 @@
-"""From what was filled in and drawn to records in SA-1B's form with their origin, and to the numbers of the ledger."""
+"""Turns prefilled and drawn masks into records in the form of SA-1B with their origin, and into the ledger's numbers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from samtrain.data_engine.annotators import DONE, TIME, AnnotatedMask, ImageAnnotation
 from samtrain.data_engine.coverage import compare, coverage, share_above
+from samtrain.data_engine.ledger_line import Annotated, ProbeResult
 from samtrain.data_engine.prefill import AutomaticMask
 from samtrain.ops.rle import RLE, encode_mask, rle_area, rle_to_box_xywh
 
@@ -17,7 +18,7 @@ Drawing = dict[str, Any]
 
 @dataclass(frozen=True)
 class Origin:
-    """Digests of the model that helped and of the detector that looked first, None where none did."""
+    """Digests of the model that helped and of the detector that prefilled masks, None without prefilling."""
 
     model: str
     detector: str | None = None
@@ -25,7 +26,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class ImageWork:
-    """All masks of one image: those of earlier rounds, those filled in, those drawn; and the objects there are."""
+    """All masks of one image (of earlier rounds, prefilled, drawn), and the objects of its ground truth."""
 
     key: str
     drawn: ImageAnnotation
@@ -35,11 +36,12 @@ class ImageWork:
 
 
 def to_drawing(work: ImageWork, *, first_id: int, origin: Origin) -> Drawing:
-    """The outcome of one image as plain JSON: its annotations as a shard will hold them, and what each object took.
+    """Returns the result of one image as plain JSON: its annotations as a shard holds them, and the work on each object.
 
-    IoUs with the ground truth stay out of the annotations: a shard knows nothing of them. `truth` is of the masks that were
-    there when a mask first took too long, though an annotator who does not leave went on.
+    IoUs with the ground truth are kept out of the annotations, so that no shard holds them. `truth` compares the masks that
+    existed when a mask first took too long, even if the annotator does not leave images and continued.
     """
+    # prefilled masks get the first ids, then those that were drawn
     automatic = [_automatic(mask, first_id + n, origin) for n, mask in enumerate(work.automatic)]
     first_id += len(automatic)
     assisted = [_assisted(mask, first_id + n, origin) for n, mask in enumerate(work.drawn.masks)]
@@ -60,12 +62,13 @@ def to_drawing(work: ImageWork, *, first_id: int, origin: Origin) -> Drawing:
 
 
 def left_out(key: str) -> Drawing:
-    """An image that could not be read."""
-    nobody = ImageWork(key, ImageAnnotation([], [], DONE, 0))
-    return to_drawing(nobody, first_id=0, origin=Origin("")) | {"skipped": True}
+    """Returns the drawing of an image that could not be read."""
+    nothing = ImageWork(key, ImageAnnotation([], [], DONE, 0))
+    return to_drawing(nothing, first_id=0, origin=Origin("")) | {"skipped": True}
 
 
 def _assisted(mask: AnnotatedMask, number: int, origin: Origin) -> dict[str, Any]:
+    """Returns the annotation of a mask that the annotator drew with the model's help."""
     annotation = _annotation(encode_mask(mask.mask), number, mask)
     annotation |= {"point_coords": mask.point_coords, "point_labels": mask.point_labels}
     annotation |= {"source": ASSISTED, "model": origin.model}
@@ -73,7 +76,7 @@ def _assisted(mask: AnnotatedMask, number: int, origin: Origin) -> dict[str, Any
 
 
 def _automatic(mask: AutomaticMask, number: int, origin: Origin) -> dict[str, Any]:
-    """The box that prompted it stands as `box_xyxy`, pixels of the image; nobody's time was spent."""
+    """Returns the annotation of a prefilled mask; `box_xyxy` is its prompt in pixels of the image, its seconds are 0."""
     annotation = _annotation(mask.segmentation, number, mask)
     annotation |= {"point_coords": [], "point_labels": [], "box_xyxy": mask.box_xyxy}
     annotation |= {"source": AUTOMATIC, "model": origin.model, "detector": origin.detector}
@@ -81,7 +84,7 @@ def _automatic(mask: AutomaticMask, number: int, origin: Origin) -> dict[str, An
 
 
 def _annotation(rle: RLE, number: int, mask: AnnotatedMask | AutomaticMask) -> dict[str, Any]:
-    """SA-1B's keys but for the points."""
+    """Returns the keys of SA-1B, except the points."""
     H, W = rle["size"]
     return {
         "id": number,
@@ -98,60 +101,59 @@ def _segmentations(annotations: Sequence[dict[str, Any]]) -> list[RLE]:
     return [annotation["segmentation"] for annotation in annotations]
 
 
-def summarise(drawings: Sequence[Drawing], size_limits: tuple[float, float]) -> dict[str, Any]:
-    """What the ledger says of a round's images; all work, that on discarded masks too, counts for the masks drawn."""
+def summarise_round(drawings: Sequence[Drawing], size_limits: tuple[float, float]) -> Annotated:
+    """Returns the ledger's numbers for a round's images.
+
+    All work counts for the masks drawn, including the work on discarded masks.
+    """
     work = [item for drawing in drawings for item in drawing["work"]]
     kept = [item for item in work if item["kept"]]
     sources = [each["source"] for drawing in drawings for each in drawing["annotations"]]
-    there = len(sources)
-    masks = there - sum(drawing["earlier"] for drawing in drawings)
+    masks = len(sources) - sum(drawing["earlier"] for drawing in drawings)
     images = sum(not drawing["skipped"] for drawing in drawings)
     automatic = [iou for drawing in drawings for iou in drawing["truth"]["automatic"]]
-    return {
-        "images": images,
-        "images_skipped": len(drawings) - images,
-        "masks": masks,
-        "masks_automatic": masks - len(kept),
-        "discarded": len(work) - len(kept),
-        "images_left": sum(drawing["left"] for drawing in drawings),
-        "masks_per_image": there / images if images else None,
-        "assisted_per_image": sources.count(ASSISTED) / images if images else None,
-        "seconds_per_mask": _ratio(work, "seconds", len(kept)),
-        "clicks_per_mask": _ratio(work, "clicks", len(kept)),
-        "strokes_per_mask": _ratio(work, "strokes", len(kept)),
-        "mask_iou": _mean_iou(kept),
-        "automatic_precision": share_above(automatic) if _known(drawings) else None,
-        "coverage": _coverage(drawings, size_limits),
-    }
+    return Annotated(
+        images=images,
+        images_skipped=len(drawings) - images,
+        images_left=sum(drawing["left"] for drawing in drawings),
+        masks=masks,
+        masks_automatic=masks - len(kept),
+        discarded=len(work) - len(kept),
+        masks_per_image=len(sources) / images if images else None,
+        assisted_per_image=sources.count(ASSISTED) / images if images else None,
+        seconds_per_mask=_ratio(work, "seconds", len(kept)),
+        clicks_per_mask=_ratio(work, "clicks", len(kept)),
+        strokes_per_mask=_ratio(work, "strokes", len(kept)),
+        mask_iou=_mean_iou(kept),
+        automatic_precision=share_above(automatic) if _has_ground_truth(drawings) else None,
+        coverage=summarise_coverage(drawings, size_limits),
+    )
 
 
-def summarise_probe(drawings: Sequence[Drawing], size_limits: tuple[float, float]) -> dict[str, Any]:
-    """What the ledger says of the probe: means over all its objects, which are the same ones for every model, and what the
-    annotator would have covered who leaves images.
+def summarise_probe(drawings: Sequence[Drawing], size_limits: tuple[float, float]) -> ProbeResult:
+    """Returns the probe metrics without prefilling: means over all its objects, which are the same for every model.
+
+    The coverage is that of an annotator who leaves images.
     """
     work = [item for drawing in drawings for item in drawing["work"]]
-    return {
-        "probe_masks": len(work),
-        "probe_seconds_per_mask": _ratio(work, "seconds", len(work)),
-        "probe_clicks_per_mask": _ratio(work, "clicks", len(work)),
-        "probe_mask_iou": _mean_iou(work),
-        "probe_good": _ratio(work, "good", len(work)),
-        "probe_coverage_alone": _coverage(drawings, size_limits),
-        "probe_coverage": _coverage(drawings, size_limits),
-    }
+    covered = summarise_coverage(drawings, size_limits)
+    return ProbeResult(
+        masks=len(work),
+        seconds_per_mask=_ratio(work, "seconds", len(work)),
+        clicks_per_mask=_ratio(work, "clicks", len(work)),
+        mask_iou=_mean_iou(work),
+        good=_ratio(work, "good", len(work)),
+        coverage_alone=covered,
+        coverage=covered,
+    )
 
 
-def summarise_filled_probe(drawings: Sequence[Drawing], size_limits: tuple[float, float]) -> dict[str, Any]:
-    """What the probe's images are covered with by everything that the stage has."""
-    return {"probe_coverage": _coverage(drawings, size_limits)}
-
-
-def _coverage(drawings: Sequence[Drawing], size_limits: tuple[float, float]) -> dict[str, float | None]:
+def summarise_coverage(drawings: Sequence[Drawing], size_limits: tuple[float, float]) -> dict[str, float | None]:
+    """Returns the share of the objects that are covered, of all and by size."""
     return coverage([drawing["truth"] for drawing in drawings], size_limits)
 
 
-def _known(drawings: Sequence[Drawing]) -> bool:
-    """Whether anybody knows what the images hold."""
+def _has_ground_truth(drawings: Sequence[Drawing]) -> bool:
     return any(drawing["truth"]["areas"] for drawing in drawings)
 
 
@@ -160,6 +162,6 @@ def _ratio(work: Sequence[dict[str, Any]], name: str, masks: int) -> float | Non
 
 
 def _mean_iou(work: Sequence[dict[str, Any]]) -> float | None:
-    """None where nobody knows the ground truth."""
+    """Returns the mean IoU with the ground truth, None where it is unknown."""
     ious = [item["iou"] for item in work if item["iou"] is not None]
     return sum(ious) / len(ious) if ious else None

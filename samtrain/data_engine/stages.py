@@ -1,11 +1,10 @@
-"""What the data engine is told (stages of rounds) and what it asks its caller to do (requests)."""
+"""What the data engine is told to do (stages of rounds), and what it asks its caller to do (`ModelTools`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from samtrain.data.datasets import Source
 from samtrain.data_engine.annotators import Annotator
@@ -14,9 +13,10 @@ from samtrain.data_engine.prefill import BoxDetector, PrefillConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RoundConfig:
-    """One round: the model that it trains, images to annotate, steps to train, the rate (None: the recipe's).
+    """One round: the model that it trains, the number of images to annotate, and the steps to train.
 
-    detector_steps: of the detector that fills in first, in stages that fill in
+    learning_rate:  None: the recipe's
+    detector_steps: training steps of the detector, in stages that prefill masks
     model_key:      the config key that errors about the model name
     """
 
@@ -30,7 +30,10 @@ class RoundConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Images that are annotated again with each promoted model, never trained on; its annotator finishes them."""
+    """Images that every promoted model annotates again and that no model is trained on.
+
+    annotator: one that does not leave images, so that all models are compared on the same objects
+    """
 
     annotator: Annotator
     images: int
@@ -38,7 +41,10 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Rounds of one kind on one pool of local tars; with `prefill` masks are filled in before the annotator looks."""
+    """Rounds of one kind on one pool of local tars.
+
+    prefill: how masks are prefilled before the annotator sees an image; None: they are not
+    """
 
     name: str
     rounds: list[RoundConfig]
@@ -88,7 +94,13 @@ class FitRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """The best checkpoint and the last, the numbers of the best, images seen since the run began, seconds it took."""
+    """The result of a training.
+
+    checkpoint, last: the best checkpoint and the last one
+    metrics:          validation metrics of the best
+    images_seen:      images seen since the run began
+    seconds:          wall-clock time of the training
+    """
 
     checkpoint: Path
     last: Path
@@ -101,7 +113,7 @@ class FitResult:
 class DetectorRequest:
     """One training of a detector, from `init` (None: a new one), on the boxes of all masks in `shards`.
 
-    Of an image that is in several shards, the last record counts.
+    Of an image that is in several shards, only the last record counts.
     """
 
     directory: Path
@@ -110,12 +122,24 @@ class DetectorRequest:
     steps: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tools:
-    """What the engine is given to work with; detectors are only asked for by stages that fill in."""
+class ModelTools(Protocol):
+    """What the engine needs from its caller: training, measuring and loading of models and detectors.
 
-    load_predictor: Callable[[Path], Any]
-    fit: Callable[[FitRequest], FitResult]
-    measure: Callable[[Path], dict[str, float]]
-    fit_detector: Callable[[DetectorRequest], Path]
-    load_detector: Callable[[Path], BoxDetector]
+    Only stages that prefill masks call the two methods for detectors.
+    """
+
+    def load_predictor(self, checkpoint: Path) -> Any:
+        """Returns a `SamPredictor` of a checkpoint."""
+        ...
+
+    def fit(self, request: FitRequest) -> FitResult: ...
+
+    def measure(self, checkpoint: Path) -> dict[str, float]:
+        """Returns the validation metrics of a checkpoint."""
+        ...
+
+    def fit_detector(self, request: DetectorRequest) -> Path:
+        """Returns the file of the trained detector."""
+        ...
+
+    def load_detector(self, path: Path) -> BoxDetector: ...

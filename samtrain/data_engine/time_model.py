@@ -1,8 +1,8 @@
-"""How long a person takes for what the simulated annotator does.
+"""The time that a person would take for what the simulated annotator does.
 
-A line says where its number comes from, or that it is ours: an assumption. In sum the 14 s that SAM's annotators took
-for a mask at the end of the first stage are five clicks here, the 34 s of its beginning thirteen (SAM, section 4; the
-paper does not say how many clicks they were).
+Every number has its source on its line; "ours" marks an assumption. With these numbers five clicks take 14 s and thirteen
+clicks 34 s, which is what SAM's annotators took per mask at the end and at the beginning of the first stage (section 4; the
+paper does not say how many clicks these were).
 """
 
 from __future__ import annotations
@@ -12,28 +12,29 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, kw_only=True)
 class TimeModel:
-    """Seconds of each act; all are settings of `conf/annotator/`."""
+    """Seconds per action; all are settings of `annotator.time_model`."""
 
     find_object: float = 1.5  # 2.4 s for the first click on an object of a class (Bearman et al. 2016), less the click
-    click: float = 0.9  # that on each further object of the class (Bearman et al. 2016); on the same object: ours
-    judge: float = 1.6  # is this mask good? Ours
+    click: float = 0.9  # on each further object of the class (Bearman et al. 2016); on the same object: ours
+    judge: float = 1.6  # to judge whether a mask is good: ours
     take_brush: float = 1.3  # point at a tool, 1.1 s, and press, 0.2 s (keystroke-level model, Card, Moran & Newell 1983)
-    stroke: float = 0.9  # to draw one segment, without its length (keystroke-level model)
-    stroke_width: float = 0.1  # each brush width of way: ours; the keystroke-level model says 0.16 s a centimetre
+    stroke: float = 0.9  # one segment, whatever its length (keystroke-level model)
+    stroke_width: float = 0.1  # per brush width of length: ours; the keystroke-level model says 0.16 s per centimetre
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if not value >= 0:
-                raise ValueError(f"annotator.time_model.{field.name} is {value}: take 0 seconds or more")
+                raise ValueError(f"annotator.time_model.{field.name} is {value}: give 0 seconds or more")
 
     def clicks(self, count: int) -> float:
-        """To find an object and place `count` clicks and judge each answer; the model itself takes no time."""
+        """Returns the seconds to find an object, place `count` clicks and judge each result; the model takes no time."""
         return self.find_object + count * (self.click + self.judge)
 
-    def brush_stroke(self, way: float, first: bool) -> float:
-        """To paint `way` brush widths; the first stroke takes the brush up, and one look at the end judges them all.
+    def brush_stroke(self, length: float, first: bool) -> float:
+        """Returns the seconds to paint a stroke that is `length` brush widths long.
 
-        A stroke shows its result while it is painted; a click's answer comes after it and has to be looked at.
+        The first stroke includes picking up the brush and one judgement for all strokes: a stroke shows its result while it
+        is painted, whereas the result of a click appears after it and has to be looked at.
         """
-        return (self.take_brush + self.judge) * first + self.stroke + self.stroke_width * way
+        return (self.take_brush + self.judge) * first + self.stroke + self.stroke_width * length

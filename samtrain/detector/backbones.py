@@ -1,4 +1,4 @@
-"""What a detector sees with: a narrow network of our own for two cores, and ResNet-50; both under a feature pyramid."""
+"""The backbones of the detector: a narrow network of our own for two CPU cores, and ResNet-50, both with a feature pyramid."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from samtrain.modeling.checkpoints import load_without_code
 
-GROUPS = 8  # of a GroupNorm in the narrow network
+GROUPS = 8  # of the GroupNorms in the narrow network
 RESNET_GROUPS = 32  # GroupNorm's own paper (Wu and He 2018)
 NORMS = ("group", "frozen_batch")
 
 
 def small_backbone(width: int) -> BackboneWithFPN:
-    """Four levels of `width` channels at strides 4, 8, 16 and 32 from residual blocks that begin with `width` channels.
+    """Returns a pyramid of four levels with `width` channels at strides 4, 8, 16 and 32, over a narrow residual network.
 
-    GroupNorm, because a step has a handful of images. Raises ValueError for a width that is no multiple of 8.
+    It uses GroupNorm, because a step has only a few images. Raises ValueError if the width is not a multiple of 8.
     """
     if width < GROUPS or width % GROUPS:
         raise ValueError(f"the width of the small detector is {width}: give a multiple of {GROUPS}")
     widths = [width, width * 3 // 2 // GROUPS * GROUPS, width * 2]
+    # a stem at stride 2, then three stages of two blocks each, at strides 4, 8 and 16; the pyramid adds stride 32
     stem = nn.Sequential(
         nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False), nn.GroupNorm(GROUPS // 2, width // 2), nn.SiLU()
     )
@@ -42,7 +43,7 @@ def small_backbone(width: int) -> BackboneWithFPN:
 
 
 class _Residual(nn.Module):
-    """Two 3 x 3 convolutions beside a short cut (He et al. 2016)."""
+    """Two 3 x 3 convolutions with a shortcut (He et al. 2016)."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -64,13 +65,13 @@ class _Residual(nn.Module):
 
 
 def resnet_backbone(width: int, norm: str) -> BackboneWithFPN:
-    """ResNet-50 with five levels of `width` channels at strides 4 to 64 (Lin et al. 2017).
+    """Returns ResNet-50 under a pyramid of five levels with `width` channels at strides 4 to 64 (Lin et al. 2017).
 
-    `norm` is "group" for a network that begins from nothing (He et al. 2018), or "frozen_batch" for one that begins from
-    weights: its statistics stay, and so do its stem and first layer, as in torchvision's own recipe.
+    `norm` is "group" for a network that starts from random weights (He et al. 2018), or "frozen_batch" for one that starts
+    from trained weights: its statistics are kept, and its stem and first layer are frozen, as in torchvision's recipe.
     """
     if norm not in NORMS:
-        raise ValueError(f"the detector's norm is {norm!r}: take one of {', '.join(NORMS)}")
+        raise ValueError(f"the norm of the detector is {norm!r}: choose one of {', '.join(NORMS)}")
     frozen = norm == "frozen_batch"
     body = resnet50(weights=None, norm_layer=FrozenBatchNorm2d if frozen else partial(nn.GroupNorm, RESNET_GROUPS))
     if frozen:
@@ -80,17 +81,17 @@ def resnet_backbone(width: int, norm: str) -> BackboneWithFPN:
 
 
 def load_resnet_weights(backbone: BackboneWithFPN, path: str | Path) -> None:
-    """A flat state dict of torchvision's `resnet50` into the network below the pyramid; its classifier is left out.
+    """Loads a flat state dict of torchvision's `resnet50` into the network below the pyramid, without its classifier.
 
-    Raises ValueError for a file that is missing, would run code, or holds another network.
+    Raises ValueError for a file that does not exist, would run code, or holds another network.
     """
     if not Path(path).is_file():
-        raise ValueError(f"there is no file {path} (detector.backbone_weights): give a .pth of torchvision's resnet50")
+        raise ValueError(f"{path} does not exist (detector.backbone_weights): give a .pth of torchvision's resnet50")
     state = load_without_code(path, key="detector.backbone_weights")
     wanted = backbone.body.state_dict().keys()
     if not isinstance(state, dict) or (missing := sorted(wanted - state.keys())):
-        lacks = f"it lacks {missing[0]}" if isinstance(state, dict) else f"it holds a {type(state).__name__}"
+        reason = f"it lacks {missing[0]}" if isinstance(state, dict) else f"it holds a {type(state).__name__}"
         raise ValueError(
-            f"{path} is no resnet50 (detector.backbone_weights): {lacks}; give the flat state dict that torchvision offers"
+            f"{path} is not a resnet50 (detector.backbone_weights): {reason}; give the flat state dict that torchvision offers"
         )
     backbone.body.load_state_dict({key: state[key] for key in wanted})

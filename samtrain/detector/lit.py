@@ -1,9 +1,8 @@
-"""The system that Lightning trains to find boxes: a detector, its optimiser, and what it is worth on whole images."""
+"""The system that Lightning trains: a detector, its optimiser, and its validation on whole images."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,41 +14,22 @@ from torch.optim.lr_scheduler import LambdaLR
 from samtrain.data.box_samples import BoxBatch
 from samtrain.detector.checkpoints import CONFIG_KEY
 from samtrain.detector.model import Detector
+from samtrain.detector.recipe import DetectorRecipe
 from samtrain.metrics.boxes import COCO_SIZES, ImageBoxes, box_metrics
 from samtrain.prompts import seeded_generator
 from samtrain.training.optim import AdamWConfig, rate_factor
 
-LAYERS = 11  # the stream of random numbers of a step: which anchors and proposals its losses are taken of
-MAX_DETECTIONS = 100  # of a validation image (COCO)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectorRecipe:
-    """How a detector is trained: `steps` of `batch_size` images, AdamW, a rate that warms up and falls as a cosine.
-
-    flip_probability: of exchanging left and right. max_mask_area: of the image; larger masks are no objects.
-    """
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float = 0.05
-    warmup_steps: int = 20
-    gradient_clip_val: float = 1.0
-    flip_probability: float = 0.5
-    max_mask_area: float = 0.9
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"detector.{name} is {getattr(self, name)}: take a number above 0")
+STREAM = 11  # of random numbers: which anchors and proposals a step computes its losses on
+MAX_DETECTIONS = 100  # per validation image (COCO)
 
 
 class LitDetector(pl.LightningModule):
-    """Trains a detector; its state is the weights, the optimiser and the images seen.
+    """Trains a detector; its state consists of the weights, the optimiser and the number of images seen.
 
-    Which anchors and proposals a step draws is a function of (seed, step), so that a run continued from a checkpoint equals
-    one that was never stopped.
+    The anchors and proposals that a step draws are a function of (seed, step), so that a resumed run equals one that was
+    never interrupted.
+
+    size_limits: areas that separate small, medium and large objects in val/*
     """
 
     def __init__(
@@ -58,7 +38,7 @@ class LitDetector(pl.LightningModule):
         detector: Detector,
         recipe: DetectorRecipe,
         seed: int,
-        size_limits: tuple[float, float] = COCO_SIZES,  # of small, medium and large in val/*
+        size_limits: tuple[float, float] = COCO_SIZES,
         log_every_steps: int = 1,
     ) -> None:
         super().__init__()
@@ -77,26 +57,29 @@ class LitDetector(pl.LightningModule):
         return total
 
     def on_train_batch_start(self, batch: BoxBatch, batch_idx: int) -> None:
-        step = self.trainer.fit_loop.total_batch_idx  # counts over resumptions
-        torch.manual_seed(seeded_generator("cpu", self.seed, LAYERS, step).initial_seed())
+        step = self.trainer.fit_loop.total_batch_idx  # also counts the batches before a resume
+        torch.manual_seed(seeded_generator("cpu", self.seed, STREAM, step).initial_seed())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the step before any callback may write a checkpoint of it."""
+        """Logs the step; this hook runs before any callback can write a checkpoint of the step."""
         step = self.trainer.global_step + 1
         if step % self.log_every_steps and step != self.trainer.max_steps:
             return
         values = {f"train/{name.removeprefix('loss_')}": float(value) for name, value in self._terms.items()}
         if not math.isfinite(values["train/loss"]):
             raise ValueError(
-                f"the detector's loss is {values['train/loss']} at step {step}: lower detector.learning_rate, clip the "
-                "gradient (detector.gradient_clip_val) or train in another precision (trainer.precision)"
+                f"the detector's loss is {values['train/loss']} at step {step}: lower detector.learning_rate or "
+                "detector.gradient_clip_val, or choose another trainer.precision"
             )
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm, rate = float(nn.utils.get_total_norm(gradients)), optimizer.param_groups[0]["lr"]
         self._log_row({**values, "train/grad_norm": norm, "train/lr": rate}, step)
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *settings: Any, **others: Any) -> None:
-        """By norm, here: Lightning refuses fused optimisers under bf16-mixed, for a loss scaling that bfloat16 has not."""
+        """Clips by norm here, because Lightning refuses to clip for fused optimisers under bf16-mixed.
+
+        Its reason, loss scaling, does not apply to bfloat16.
+        """
         nn.utils.clip_grad_norm_([p for p in self.parameters() if p.grad is not None], self.recipe.gradient_clip_val)
 
     def _log_row(self, values: dict[str, float], step: int) -> None:
@@ -106,8 +89,8 @@ class LitDetector(pl.LightningModule):
     def on_fit_start(self) -> None:
         if self.trainer.precision == "16-mixed":
             raise ValueError(
-                "trainer.precision is 16-mixed, whose loss scaling and fused optimisers exclude each other: "
-                "take bf16-mixed, or 32-true"
+                "trainer.precision is 16-mixed, but its loss scaling does not work with a fused optimiser: choose bf16-mixed "
+                "or 32-true"
             )
 
     # ---- validation
@@ -121,16 +104,16 @@ class LitDetector(pl.LightningModule):
             self._images.append(ImageBoxes(*(column.cpu().numpy() for column in columns)))
 
     def on_validation_epoch_end(self) -> None:
-        """COCO's numbers to the loggers and, for callbacks, to `trainer.callback_metrics`."""
+        """Logs COCO's metrics to the loggers and, for callbacks, to `trainer.callback_metrics`."""
         metrics = box_metrics(self._images, size_limits=self.size_limits)
         values = {f"val/{name}": value for name, value in metrics.items()}
         self.log_dict(values, logger=False)
         self._log_row(values, self.trainer.global_step)
 
-    # ---- what Lightning asks for
+    # ---- optimiser and checkpoints
 
     def configure_optimizers(self) -> Any:
-        """AdamW without decay on what has one axis (norms and biases)."""
+        """Returns AdamW without weight decay on parameters with one axis (norms and biases), and its schedule."""
         trained = [p for p in self.detector.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.recipe.weight_decay},
@@ -148,9 +131,9 @@ class LitDetector(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises ValueError for a checkpoint of a detector of another config."""
         here, there = self.detector.config.to_dict(), checkpoint[CONFIG_KEY]
-        if differences := [f"{k}: {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v]:
+        if differences := [f"{k}: {there.get(k)} in the checkpoint, {v} now" for k, v in here.items() if there.get(k) != v]:
             raise ValueError(
-                f"the checkpoint to go on from is of another detector ({'; '.join(differences)}): "
-                "take the config it was begun with, or another run_dir"
+                f"the checkpoint to resume from is of another detector ({'; '.join(differences)}): "
+                "give the settings that the run was started with, or another run_dir"
             )
         self.images_seen = checkpoint["images_seen"]

@@ -1,4 +1,4 @@
-"""Faster R-CNN with one class, "object" (Ren et al. 2015; section 4 of the paper): torchvision's, with sizes of ours."""
+"""Faster R-CNN with the one class "object" (Ren et al. 2015; section 4 of the paper): torchvision's model with our sizes."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from samtrain.detector.backbones import load_resnet_weights, resnet_backbone, small_backbone
 
-MAX_DETECTIONS = 300  # an image; what `detect` is asked for may be fewer
+MAX_DETECTIONS = 300  # per image; a caller of `detect` may ask for fewer
 
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """All that decides the shapes and the answers of a detector; a checkpoint carries it.
+    """Everything that determines the shapes and the output of a detector; checkpoints hold it.
 
-    image_size:      the longest side of an image is brought to this, in pixels
-    width:           channels of the pyramid, and where the narrow network begins
-    head_dim:        of the two layers that judge a proposal
-    roi_size:        cells across that are read of a proposal
-    anchor_sizes:    sides of the anchors of each level of the pyramid, pixels of the resized image
-    proposals:       kept an image, in training and in use
-    rpn_samples, roi_samples: anchors and proposals that the losses of an image are taken of
-    nms_thresh:      two answers of a higher box IoU are one; above the usual 0.5, since parts lie in wholes
-    norm:            of ResNet: "group" or "frozen_batch"
+    image_size:      the longest side that an image is resized to, in pixels
+    width:           channels of the pyramid, and of the first stage of the narrow network
+    head_dim:        width of the two layers that classify a proposal
+    roi_size:        cells per side that are pooled from a proposal
+    anchor_sizes:    sides of the anchors of each pyramid level, in pixels of the resized image
+    proposals:       proposals kept per image, in training and in use
+    rpn_samples, roi_samples: anchors and proposals per image that the losses are computed on
+    nms_thresh:      box IoU above which two detections are one; higher than the usual 0.5, because parts are inside wholes
+    norm:            norm of ResNet: "group" or "frozen_batch"
     """
 
     name: str
@@ -51,15 +51,15 @@ class DetectorConfig:
         object.__setattr__(self, "proposals", tuple(self.proposals))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as checkpoints hold them."""
+        """Returns plain values, as checkpoints hold them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DetectorConfig:
-        """Raises ValueError for keys that are unknown or missing."""
+        """Returns the config from plain values; raises ValueError for unknown and missing keys."""
         known = {field.name for field in fields(cls)}
         if values.keys() != known:
-            raise ValueError(f"a detector's config has the keys {', '.join(sorted(known))}, got {', '.join(sorted(values))}")
+            raise ValueError(f"the keys are {', '.join(sorted(values))} and should be {', '.join(sorted(known))}")
         return cls(**values)
 
 
@@ -90,18 +90,20 @@ DETECTORS = {
 
 
 def build_detector(name: str, *, seed: int = 0, backbone_weights: str | Path | None = None, **changes: Any) -> Detector:
-    """A new detector of one of `DETECTORS`; `changes` replace fields of its config. Its weights are a function of the seed.
+    """Returns a new detector, one of `DETECTORS`, with `changes` to its config; its weights are a function of the seed.
 
-    `backbone_weights` is a file of torchvision's resnet50 for `resnet50_fpn`; nothing is ever downloaded. Raises ValueError
+    `backbone_weights` is a file of torchvision's resnet50, for `resnet50_fpn`; nothing is ever downloaded. Raises ValueError
     for unknown names and fields, and for weights that do not fit.
     """
     if name not in DETECTORS:
-        raise ValueError(f"detector.name is {name!r}: take one of {', '.join(DETECTORS)}")
+        raise ValueError(f"detector.name is {name!r}: choose one of {', '.join(DETECTORS)}")
     if unknown := sorted(set(changes) - {field.name for field in fields(DetectorConfig)}):
-        raise ValueError(f"detectors have no {', '.join(unknown)}: fields are {', '.join(DETECTORS[name].to_dict())}")
+        raise ValueError(f"DetectorConfig has no {', '.join(unknown)}: its fields are {', '.join(DETECTORS[name].to_dict())}")
     if backbone_weights is not None:
         if name != "resnet50_fpn":
-            raise ValueError(f"detector.backbone_weights are for resnet50_fpn, detector.name is {name!r}: set them to null")
+            raise ValueError(
+                f"detector.backbone_weights is set, but detector.name is {name!r}, which has no weights: set it to null"
+            )
         changes["norm"] = "frozen_batch"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -112,7 +114,7 @@ def build_detector(name: str, *, seed: int = 0, backbone_weights: str | Path | N
 
 
 class Detector(nn.Module):
-    """Finds objects of any kind: images in their own pixels in, boxes in the same pixels out."""
+    """Finds objects of any kind; boxes are in pixels of the given image."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -120,29 +122,30 @@ class Detector(nn.Module):
         self.net = _faster_rcnn(config)
 
     def losses(self, images: list[Tensor], boxes: list[Tensor]) -> dict[str, Tensor]:
-        """The four terms of Faster R-CNN, scalars, for (3, H, W) uint8 images and (N, 4) xyxy boxes of their objects."""
+        """Returns the four scalar losses of Faster R-CNN for (3, H, W) uint8 images and (N, 4) xyxy boxes of their objects."""
         targets = [{"boxes": b, "labels": torch.ones(len(b), dtype=torch.int64, device=b.device)} for b in boxes]
         self.net.train()
         return self.net([_to_float(image) for image in images], targets)
 
     @torch.no_grad()
     def find(self, images: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """(N, 4) xyxy boxes and (N,) scores in falling order, 0 to 1, of each (3, H, W) uint8 image; all of them."""
+        """Returns all boxes (N, 4) xyxy and scores (N,), 0 to 1, best first, of each (3, H, W) uint8 image."""
         self.net.eval()
         return [(found["boxes"].float(), found["scores"].float()) for found in self.net([_to_float(i) for i in images])]
 
     def detect(
         self, image: np.ndarray, *, score_thresh: float = 0.0, max_detections: int = 100
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes (N, 4) float32 xyxy in pixels of the (H, W, 3) uint8 RGB image, and scores (N,) float32, best first.
+        """Returns boxes (N, 4) float32 xyxy in pixels of the (H, W, 3) uint8 RGB image, and scores (N,) float32, best first.
 
-        Right and lower edges lie behind the last pixel, as COCO's do: a box prompt of SAM ends on it, one pixel earlier.
-        At most `max_detections` (300) of a score of `score_thresh` and more; N may be 0. ValueError for another kind of array.
+        The right and lower edges are one past the last pixel, as in COCO; a box prompt of SAM ends on the last pixel. There
+        are at most `max_detections` boxes (up to 300), with scores of at least `score_thresh`; N may be 0. Raises ValueError
+        for another kind of array.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"an image is (H, W, 3) uint8, got {image.shape} {image.dtype}: decode_image makes one")
+            raise ValueError(f"the image is {image.shape} {image.dtype}: give (H, W, 3) uint8, as decode_image returns it")
         if not 0 < max_detections <= MAX_DETECTIONS:
-            raise ValueError(f"max_detections is {max_detections}, allowed is 1 to {MAX_DETECTIONS}")
+            raise ValueError(f"max_detections is {max_detections}: give 1 to {MAX_DETECTIONS}")
         device = next(self.parameters()).device
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(device)
         ((boxes, scores),) = self.find([pixels])
@@ -151,12 +154,13 @@ class Detector(nn.Module):
 
 
 def _to_float(image: Tensor) -> Tensor:
+    """Returns an image as torchvision takes it, float in 0 to 1."""
     return image.float() / 255
 
 
 def _faster_rcnn(config: DetectorConfig) -> FasterRCNN:
     backbone = small_backbone(config.width) if config.name == "small" else resnet_backbone(config.width, config.norm)
-    levels = [str(i) for i in range(len(config.anchor_sizes) - 1)]  # the coarsest is for the proposals alone
+    levels = [str(i) for i in range(len(config.anchor_sizes) - 1)]  # the coarsest level only makes proposals
     ratios = ((0.5, 1.0, 2.0),) * len(config.anchor_sizes)
     return FasterRCNN(
         backbone,
@@ -171,7 +175,7 @@ def _faster_rcnn(config: DetectorConfig) -> FasterRCNN:
         box_roi_pool=MultiScaleRoIAlign(levels, output_size=config.roi_size, sampling_ratio=2),
         box_head=TwoMLPHead(config.width * config.roi_size**2, config.head_dim),
         box_predictor=FastRCNNPredictor(config.head_dim, num_classes=2),  # background and object
-        box_score_thresh=0.0,  # whoever asks says where to cut
+        box_score_thresh=0.0,  # the caller of `detect` chooses the threshold
         box_nms_thresh=config.nms_thresh,
         box_detections_per_img=MAX_DETECTIONS,
         box_batch_size_per_image=config.roi_samples,

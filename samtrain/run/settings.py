@@ -71,32 +71,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectorSettings(DetectorRecipe):
-    """The `detector` node: which detector, where it starts, and how it is trained."""
-
-    name: str
-    image_size: int
-    init: str | None = None
-    backbone_weights: str | None = None
-    val_every_steps: int = 100
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.val_every_steps < 1:
-            raise ValueError(f"detector.val_every_steps is {self.val_every_steps}: give 1 or more")
-
-    @property
-    def recipe(self) -> DetectorRecipe:
-        """How the detector is trained, as its module takes it."""
-        return DetectorRecipe(**{field.name: getattr(self, field.name) for field in fields(DetectorRecipe)})
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """The arguments of `build_detector`."""
-        return {"name": self.name, "image_size": self.image_size, "backbone_weights": self.backbone_weights}
-
-
-@dataclass(frozen=True, kw_only=True)
 class EvaluatorConfig:
     """The `evaluator` node: how `test/*` are measured."""
 
@@ -214,7 +188,7 @@ NODES: dict[str, Reader] = {
     "callbacks": plain(CallbacksConfig),
     "logger": plain(LoggerConfig),
     "evaluator": plain(EvaluatorConfig),
-    "detector": plain(DetectorSettings),
+    "detector": plain(DetectorRecipe),
     "plan": plain(PlanConfig),
     "prompts": target(),
     "loss": target(),

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from samtrain.data.datasets import Source
 from samtrain.data.image_set import ImageSet, records
 from samtrain.data_engine.ledger import collected_by
-from samtrain.detector import Detector, Running, load_detector, train_detector
+from samtrain.detector import Detector, DetectorRecipe, RuntimeOptions, load_detector, train_detector
 from samtrain.metrics.boxes import evaluate_boxes
 from samtrain.report import write_report
 from samtrain.run.build import device_of, loggers_of
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, write_metrics
 from samtrain.run.image_sets import data_config, open_set
-from samtrain.run.settings import Config, DetectorSettings, read
+from samtrain.run.settings import Config, read
 from samtrain.run.trainer import validation_interval
 from samtrain.tasks.rounds.schedule import stage_1_of
 from samtrain.training.config import CallbacksConfig, LoaderConfig, TrainerConfig
@@ -30,20 +31,18 @@ def run(config: Config, run_dir: Path) -> Metrics:
     Returns the content of metrics.json.
     """
     begin = time.perf_counter()
-    settings = read(DetectorSettings, config, "detector")
+    recipe = recipe_of(config)
     images = open_set(config["data"], config["data_dir"])
     # train on the boxes of all masks
     path = train_detector(
         images.train if config["stage1_run"] is None else [Source(collected_by(stage_1_of(config)), last_counts=True)],
-        Path(settings.init) if settings.init else None,
         run_dir,
-        recipe=settings.recipe,
+        recipe=recipe,
         seed=config["seed"],
-        model=settings.model,
         val=images.val,
         size_limits=tuple(config["size_limits"]),
         loggers=loggers_of(config, run_dir),
-        running=running_of(config),
+        options=options_of(config),
     )
     # measure
     metrics: Metrics = {**test_metrics(config, load_detector(path), images)}
@@ -53,17 +52,24 @@ def run(config: Config, run_dir: Path) -> Metrics:
     return metrics
 
 
-def running_of(config: Config) -> Running:
-    """Returns what a detector trains on and how often it reports; it uses one device, whatever `trainer.devices` is."""
-    settings, trainer = read(DetectorSettings, config, "detector"), read(TrainerConfig, config, "trainer")
+def recipe_of(config: Config) -> DetectorRecipe:
+    """Returns the settings of the detector, with a validation after the last step and none twice."""
+    recipe = read(DetectorRecipe, config, "detector")
+    if recipe.val_every_steps is None:
+        return recipe
+    return replace(recipe, val_every_steps=validation_interval(recipe.steps, recipe.val_every_steps))
+
+
+def options_of(config: Config) -> RuntimeOptions:
+    """Returns what a detector is trained on and how often it reports; it uses one device, whatever `trainer.devices` is."""
+    trainer = read(TrainerConfig, config, "trainer")
     callbacks, loader = read(CallbacksConfig, config, "callbacks"), read(LoaderConfig, config, "loader")
-    return Running(
+    return RuntimeOptions(
         accelerator=trainer.accelerator,
         precision=trainer.precision,
         num_workers=loader.num_workers,
         cache_images=loader.cache_images,
         on_error=data_config(config["data"]).on_error,
-        val_every_steps=validation_interval(settings.steps, settings.val_every_steps),
         checkpoint_every_steps=callbacks.checkpoint_every_steps,
         log_every_steps=callbacks.log_every_steps,
         progress=callbacks.progress,
@@ -78,7 +84,7 @@ def test_metrics(config: Config, detector: Detector, images: ImageSet) -> dict[s
     metrics = evaluate_boxes(
         detector.to(device_of(config)).detect,
         records(images.test, data_config(config["data"]).on_error),
-        max_mask_area=read(DetectorSettings, config, "detector").max_mask_area,
+        max_mask_area=recipe_of(config).max_mask_area,
         size_limits=tuple(config["size_limits"]),
     )
     found = {f"test/{name}": value for name, value in metrics.items()}

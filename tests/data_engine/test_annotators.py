@@ -1,4 +1,4 @@
-"""The simulated annotator: what it draws, in which order, how long it takes, when it goes away."""
+"""The simulated annotator: what it draws, in which order, how long it takes, and when it leaves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def annotate(answer, seed: int = 0, **settings) -> ImageAnnotation:
     return SimulatedAnnotator(**settings).annotate(view, predictor)
 
 
-def test_a_good_model_costs_one_click_an_object() -> None:
+def test_a_good_model_costs_one_click_per_object() -> None:
     result = annotate(lambda whole, clicks: whole)
     assert result.reason == DONE and not result.discarded and len(result.masks) == 5
     assert all(mask.clicks == 1 and mask.strokes == 0 and mask.good for mask in result.masks)
@@ -37,7 +37,7 @@ def test_a_good_model_costs_one_click_an_object() -> None:
     assert all(mask.predicted_iou == pytest.approx(0.8) and mask.stability_score == 1 for mask in result.masks)
 
 
-def test_clicks_go_on_until_the_mask_is_good_and_stand_in_the_order_of_time() -> None:
+def test_clicks_continue_until_the_mask_is_good_and_keep_their_order() -> None:
     result = annotate(eroded(3))
     assert all(mask.good and 1 < mask.clicks <= 5 for mask in result.masks)
     for mask in result.masks:
@@ -61,7 +61,7 @@ def test_the_brush_helps_where_the_model_does_not() -> None:
     assert all(mask.seconds > TimeModel().clicks(2) for mask in result.masks)
 
 
-def test_what_is_written_is_drawn_and_never_the_ground_truth() -> None:
+def test_masks_are_drawn_and_never_the_ground_truth() -> None:
     view = make_image()
     objects = [item["segmentation"] for item in view.objects]
     for answer in (nothing, eroded(2)):
@@ -69,7 +69,7 @@ def test_what_is_written_is_drawn_and_never_the_ground_truth() -> None:
         assert result.masks and all(encode_mask(mask.mask) not in objects for mask in result.masks)
 
 
-def test_a_mask_over_the_time_ends_the_image() -> None:
+def test_a_mask_over_the_time_limit_ends_the_image() -> None:
     result = annotate(nothing, time_limit=20.0)
     assert result.reason == TIME and len(result.masks) + len(result.discarded) == 1
     (mask,) = [*result.masks, *result.discarded]
@@ -85,12 +85,12 @@ def test_a_probe_draws_all_objects_with_the_same_hand() -> None:
     assert (same.mask == first[0].mask).all() and same.seconds == first[0].seconds
 
 
-def test_a_bad_mask_is_thrown_away_at_the_end_of_its_time() -> None:
+def test_a_bad_mask_is_discarded_at_the_end_of_its_time() -> None:
     result = annotate(nothing, time_limit=5.0, max_clicks=3, min_iou=0.9)
     assert not result.masks and len(result.discarded) == 1 and result.discarded[0].iou < 0.9
 
 
-def test_a_worse_answer_is_taken_back_but_paid_for() -> None:
+def test_a_worse_click_is_undone_but_its_time_counts() -> None:
     def worse(whole: np.ndarray, clicks: int) -> np.ndarray:
         return eroded(2)(whole, clicks) if clicks == 1 else np.zeros_like(whole)
 
@@ -121,8 +121,8 @@ def test_images_without_objects_are_done_at_once() -> None:
     assert predictor.decoded == 0
 
 
-def test_what_has_a_mask_is_left_alone() -> None:
-    """A locked mask of at least `has_mask_iou` with an object stands for it; the others are drawn as ever."""
+def test_objects_with_a_mask_are_not_drawn_again() -> None:
+    """A locked mask of at least `has_mask_iou` with an object counts for it; the other objects are drawn."""
     view, predictor = make_image(1), PretendPredictor(lambda whole, clicks: whole)
     predictor.set_image(view.image)
     masks = [decode_rle(each["segmentation"]) for each in view.objects]
@@ -134,18 +134,18 @@ def test_what_has_a_mask_is_left_alone() -> None:
     drawn = SimulatedAnnotator().annotate(replace(view, locked=locked), predictor)
     assert sorted(mask.object_index for mask in drawn.masks) == [2, 3, 4]
     everything = [each["segmentation"] for each in view.objects]
-    nobody = SimulatedAnnotator().annotate(replace(view, locked=everything), predictor)
-    assert nobody.masks == [] and nobody.reason == DONE
+    none = SimulatedAnnotator().annotate(replace(view, locked=everything), predictor)
+    assert none.masks == [] and none.reason == DONE
 
 
-def test_one_who_does_not_leave_says_what_would_have_been_there() -> None:
+def test_an_annotator_who_stays_reports_the_masks_it_had_in_time() -> None:
     left = annotate(nothing, time_limit=20.0)
     stayed = annotate(nothing, time_limit=20.0, leaves_image=False)
     assert stayed.masks_in_time == len(left.masks) == left.masks_in_time < len(stayed.masks)
 
 
-def test_settings_that_cannot_be_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="annotator.min_iou is 0.95 and annotator.target_iou 0.9"):
+def test_wrong_settings_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="annotator.min_iou is 0.95 and annotator.target_iou is 0.9"):
         SimulatedAnnotator(min_iou=0.95)
-    with pytest.raises(ValueError, match="annotator.time_limit inf"):
+    with pytest.raises(ValueError, match="annotator.time_limit is inf"):
         SimulatedAnnotator(time_limit=float("inf"))

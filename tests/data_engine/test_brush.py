@@ -1,4 +1,4 @@
-"""The brush: it converges, it is a little off, and a long way takes longer."""
+"""The brush: it converges, it is never exact, and its strokes have a length."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_few_strokes_make_an_object_from_nothing(seed: int) -> None:
     assert (drawn != ring).any(), "a hand is never exact"
 
 
-def test_it_adds_what_is_missing_and_erases_what_is_too_much() -> None:
+def test_it_adds_what_is_missing_and_erases_what_is_too_large() -> None:
     target = disc(60, 60, 30, 30, 18)
     other = disc(60, 60, 12, 50, 6)
     small, large = binary_erosion(target, iterations=5), target | other
@@ -41,20 +41,20 @@ def test_it_adds_what_is_missing_and_erases_what_is_too_much() -> None:
 
 def test_a_steady_hand_stays_inside_a_disc() -> None:
     target = disc(50, 50, 25, 25, 12)
-    painted, way = Brush(unsteadiness=0).paint(np.zeros_like(target), target, np.random.default_rng(0))
+    painted, length = Brush(unsteadiness=0).paint(np.zeros_like(target), target, np.random.default_rng(0))
     assert not (painted & ~binary_dilation(target)).any()
     assert iou(painted, target) > 0.9
-    assert way >= 1
+    assert length >= 1
 
 
-def test_a_longer_stroke_is_a_longer_way_and_has_an_end() -> None:
+def test_longer_errors_take_longer_strokes_up_to_a_limit() -> None:
     strip = np.zeros((20, 200), dtype=bool)
     strip[8:13, 5:60] = True
     longer = strip.copy()
     longer[8:13, 5:195] = True
     brush, empty = Brush(max_widths=12), np.zeros_like(strip)
-    short_way, long_way = (brush.paint(empty, t, np.random.default_rng(0))[1] for t in (strip, longer))
-    assert 2 < short_way <= long_way <= 12 * 2
+    short, long = (brush.paint(empty, t, np.random.default_rng(0))[1] for t in (strip, longer))
+    assert 2 < short <= long <= 12 * 2
 
 
 def test_the_largest_error_comes_first() -> None:
@@ -65,19 +65,19 @@ def test_the_largest_error_comes_first() -> None:
 
 def test_a_perfect_mask_and_a_single_pixel() -> None:
     target = disc(20, 20, 10, 10, 4)
-    painted, way = Brush().paint(target, target, np.random.default_rng(0))
-    assert (painted == target).all() and way == 0
+    painted, length = Brush().paint(target, target, np.random.default_rng(0))
+    assert (painted == target).all() and length == 0
     dot = np.zeros((9, 9), dtype=bool)
     dot[4, 4] = True
     assert paint(np.zeros_like(dot), dot, 8, Brush()).sum() >= 1
 
 
-def test_the_mask_that_is_given_stays_as_it_is() -> None:
+def test_the_given_mask_is_not_changed() -> None:
     mask = np.zeros((20, 20), dtype=bool)
     Brush().paint(mask, disc(20, 20, 10, 10, 4), np.random.default_rng(0))
     assert not mask.any()
 
 
-def test_nonsense_is_refused() -> None:
-    with pytest.raises(ValueError, match="annotator.brush"):
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="annotator.brush.unsteadiness is -1: give 0 or more"):
         Brush(unsteadiness=-1)

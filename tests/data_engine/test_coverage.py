@@ -1,4 +1,4 @@
-"""What is covered, by hand."""
+"""Coverage, compared with values computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images are annotated when."""
+"""The pool: which images each round and the probe get."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pretend_predictor import write_pool
 
-from samtrain.data_engine.pool import Pool, share_out
+from samtrain.data_engine.pool import Pool, divide_pool
 
 
 def test_no_image_is_taken_twice_and_the_seed_decides(tmp_path: Path) -> None:
@@ -23,22 +23,22 @@ def test_no_image_is_taken_twice_and_the_seed_decides(tmp_path: Path) -> None:
     assert pool.read(item).key == pool.key(item)
 
 
-def test_a_small_pool_is_shared_out_in_proportion() -> None:
-    assert share_out(100, [10, 20], 5) == (5, [10, 20])
-    assert share_out(20, [10, 20, 10], 10) == (4, [4, 8, 4])
-    probe, counts = share_out(53, [30, 30, 30, 30, 30, 30], 20)
+def test_a_small_pool_is_divided_in_proportion() -> None:
+    assert divide_pool(100, [10, 20], 5) == (5, [10, 20])
+    assert divide_pool(20, [10, 20, 10], 10) == (4, [4, 8, 4])
+    probe, counts = divide_pool(53, [30, 30, 30, 30, 30, 30], 20)
     assert probe == 10 and sum(counts) == 43 and min(counts) == 7
 
 
-def test_a_pool_without_a_image_for_each_round_is_refused() -> None:
+def test_a_pool_with_fewer_images_than_rounds_is_refused() -> None:
     with pytest.raises(ValueError, match="holds 3 images, too few for 6 rounds"):
-        share_out(3, [10] * 6, 0)
+        divide_pool(3, [10] * 6, 0)
 
 
 def test_names_have_to_be_unique(tmp_path: Path) -> None:
     (tar, _) = write_pool(tmp_path, 4, num=1)
     again = str(shutil.copy(tar, tmp_path / "again.tar"))
-    with pytest.raises(ValueError, match="holds 2 names twice, 'scene_000'"):
+    with pytest.raises(ValueError, match="holds 2 names twice, such as 'scene_000'"):
         Pool([tar, again])
 
 

@@ -1,4 +1,4 @@
-"""What stands out is seen first."""
+"""Prominence: what stands out comes first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The clock of the simulation."""
+"""The time model: the paper's seconds, and the order of its times."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def test_the_paper_s_times_are_five_and_thirteen_clicks() -> None:
     assert TimeModel().clicks(13) == pytest.approx(34.0)
 
 
-def test_each_act_costs_and_a_longer_stroke_costs_more() -> None:
+def test_every_action_takes_time_and_a_longer_stroke_takes_more() -> None:
     model = TimeModel()
     assert model.clicks(1) < model.clicks(2)
     assert model.brush_stroke(1, first=False) < model.brush_stroke(9, first=False) < model.brush_stroke(9, first=True)

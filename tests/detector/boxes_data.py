@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from samtrain.data.shards import ShardWriter
-from samtrain.detector import DetectorRecipe, Running, train_detector
+from samtrain.detector import DetectorRecipe, RuntimeOptions, build_detector, train_detector
 from samtrain.ops.rle import encode_mask, rle_area, rle_to_box_xywh
 
 SIZE = (56, 64)
@@ -22,7 +22,6 @@ TINY: dict[str, Any] = {
     "head_dim": 32,
     "anchor_sizes": [[10], [16], [24], [40]],
 }
-RUNNING: dict[str, Any] = {"accelerator": "cpu", "cache_images": True, "log_every_steps": 1}
 
 
 def rectangles(number: int) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -59,8 +58,9 @@ def write_rectangles(folder: Path, count: int = 8) -> list[str]:
 def train_tiny(
     directory: Path, shards: list[str], *, steps: int = 8, val: list[str] | None = None, init: Path | None = None, seed: int = 0
 ) -> Path:
-    """Trains, or goes on where the directory stopped."""
+    """Trains, or resumes where the directory stopped."""
     torch.set_num_threads(1)
-    recipe = DetectorRecipe(steps=steps, batch_size=3, learning_rate=2e-3, warmup_steps=2)
-    running = Running(val_every_steps=4 if val else None, checkpoint_every_steps=3, **RUNNING)
-    return train_detector(shards, init, directory, recipe=recipe, seed=seed, model=TINY, val=val or [], running=running)
+    recipe = DetectorRecipe(steps=steps, batch_size=3, learning_rate=2e-3, warmup_steps=2, val_every_steps=4)
+    options = RuntimeOptions(accelerator="cpu", cache_images=True, log_every_steps=1, checkpoint_every_steps=3)
+    start = init or build_detector(**TINY, seed=seed)
+    return train_detector(shards, directory, recipe=recipe, seed=seed, init=start, val=val or [], options=options)

@@ -1,4 +1,4 @@
-"""The detector itself: what comes in and out, its files, its backbones."""
+"""The detector: its input and output, its files, and its backbones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_boxes_are_in_the_image_best_first(tiny: Detector, size: tuple[int, int]
     assert (np.diff(scores) <= 0).all() and 0 <= scores.min() <= scores.max() <= 1
 
 
-def test_thresholds_cut_the_list(tiny: Detector) -> None:
+def test_thresholds_shorten_the_list(tiny: Detector) -> None:
     image, _ = rectangles(0)
     boxes, scores = tiny.detect(image)
     few, best = tiny.detect(image, score_thresh=float(scores[4]), max_detections=3)
@@ -49,7 +49,7 @@ def test_other_arrays_are_refused(tiny: Detector) -> None:
         tiny.detect(np.zeros((5, 5, 3), dtype=np.uint8), max_detections=1000)
 
 
-def test_finding_leaves_no_gradient_and_draws_nothing(tiny: Detector) -> None:
+def test_detection_uses_no_gradient_and_no_random_numbers(tiny: Detector) -> None:
     image, _ = rectangles(1)
     state = torch.get_rng_state()
     first, again = tiny.detect(image), tiny.detect(image)
@@ -76,7 +76,7 @@ def test_unknown_names_fields_and_widths_are_refused() -> None:
         build_detector("small", backbone_weights="resnet50.pth")
 
 
-def test_images_without_objects_teach_that_there_are_none(tiny: Detector) -> None:
+def test_images_without_objects_have_a_loss(tiny: Detector) -> None:
     image = torch.from_numpy(rectangles(3)[0]).permute(2, 0, 1)
     losses = tiny.losses([image, image], [torch.zeros(0, 4)] * 2)
     assert losses["loss_box_reg"] == losses["loss_rpn_box_reg"] == 0
@@ -89,7 +89,7 @@ def test_images_without_objects_teach_that_there_are_none(tiny: Detector) -> Non
 # ---- files
 
 
-def test_a_file_brings_back_the_same_detector(tiny: Detector, tmp_path: Path) -> None:
+def test_a_file_restores_the_same_detector(tiny: Detector, tmp_path: Path) -> None:
     path, again = save_detector(tiny, tmp_path / "a.pth"), save_detector(tiny, tmp_path / "b" / "c.pth")
     assert path.read_bytes() == again.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pth", "b"]
@@ -126,8 +126,11 @@ def test_other_files_are_refused_by_name(tiny: Detector, tmp_path: Path) -> None
     torch.save({"detector_config": tiny.config.to_dict(), "state_dict": fewer}, tmp_path / "fewer.pth")
     torch.save({"detector_config": {"name": "small"}, "state_dict": fewer}, tmp_path / "config.pth")
     for name, words in [
-        ("none.pth", "there is no file"), ("cut.pth", "cut short"), ("other.pth", "no detector"), ("fewer.pth", "damaged"),
-    ]:  # fmt: skip
+        ("none.pth", "does not exist"),
+        ("cut.pth", "cut short"),
+        ("other.pth", "holds no detector"),
+        ("fewer.pth", "damaged"),
+    ]:
         with pytest.raises(ValueError, match=f"{name} .*detector.init|{words}") as error:
             load_detector(tmp_path / name)
         assert words in str(error.value) and name in str(error.value) and "detector.init" in str(error.value)
@@ -136,7 +139,7 @@ def test_other_files_are_refused_by_name(tiny: Detector, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_configs_are_plain_and_come_back(name: str) -> None:
+def test_configs_survive_a_round_trip(name: str) -> None:
     config = DETECTORS[name]
     assert DetectorConfig.from_dict(config.to_dict()) == config
     assert config.name == name
@@ -145,7 +148,7 @@ def test_configs_are_plain_and_come_back(name: str) -> None:
 # ---- ResNet
 
 
-def test_resnet_begins_from_a_file_of_torchvision(tmp_path: Path) -> None:
+def test_resnet_starts_from_a_file_of_torchvision(tmp_path: Path) -> None:
     torch.manual_seed(0)
     donor = resnet50(weights=None)
     torch.save(donor.state_dict(), tmp_path / "resnet50.pth")
@@ -162,11 +165,11 @@ def test_resnet_begins_from_a_file_of_torchvision(tmp_path: Path) -> None:
     torch.save({"conv1.weight": donor.conv1.weight}, tmp_path / "half.pth")
     with pytest.raises(ValueError, match="half.pth.*detector.backbone_weights"):
         build_detector("resnet50_fpn", backbone_weights=tmp_path / "half.pth", **small)
-    with pytest.raises(ValueError, match="no file.*detector.backbone_weights"):
+    with pytest.raises(ValueError, match="does not exist .detector.backbone_weights"):
         build_detector("resnet50_fpn", backbone_weights=tmp_path / "none.pth", **small)
 
 
-def test_resnet_from_nothing_has_a_loss(tmp_path: Path) -> None:
+def test_resnet_with_random_weights_has_a_loss(tmp_path: Path) -> None:
     detector = build_detector("resnet50_fpn", image_size=64, width=16, head_dim=16, proposals=(20, 20))
     image = torch.from_numpy(rectangles(0)[0]).permute(2, 0, 1)
     losses = detector.losses([image, image], [torch.tensor([[2.0, 3, 20, 30]]), torch.zeros(0, 4)])

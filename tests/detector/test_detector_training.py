@@ -1,4 +1,4 @@
-"""Training a detector: samples of boxes, a loss that falls, a life that is cut short and goes on."""
+"""Training a detector: samples of boxes, a loss that falls, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def annotation(mask: np.ndarray, number: int = 0) -> dict[str, Any]:
     return {"id": number, "segmentation": encode_mask(mask)}
 
 
-def test_boxes_hold_their_masks() -> None:
+def test_boxes_enclose_their_masks() -> None:
     _, masks = rectangles(0)
     boxes, areas = annotated_boxes([annotation(mask) for mask in masks], SIZE, max_mask_area=0.9)
     for mask, box, area in zip(masks, boxes.astype(int), areas, strict=True):
@@ -50,7 +50,7 @@ def test_boxes_hold_their_masks() -> None:
         assert np.array_equal(mask, again) and area == mask.sum()
 
 
-def test_backgrounds_and_empty_masks_are_no_objects() -> None:
+def test_backgrounds_and_empty_masks_are_not_objects() -> None:
     whole, nothing, half = np.ones(SIZE, dtype=bool), np.zeros(SIZE, dtype=bool), np.ones(SIZE, dtype=bool)
     half[30:] = False
     objects = [annotation(mask) for mask in (whole, nothing, half)]
@@ -77,7 +77,7 @@ def test_a_mirrored_image_has_mirrored_boxes(shards: list[str]) -> None:
 # ---- training
 
 
-def test_it_learns_a_handful_of_images(shards: list[str], tmp_path: Path) -> None:
+def test_it_learns_a_few_images(shards: list[str], tmp_path: Path) -> None:
     path = train_tiny(tmp_path, shards, steps=60, val=shards)
     rows = rows_of(tmp_path)
     losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
@@ -98,7 +98,7 @@ def test_the_same_arguments_give_the_same_file(shards: list[str], tmp_path: Path
     assert sorted(p.name for p in (tmp_path / "0").iterdir()) == ["checkpoints", "detector.pth", "metrics.csv"]
 
 
-def test_it_begins_from_another_detector(shards: list[str], tmp_path: Path) -> None:
+def test_it_starts_from_another_detector(shards: list[str], tmp_path: Path) -> None:
     first = train_tiny(tmp_path / "first", shards, steps=4)
     second = train_tiny(tmp_path / "second", shards, steps=1, init=first)
     new = train_tiny(tmp_path / "new", shards, steps=1)
@@ -119,12 +119,13 @@ def test_the_weights_of_a_training_load_from_its_checkpoints(shards: list[str], 
         assert isinstance(loaded, Detector) and loaded.config == result.config
 
 
-def test_numbers_that_cannot_train_are_refused() -> None:
-    with pytest.raises(ValueError, match="detector.learning_rate"):
-        DetectorRecipe(steps=3, batch_size=1, learning_rate=0)
+def test_wrong_numbers_are_refused() -> None:
+    for name, value in {"learning_rate": 0, "warmup_steps": -1, "max_mask_area": 2, "name": "smal"}.items():
+        with pytest.raises(ValueError, match=f"detector.{name} is '?{value}"):
+            DetectorRecipe(**{"steps": 3, "batch_size": 1, "learning_rate": 1.0} | {name: value})
 
 
-# ---- killed and going on
+# ---- killed and resumed
 
 
 def life(directory: Path, shards: list[str], dies_in_step: int | None) -> None:

@@ -10,12 +10,14 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 from PIL import Image
 
-from samtrain.data_engine.ledger import LedgerLine, append_line
+from samtrain.data_engine.ledger import append_line
+from samtrain.data_engine.ledger_line import LedgerLine, from_flat
 from samtrain.report import write_report
 
 PROMOTED = [True, True, True, False, True, True, True, True, True, False, True, True]
@@ -30,7 +32,7 @@ def write_demo(run_dir: Path, *, rounds: int = 6, finished: bool = True) -> Path
     _hydra(run_dir / ".hydra")
     seen = _training(run_dir / "pretrain", 300, 0, 1.9, 0.15, 0.42)
     for number in range(rounds + 1):
-        append_line(run_dir, _line(number, seen))
+        append_line(run_dir, demo_line(number, seen))
         if number:
             folder = run_dir / "rounds" / str(number) / "fit"
             seen = _training(folder, 80, seen, 1.3 - 0.1 * number, MIOU[number - 1], MIOU[number])
@@ -78,56 +80,64 @@ def _training(folder: Path, steps: int, seen: int, loss: float, start: float, en
     return seen + 4 * steps
 
 
-def _line(number: int, seen: int) -> LedgerLine:
+def demo_line(number: int, seen: int) -> LedgerLine:
     used = max(n for n in range(number + 1) if PROMOTED[n])
     before = max((n for n in range(number) if PROMOTED[n]), default=None)
     drawn, filled = number > 0, number > ASSISTED_ROUNDS
     masks = 150 + 45 * number
     automatic = 12 * number * filled
-    return LedgerLine(
-        round=number,
-        stage="semi_automatic" if filled else "assisted_manual",
-        model=MODELS[number],
-        encoder=MODELS[used],
-        parent=None if before is None else f"{before:064x}",
-        checkpoint=f"rounds/{number}/fit/checkpoints/best.ckpt" if drawn else "pretrain/checkpoints/best.ckpt",
-        digest=f"{number:064x}",
-        images=40 * drawn,
-        masks=masks * drawn,
-        masks_automatic=automatic,
-        masks_total=sum(150 + 45 * n for n in range(1, number + 1)),
-        images_total=40 * number,
-        discarded=3 * drawn,
-        images_skipped=0,
-        images_left=(34 - 4 * number) * drawn,
-        masks_per_image=masks / 40 if drawn else None,
-        assisted_per_image=(masks - automatic) / 40 if drawn else None,
-        seconds_per_mask=17.5 - 1.1 * number if drawn else None,
-        clicks_per_mask=4.1 - 0.2 * number if drawn else None,
-        strokes_per_mask=2.0 - 0.25 * number if drawn else None,
-        mask_iou=0.895 + 0.004 * number if drawn else None,
-        automatic_precision=0.88 + 0.006 * number if filled else None,
-        coverage=_coverage(number),
-        probe_masks=70,
-        probe_seconds_per_mask=21.0 - 1.4 * used,
-        probe_clicks_per_mask=4.6 - 0.2 * used,
-        probe_mask_iou=0.88 + 0.005 * used,
-        probe_good=0.5 + 0.04 * used,
-        probe_coverage_alone=_coverage(used),
-        probe_coverage=_coverage(used),
-        probe_before={"probe_seconds_per_mask": 18.8, "probe_coverage": _coverage(2)} if number == 7 else {},
-        detector=f"rounds/{number}/detector/detector.pth" if filled else None,
-        detector_digest=f"{number:064x}" if filled else None,
-        images_seen=seen if drawn else 0,
-        promote_metric="val/miou_1",
-        metrics_before={} if before is None else _validation(before),
-        metrics_after=_validation(number),
-        promoted=PROMOTED[number],
-        shards=[{"path": f"rounds/{number}/shards/a.tar", "sha256": "0" * 64, "images": 40, "masks": masks}] * drawn,
-        wall={"detector": 7.0 * filled, "annotate": 9.0, "shards": 0.2, "fit": 38.0, "measure": 2.1, "probe": 2.5}
+    values: dict[str, Any] = {
+        "round": number,
+        "stage": "semi_automatic" if filled else "assisted_manual",
+        "model": MODELS[number],
+        "encoder": MODELS[used],
+        "parent": None if before is None else f"{before:064x}",
+        "checkpoint": f"rounds/{number}/fit/checkpoints/best.ckpt" if drawn else "pretrain/checkpoints/best.ckpt",
+        "digest": f"{number:064x}",
+        "images": 40 * drawn,
+        "masks": masks * drawn,
+        "masks_automatic": automatic,
+        "masks_total": sum(150 + 45 * n for n in range(1, number + 1)),
+        "images_total": 40 * number,
+        "discarded": 3 * drawn,
+        "images_skipped": 0,
+        "images_left": (34 - 4 * number) * drawn,
+        "masks_per_image": masks / 40 if drawn else None,
+        "assisted_per_image": (masks - automatic) / 40 if drawn else None,
+        "seconds_per_mask": 17.5 - 1.1 * number if drawn else None,
+        "clicks_per_mask": 4.1 - 0.2 * number if drawn else None,
+        "strokes_per_mask": 2.0 - 0.25 * number if drawn else None,
+        "mask_iou": 0.895 + 0.004 * number if drawn else None,
+        "automatic_precision": 0.88 + 0.006 * number if filled else None,
+        "coverage": _coverage(number),
+        "probe_masks": 70,
+        "probe_seconds_per_mask": 21.0 - 1.4 * used,
+        "probe_clicks_per_mask": 4.6 - 0.2 * used,
+        "probe_mask_iou": 0.88 + 0.005 * used,
+        "probe_good": 0.5 + 0.04 * used,
+        "probe_coverage_alone": _coverage(used),
+        "probe_coverage": _coverage(used),
+        "probe_before": _probe_before() if number == 7 else {},
+        "detector": f"rounds/{number}/detector/detector.pth" if filled else None,
+        "detector_digest": f"{number:064x}" if filled else None,
+        "images_seen": seen if drawn else 0,
+        "promote_metric": "val/miou_1",
+        "metrics_before": {} if before is None else _validation(before),
+        "metrics_after": _validation(number),
+        "promoted": PROMOTED[number],
+        "shards": [{"path": f"rounds/{number}/shards/a.tar", "sha256": "0" * 64, "images": 40, "masks": masks}] * drawn,
+        "wall": {"detector": 7.0 * filled, "annotate": 9.0, "shards": 0.2, "fit": 38.0, "measure": 2.1, "probe": 2.5}
         if drawn
         else {"measure": 2.0},
-    )
+    }
+    return from_flat(values, "demo line")
+
+
+def _probe_before() -> dict[str, Any]:
+    """The probe's result with the model that stage 2 began with."""
+    numbers = {"masks": 70, "seconds_per_mask": 18.8, "clicks_per_mask": 4.0, "mask_iou": 0.9, "good": 0.6}
+    covered = {"coverage_alone": _coverage(2), "coverage": _coverage(2)}
+    return {f"probe_{key}": value for key, value in {**numbers, **covered}.items()}
 
 
 def _coverage(number: int) -> dict[str, float | None]:

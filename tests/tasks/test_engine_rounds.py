@@ -8,14 +8,13 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
-from pretend_engine import LINE
+from pretend_engine import ledger_line
 from pretend_predictor import write_pool
 
 from samtrain.data.datasets import Source
@@ -177,11 +176,11 @@ def test_images_of_the_rounds_are_looked_at_and_not_the_public_ones(
     monkeypatch.setattr(engine, "check_images", lambda config, images, **_: seen.append(images))
     pool = [Source(write_pool(tmp_path / "pool", 14, num=1))]
     images = ImageSet(public=[Source(["public.tar"])], pool=pool, val=["v.tar"], test=[])
-    engine.Work(config_of("data.frame=resize"), tmp_path, images).look_at_pools()
+    engine.EngineTools(config_of("data.frame=resize"), tmp_path, images).look_at_pools()
     assert [each.train for each in seen] == [pool]
     few = replace(images, pool=[Source(write_pool(tmp_path / "few", 3, num=1))])
     with pytest.raises(ValueError, match="the pool holds 3 images, too few for 6 rounds"):
-        engine.Work(config_of("data.frame=resize"), tmp_path, few).look_at_pools()
+        engine.EngineTools(config_of("data.frame=resize"), tmp_path, few).look_at_pools()
 
 
 def test_rounds_need_rounds(tmp_path: Path) -> None:
@@ -192,9 +191,9 @@ def test_rounds_need_rounds(tmp_path: Path) -> None:
 def test_a_model_that_its_training_did_not_measure_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No validation may have given a number, as when a model falls apart."""
     monkeypatch.setattr(engine, "validate", lambda config, checkpoint, val, native: {"val/miou_1": 0.25})
-    work = engine.Work(config_of("data.frame=resize"), tmp_path, ImageSet(public=[], pool=[], val=["v.tar"], test=[]))
+    work = engine.EngineTools(config_of("data.frame=resize"), tmp_path, ImageSet(public=[], pool=[], val=["v.tar"], test=[]))
     work.measured = {tmp_path / "a.ckpt": {"val/miou_1": 0.5}, tmp_path / "b.ckpt": {}}
-    assert [work._measure(tmp_path / name)["val/miou_1"] for name in ("a.ckpt", "b.ckpt", "c.ckpt")] == [0.5, 0.25, 0.25]
+    assert [work.measure(tmp_path / name)["val/miou_1"] for name in ("a.ckpt", "b.ckpt", "c.ckpt")] == [0.5, 0.25, 0.25]
 
 
 def test_rounds_of_stages_in_another_order_are_refused() -> None:
@@ -218,23 +217,22 @@ def test_settings_are_refused_before_anything_is_trained(tmp_path: Path) -> None
     images = ImageSet(public=[], pool=[], val=["v.tar"], test=[])
     for override, words in {
         "annotator.min_iou=0.95": "annotator.min_iou is 0.95",
-        "prefill.pred_iou_thresh=2": "prefill.pred_iou_thresh is 2: take 0 to 1",
-        "prefill.pred_iou_thresh=null": "prefill.pred_iou_thresh is None: take a number",
+        "prefill.pred_iou_thresh=2": "prefill.pred_iou_thresh is 2: give 0 to 1",
         "prefill.max_detections=500": "prefill.max_detections is 500: a detector gives 300 at most",
     }.items():
         config = config_of("data.frame=resize", "data.splits.crowded=0", override, *SEMI_AUTOMATIC)
         with pytest.raises((ValueError, InstantiationException), match=words):
-            engine.Work(config, tmp_path, images)
+            engine.EngineTools(config, tmp_path, images)
 
 
 def test_coverage_is_summed_up_from_the_ledger() -> None:
-    lines = [replace(LINE, round=n) for n in range(2)]
+    lines = [ledger_line(round=n) for n in range(2)]
     assert coverage_metrics(lines) == {}
     stage = {"stage": "semi_automatic", "probe_coverage_alone": {"all": 0.75}}
-    before = {"probe_coverage": {"all": 0.5, "small": 0.25}}
-    seven = replace(LINE, round=2, **stage, probe_before=before, masks_automatic=30, automatic_precision=0.9)
-    eight = replace(LINE, round=3, **stage, masks_automatic=10, automatic_precision=0.5)
-    nine = replace(LINE, round=4, **stage, probe_coverage={"all": 0.8, "small": None}, masks_automatic=0)
+    before = replace(lines[0].probe, coverage={"all": 0.5, "small": 0.25})
+    seven = replace(ledger_line(round=2, **stage, masks_automatic=30, automatic_precision=0.9), probe_before=before)
+    eight = ledger_line(round=3, **stage, masks_automatic=10, automatic_precision=0.5)
+    nine = ledger_line(round=4, **stage, probe_coverage={"all": 0.8, "small": None}, masks_automatic=0)
     assert coverage_metrics([*lines, seven, eight, nine]) == {
         "coverage/start_all": 0.5,
         "coverage/start_small": 0.25,
@@ -247,22 +245,39 @@ def test_coverage_is_summed_up_from_the_ledger() -> None:
     assert coverage_metrics([*lines, replace(nine, round=2, probe_before=before)])["automatic/precision"] is None
 
 
+class Recorder:
+    """A logger that keeps the rounds that it is told of."""
+
+    def __init__(self) -> None:
+        self.rounds: list[int] = []
+        self.seen: list[float] = []
+
+    def log_metrics(self, values: dict[str, float], step: int) -> None:
+        self.rounds.append(step)
+        self.seen.append(values["images_seen"])
+
+
 def test_rounds_that_a_killed_process_had_not_logged_are_logged_by_the_next(tmp_path: Path) -> None:
     """Each line once and in its order, those of the stage 1 that was taken over not at all."""
-    (tmp_path / ".hydra").mkdir()
-    lines = [replace(LINE, round=n) for n in range(5)]
-    logged: list[int] = []
-    work: Any = SimpleNamespace(shared=[object()], run_dir=tmp_path, config={"stage1_run": None})
-    work._log_line = lambda ledger: logged.append(ledger[-1].round)
-    engine.Work._log_lines(work, lines[:2])
-    engine.Work._log_lines(work, lines)  # of another process: rounds 2 and 3 had no time for it
-    engine.Work._log_lines(work, lines)
-    assert logged == [0, 1, 2, 3, 4]
+    lines = [ledger_line(round=n, images_seen=10 * n) for n in range(5)]
+    tools = engine.EngineTools(config_of("data.frame=resize"), tmp_path, ImageSet(public=[], pool=[], val=[], test=[]))
+    recorder: Any = Recorder()
+    tools.shared, tools.images_seen = [recorder], 7
 
-    (tmp_path / "stage1").mkdir()
-    write_text(tmp_path / "stage1" / "ledger.jsonl", "".join(json.dumps(each.to_dict()) + "\n" for each in lines[:4]))
+    def log(run_dir: Path, up_to: int) -> None:
+        text = "".join(json.dumps(each.to_flat()) + "\n" for each in lines[:up_to])
+        write_text(run_dir / "ledger.jsonl", text)
+        tools._log_ledger()
+
+    log(tmp_path, 2)
+    log(tmp_path, 5)  # by another process: the first had no time to log rounds 2 and 3
+    log(tmp_path, 5)
+    assert recorder.rounds == [0, 1, 2, 3, 4]
+    assert recorder.seen == [7, 10, 20, 30, 40], "round 0 has the images of the first model's training"
+
+    write_text(tmp_path / "stage1" / "ledger.jsonl", "".join(json.dumps(each.to_flat()) + "\n" for each in lines[:4]))
     (tmp_path / ".hydra" / "rounds_logged").unlink()
-    work.config = {"stage1_run": str(tmp_path / "stage1")}
-    logged.clear()
-    engine.Work._log_lines(work, lines)
-    assert logged == [4]
+    tools.config = {**tools.config, "stage1_run": str(tmp_path / "stage1")}
+    recorder.rounds.clear()
+    log(tmp_path, 5)
+    assert recorder.rounds == [4]

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,21 +17,20 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from pretend_engine import LINE
+from pretend_engine import FIRST_LINE
 from pretend_predictor import PretendPredictor, record_of
 from tiny_training import BlobData, tiny_lit, tiny_trainer
 
 from samtrain import tasks
 from samtrain.data.shards import Record
 from samtrain.data_engine.coverage import coverage
-from samtrain.data_engine.ledger import LedgerLine
+from samtrain.data_engine.ledger_line import from_flat
 from samtrain.evaluators.clicks import evaluate_clicks
 from samtrain.run.build import loggers_of
 from samtrain.run.trainer import validation_interval
-from samtrain.tasks.rounds.tools import Work
 from samtrain.training.callbacks import MaskPanels, Throughput
 from samtrain.training.lit_sam import METRICS
-from samtrain.training.loggers import AXIS, SamWandbLogger
+from samtrain.training.loggers import AXIS, LedgerLogger, SamWandbLogger
 from samtrain.training.loggers import ROUND as ROUND_AXIS
 from samtrain.training.loggers.dashboard import SETTINGS, build_workspace, workspace_json
 
@@ -197,13 +195,13 @@ class Recorder(SamWandbLogger):
         return SimpleNamespace(log=self.names.update)
 
 
-def full_line() -> LedgerLine:
+def full_line() -> dict[str, Any]:
     """A line of the ledger in which no number is missing."""
-    sizes: dict[str, float | None] = dict.fromkeys(coverage([], (1, 2)), 0.5)
-    kinds = {field.name: str(field.type) for field in fields(LedgerLine)}
-    numbers = {name: 0.5 for name, kind in kinds.items() if "float" in kind and "dict" not in kind}
+    sizes = dict.fromkeys(coverage([], (1, 2)), 0.5)
+    numbers = {key: 0.5 for key, value in FIRST_LINE.items() if value is None}
     nested = {"coverage": sizes, "probe_coverage": sizes, "metrics_after": dict.fromkeys(METRICS, 0.5)}
-    return replace(LINE, **numbers, **nested)  # type: ignore[arg-type]
+    paths = {"parent": None, "detector": None, "detector_digest": None}
+    return from_flat({**FIRST_LINE, **numbers, **nested, **paths}, "full line").to_flat()
 
 
 def logged_names(folder: Path) -> set[str]:
@@ -212,8 +210,7 @@ def logged_names(folder: Path) -> set[str]:
     callbacks = [Throughput(), MaskPanels(directory=folder / "panels", num_objects=1, side=32)]
     trainer = tiny_trainer(folder, max_steps=6, callbacks=callbacks, logger=[recorder], enable_checkpointing=False)
     trainer.fit(tiny_lit(), BlobData())
-    work: Any = SimpleNamespace(shared=[recorder], images_seen=1, _files=lambda ledger: None)
-    Work._log_line(work, [full_line()])
+    LedgerLogger([recorder], folder).log_last([full_line()], images_seen=1)
     data, ext, annotation = record_of(0)
     tested, _ = evaluate_clicks(PretendPredictor(lambda whole, clicks: whole), [Record("a", ext, data, annotation, "a.tar")])
     return recorder.names | {f"test/{name}" for name in tested}

@@ -64,7 +64,7 @@ def with_stage_1(config: Config, run_dir: Path) -> Config:
         )
     _check_same_images(config, earlier)
     take_over(run_dir, earlier)
-    return {**config, "checkpoint": str(earlier / promoted(ledger).checkpoint)}
+    return {**config, "checkpoint": str(earlier / promoted(ledger).model.checkpoint)}
 
 
 def stage_1_of(config: Config) -> Path:

@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from pytorch_lightning.loggers import Logger
 from samtrain.data.datasets import Source
 from samtrain.data.image_set import ImageSet
 from samtrain.data_engine.engine import DataEngine
-from samtrain.data_engine.ledger import LedgerLine, read_ledger
-from samtrain.data_engine.pool import Pool, share_out
+from samtrain.data_engine.ledger import read_ledger
+from samtrain.data_engine.ledger_line import LedgerLine
+from samtrain.data_engine.pool import Pool, divide_pool
 from samtrain.data_engine.prefill import PrefillConfig
-from samtrain.data_engine.stages import DetectorRequest, FitRequest, FitResult, Probe, RoundConfig, Stage, Tools
+from samtrain.data_engine.stages import DetectorRequest, FitRequest, FitResult, Probe, RoundConfig, Stage
 from samtrain.detector import MAX_DETECTIONS, Detector, load_detector, train_detector
 from samtrain.files import do_once, write_text
 from samtrain.modeling.build import load_sam
@@ -27,20 +28,20 @@ from samtrain.report import write_report
 from samtrain.run.build import Config, device_of, learning_rate_of, loggers_of, make_predictor, sam_config_of
 from samtrain.run.image_sets import data_config, is_native, open_set, pool_of_stage_2
 from samtrain.run.preflight import check_images
-from samtrain.run.settings import DetectorSettings, read
+from samtrain.run.settings import read
 from samtrain.run.training import train, validate
 from samtrain.run.worker import train_apart
-from samtrain.tasks.detector import running_of
+from samtrain.tasks.detector import options_of, recipe_of
 from samtrain.tasks.detector import test_metrics as box_test_metrics
 from samtrain.tasks.fit import fit_request
 from samtrain.tasks.rounds.schedule import SEMI_AUTOMATIC, STAGES, first_round, rounds_of
 from samtrain.training.config import TrainerConfig
-from samtrain.training.loggers import LoggerConfig, RoundFiles, SamWandbLogger, finish, log_round, make_loggers
+from samtrain.training.loggers import LedgerLogger, LoggerConfig, finish, make_loggers
 
 log = logging.getLogger(__name__)
 
 
-class Work:
+class EngineTools:
     """Trains, measures and loads for the engine, and opens what it annotates."""
 
     def __init__(self, config: Config, run_dir: Path, images: ImageSet) -> None:
@@ -77,13 +78,7 @@ class Work:
         return DataEngine(
             run_dir=self.run_dir,
             stages=self.stages,
-            tools=Tools(
-                load_predictor=self._load_predictor,
-                fit=self._fit,
-                measure=self._measure,
-                fit_detector=self._fit_detector,
-                load_detector=self._load_detector,
-            ),
+            tools=self,
             initial=initial,
             first_round=first_round(self.config),
             seed=self.config["seed"],
@@ -95,8 +90,10 @@ class Work:
 
     def test_detector(self, ledger: list[LedgerLine]) -> dict[str, float]:
         """`test/box_ap`, ... of the last detector, if there is one."""
-        name = ledger[-1].detector
-        return box_test_metrics(self.config, load_detector(self.run_dir / name), self.images) if name else {}
+        detector = ledger[-1].detector
+        if detector is None:
+            return {}
+        return box_test_metrics(self.config, load_detector(self.run_dir / detector.checkpoint), self.images)
 
     def train(self, request: FitRequest) -> FitResult:
         """In this process on one device, else in processes of their own."""
@@ -109,7 +106,7 @@ class Work:
         """Where trainings logged for themselves, the ledger comes after the last of them; then the final numbers."""
         if self.apart:
             self.shared = loggers_of(self.config, self.run_dir)[1:]
-            self._log_lines(read_ledger(self.run_dir))
+            self._log_ledger()
         finish(self.shared, metrics)
 
     def _public(self) -> dict[str, Any]:
@@ -128,7 +125,7 @@ class Work:
             check_images(self.config, images, image_size=sam_config_of(self.config).image_size, native=self.native)
             counts = [each.images for each in stage.rounds]
             pool = Pool(stage.pool, data_config(self.config["data"]).on_error)
-            share_out(len(pool), counts, stage.probe.images if stage.probe else 0)
+            divide_pool(len(pool), counts, stage.probe.images if stage.probe else 0)
 
     def _stages(self) -> list[Stage]:
         config = self.config
@@ -172,10 +169,10 @@ class Work:
             return pool_of_stage_2(self.config["data"], self.config["data_dir"], self.images)
         return self.images.pool_tars()
 
-    def _load_predictor(self, checkpoint: Path) -> Any:
+    def load_predictor(self, checkpoint: Path) -> Any:
         return make_predictor(load_sam(checkpoint).to(device_of(self.config)), native=self.native)
 
-    def _fit(self, request: FitRequest) -> FitResult:
+    def fit(self, request: FitRequest) -> FitResult:
         request = replace(
             request,
             val=self.images.val,
@@ -187,23 +184,21 @@ class Work:
         self.measured[result.checkpoint] = result.metrics
         return result
 
-    def _fit_detector(self, request: DetectorRequest) -> Path:
-        """In this process, on one device; the last weights, there being nothing to choose."""
-        settings = read(DetectorSettings, self.config, "detector")
+    def fit_detector(self, request: DetectorRequest) -> Path:
+        """Trains in this process, on one device, without validation: the last weights count."""
         return train_detector(
             [Source(request.shards, last_counts=True)],
-            request.init or (Path(settings.init) if settings.init else None),
             request.directory,
-            recipe=replace(settings.recipe, steps=request.steps),
+            recipe=replace(recipe_of(self.config), steps=request.steps, val_every_steps=None),
             seed=self.config["seed"],
-            model=settings.model,
-            running=running_of(self.config),
+            init=request.init,
+            options=options_of(self.config),
         )
 
-    def _load_detector(self, path: Path) -> Detector:
+    def load_detector(self, path: Path) -> Detector:
         return load_detector(path).to(device_of(self.config))
 
-    def _measure(self, checkpoint: Path) -> dict[str, float]:
+    def measure(self, checkpoint: Path) -> dict[str, float]:
         """As its training has found on the same images; after a kill in between it is measured again."""
         if known := self.measured.get(checkpoint):
             return known
@@ -213,60 +208,13 @@ class Work:
         join_metrics(self.run_dir)
         write_report(self.run_dir)
         if not self.apart:
-            self._log_lines(read_ledger(self.run_dir))
+            self._log_ledger()
 
-    def _log_lines(self, ledger: list[LedgerLine]) -> None:
-        """The lines that no process before this one has logged: it may have been killed before it could."""
-        if not self.shared:
-            return
-        path = self.run_dir / ".hydra" / "rounds_logged"
+    def _log_ledger(self) -> None:
+        """Logs the ledger's lines to W&B, except those that the run of stage 1 has logged."""
         taken_over = first_round(self.config) if self.config["stage1_run"] else 0
-        begin = int(path.read_text()) if path.is_file() else taken_over
-        for end in range(begin + 1, len(ledger) + 1):
-            self._log_line(ledger[:end])
-            write_text(path, str(end))
-
-    def _log_line(self, ledger: list[LedgerLine]) -> None:
-        """The last line's numbers beside the curves, and its round as a run of its own with what it used and made."""
-        line = ledger[-1]
-        numbers = {key: float(value) for key, value in _flat(asdict(line)).items() if isinstance(value, (int, float))}
-        seen = numbers.pop("images_seen") or float(self.images_seen)
-        values = {f"ledger/{key}": value for key, value in numbers.items()} | {"images_seen": seen}
-        for logger in self.shared:
-            logger.log_metrics(values, step=line.round)
-            if isinstance(logger, SamWandbLogger):
-                log_round(logger, self._files(ledger), numbers)
-
-    def _files(self, ledger: list[LedgerLine]) -> RoundFiles:
-        """What the last round of a ledger made, and of what."""
-        *before, line = ledger
-        parent = next((each for each in before if each.digest == line.parent), None)
-        shards = [[(self.run_dir / s["path"], s["sha256"]) for s in each.shards] for each in ledger]
-        return RoundFiles(
-            number=line.round,
-            stage=line.stage,
-            checkpoint=self.run_dir / line.checkpoint,
-            digest=line.digest,
-            promoted=line.promoted,
-            parent=self.run_dir / parent.checkpoint if parent else None,
-            parent_digest=line.parent,
-            parent_round=parent.round if parent else None,
-            shards=shards[-1],
-            earlier=[each for round_ in shards[:-1] for each in round_],
-            detector=self.run_dir / line.detector if line.detector else None,
-            detector_digest=line.detector_digest,
-        )
-
-
-def _flat(line: dict[str, Any]) -> dict[str, Any]:
-    """The line with `coverage/small`, `metrics_after/val/miou_1` and the like in place of what is nested."""
-    nested = {
-        f"{key}/{name}": value
-        for key in line
-        if "coverage" in key or key.startswith("metrics_")
-        for name, value in line[key].items()
-    }
-    return line | nested
+        lines = [line.to_flat() for line in read_ledger(self.run_dir)]
+        LedgerLogger(self.shared, self.run_dir, taken_over).log(lines, self.images_seen)
 
 
 def join_metrics(run_dir: Path) -> None:

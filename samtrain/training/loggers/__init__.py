@@ -1,11 +1,12 @@
 """Where the scalars, images and files of a run go: always `metrics.csv`, and W&B or TensorBoard where they are asked for."""
 
 from samtrain.training.loggers.appending_csv import AppendingCSVLogger
+from samtrain.training.loggers.ledger import LedgerLogger
 from samtrain.training.loggers.lineage import RoundFiles, log_round
 from samtrain.training.loggers.make import LoggerConfig, WandbConfig, finish, make_loggers
 from samtrain.training.loggers.wandb_run import AXIS, ROUND, SamWandbLogger
 
 __all__ = [
-    "AXIS", "ROUND", "AppendingCSVLogger", "LoggerConfig", "RoundFiles", "SamWandbLogger", "WandbConfig", "finish",
-    "log_round", "make_loggers",
+    "AXIS", "ROUND", "AppendingCSVLogger", "LedgerLogger", "LoggerConfig", "RoundFiles", "SamWandbLogger", "WandbConfig",
+    "finish", "log_round", "make_loggers",
 ]  # fmt: skip
