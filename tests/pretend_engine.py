@@ -12,7 +12,7 @@ from pretend_predictor import PretendPredictor, eroded
 from samtrain.data_engine.annotators import ImageAnnotation, ImageToAnnotate, SimulatedAnnotator
 from samtrain.data_engine.ledger import read_ledger
 from samtrain.data_engine.ledger_line import LedgerLine, from_flat
-from samtrain.data_engine.stages import DetectorRequest, FitRequest, FitResult
+from samtrain.data_engine.stages import DetectorRequest, FitRequest, FitResult, RoundConfig
 from samtrain.files import write_text
 
 FIRST_LINE = {
@@ -62,6 +62,12 @@ FIRST_LINE = {
 def ledger_line(**changes: Any) -> LedgerLine:
     """The line of a first model with some keys of the file changed."""
     return from_flat({**FIRST_LINE, **changes}, "pretended line")
+
+
+def round_config(**settings: Any) -> RoundConfig:
+    """A round of two images and five steps, with some settings changed."""
+    known = {"number": "1", "stage": "assisted_manual", "model": "vit_tiny", "images": 2, "steps": 5}
+    return RoundConfig(**{**known, **settings})
 
 
 class PretendDetector:

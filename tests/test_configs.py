@@ -27,7 +27,7 @@ from samtrain.modeling.build import sam_config
 from samtrain.modeling.checkpoints import save_official, save_safetensors
 from samtrain.modeling.sam import SAM_CONFIGS, Sam
 from samtrain.prompts import seeded_generator
-from samtrain.run.build import learning_rate_of, loggers_of, make_loss, make_prompts, make_sam, optimizer_config, sam_config_of
+from samtrain.run.build import loggers_of, make_loss, make_prompts, make_sam, optimizer_config, sam_config_of
 from samtrain.run.trainer import micro_batches, validation_interval
 from samtrain.tasks import TASKS, resolve
 from samtrain.tasks import detector as detector_task
@@ -323,7 +323,7 @@ def test_the_pool_holds_what_the_rounds_ask_for(scale: str) -> None:
 def test_both_stages_are_the_two_in_their_order() -> None:
     both, first, second = (experiment_of(name) for name in ("data_engine", "stage1", "stage2"))
     assert both["rounds"] == first["rounds"] | second["rounds"]
-    assert [each["stage"] for _, each in rounds_of(both)] == ["assisted_manual"] * 6 + ["semi_automatic"] * 5
+    assert [each.stage for each in rounds_of(both)] == ["assisted_manual"] * 6 + ["semi_automatic"] * 5
     assert (both["task"], first["task"], second["task"]) == ("rounds",) * 3
 
 
@@ -492,7 +492,7 @@ def test_recipes_are_the_papers(model: str) -> None:
     recipe = config["recipes"][model]
     assert (recipe["drop_path"], recipe["dropout"], recipe["images_per_step"]) == (drop_path, 0.1, images)
 
-    optim = optimizer_config(config, model, learning_rate_of(config, model, config["optim"]["learning_rate_factor"]))
+    optim = optimizer_config(config, model, recipe["learning_rate"] * config["optim"]["learning_rate_factor"])
     assert (optim.learning_rate, optim.layer_decay, optim.weight_decay) == (rate, layer_decay, 0.1)
     assert (optim.betas, optim.warmup_steps, optim.schedule, optim.gamma) == ((0.9, 0.999), 250, "step", 0.1)
     assert config["trainer"]["max_steps"] is None and optim.max_steps == max_steps  # the recipe's own

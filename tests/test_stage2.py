@@ -152,7 +152,7 @@ def test_both_stages_in_one_ledger_and_one_report(whole_run: Path) -> None:
     assert {"coverage/start_all", "coverage/all", "coverage/small", "automatic/precision", "test/box_ap"} <= metrics.keys()
 
 
-def test_stage_2_goes_on_with_a_run_of_stage_1(whole_run: Path) -> None:
+def test_stage_2_continues_a_run_of_stage_1(whole_run: Path) -> None:
     """The same rounds, ledger, shards and weights as both stages in one run."""
     folder = whole_run.parent
     finish(folder, "+experiment=stage1", *FIRST, "run_dir=first")
@@ -166,7 +166,7 @@ def test_stage_2_goes_on_with_a_run_of_stage_1(whole_run: Path) -> None:
     # another validation, and a run that holds stage 2 already
     refused = {
         ("stage1_run=first", "data.seed=3"): "first was run on other images or measured otherwise (stage1_run): data.seed: 0",
-        ("stage1_run=second",): "stage1_run=second goes before semi-automatic rounds and holds none",
+        ("stage1_run=second",): "stage1_run=second has to be a run without semi-automatic rounds",
     }
     for number, (overrides, words) in enumerate(refused.items()):
         process = begin(folder, "+experiment=stage2", *SECOND, *overrides, f"run_dir=refused_{number}")
@@ -208,13 +208,13 @@ def test_killed_at_ten_random_moments_it_ends_the_same(whole_run: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ([], "stage1_run is null, and semi-automatic rounds go on with what assisted-manual ones left"),
+        ([], "stage1_run is null, but semi-automatic rounds continue a run of assisted-manual ones"),
         (["stage1_run=nowhere"], "there is no run directory nowhere"),
         (["stage1_run=unfinished"], "the run in unfinished has not ended"),
         (["stage1_run=unfinished", "task=evaluate"], "stage1_run is for task=rounds and task=detector"),
     ],
 )
-def test_a_run_that_cannot_be_gone_on_with_is_named(tmp_path: Path, overrides: list[str], words: str) -> None:
+def test_a_run_that_cannot_be_continued_is_refused(tmp_path: Path, overrides: list[str], words: str) -> None:
     (tmp_path / "unfinished").mkdir()
     process = begin(tmp_path, "+experiment=stage2", "run_dir=run", *overrides)
     output, _ = process.communicate(timeout=300)

@@ -175,6 +175,7 @@ class DataEngine:
         if current.stage.prefill is None:
             return Done(None, 0.0)
         steps, last = current.config.detector_steps, current.ledger[-1].detector
+        assert steps is not None, "RoundConfig checks this for semi-automatic rounds"
         request = DetectorRequest(
             directory=self.files.folder(current.number) / "detector",
             init=self.files.path(last.checkpoint) if last else None,
@@ -269,9 +270,9 @@ class DataEngine:
             init=self.files.path(current.helper.name),
             train=[Source(shards, last_counts=True)],  # several shards may hold an image, with more masks each time
             steps=config.steps,
-            learning_rate=config.learning_rate,
+            learning_rate_factor=config.learning_rate_factor,
             images_seen=current.ledger[-1].totals.images_seen,
-            model_key=config.model_key,
+            model_key=f"rounds.{config.number}.model",
         )
         log.info("round %d: training %s on %d shards for %d steps", number, config.model, len(shards), config.steps)
         result = self.tools.fit(request)

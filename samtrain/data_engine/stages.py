@@ -4,28 +4,82 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from samtrain.data.datasets import Source
 from samtrain.data_engine.annotators import Annotator
 from samtrain.data_engine.prefill import BoxDetector, PrefillConfig
+from samtrain.plain import from_plain
+
+ASSISTED_MANUAL, SEMI_AUTOMATIC = "assisted_manual", "semi_automatic"
+STAGES = (ASSISTED_MANUAL, SEMI_AUTOMATIC)  # in their order
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """The config node `engine`.
+
+    promote_metric:      the validation metric that decides about promotion; larger is better
+    probe_images:        images of the probe of the assisted-manual rounds
+    probe_images_stage_2: the same for the semi-automatic rounds, which have images of their own
+    large_scale_jitter:  range of the random scale when the rounds train; None: no jitter
+    """
+
+    promote_metric: str
+    probe_images: int
+    probe_images_stage_2: int
+    large_scale_jitter: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("probe_images", "probe_images_stage_2"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"engine.{name} is {getattr(self, name)}: give 0 or more")
+        jitter = self.large_scale_jitter
+        if jitter is not None and not 0 < jitter[0] <= jitter[1]:
+            raise ValueError(f"engine.large_scale_jitter is {list(jitter)}: give two ascending scales above 0, or null")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundConfig:
-    """One round: the model that it trains, the number of images to annotate, and the steps to train.
+    """An entry of the config node `rounds`.
 
-    learning_rate:  None: the recipe's
-    detector_steps: training steps of the detector, in stages that prefill masks
-    model_key:      the config key that errors about the model name
+    number:               the key of the entry, which gives the order of the rounds
+    model:                name of the model that the round trains
+    images, steps:        images to annotate, and optimiser steps to train
+    learning_rate_factor: factor on the recipe's learning rate
+    detector_steps:       training steps of the detector; semi-automatic rounds need it
     """
 
+    number: str
+    stage: Literal["assisted_manual", "semi_automatic"]
     model: str
     images: int
     steps: int
-    learning_rate: float | None = None
-    detector_steps: int = 0
-    model_key: str = "rounds"
+    learning_rate_factor: float = 1.0
+    detector_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.number.isdigit():
+            raise ValueError(f"rounds.{self.number}: the rounds are named by whole numbers, which give their order")
+        counts = {"images": self.images, "steps": self.steps}
+        if self.stage == SEMI_AUTOMATIC:
+            counts["detector_steps"] = self.detector_steps or 0
+        for name, count in counts.items():
+            if count < 1:
+                value = getattr(self, name)
+                raise ValueError(
+                    f"rounds.{self.number}.{name} is {value}: give 1 or more, or leave the round out with ~rounds.{self.number}"
+                )
+        if not self.learning_rate_factor > 0:
+            raise ValueError(f"rounds.{self.number}.learning_rate_factor is {self.learning_rate_factor}: give a number above 0")
+
+
+def read_round(node: Any, name: str) -> RoundConfig:
+    """Returns the entry `name`, such as "rounds.3", of the config node `rounds`."""
+    if isinstance(node, dict) and "number" in node:
+        raise ValueError(f"{name}.number is not a setting: the key of the entry is its number")
+    number = name.rpartition(".")[2]
+    return from_plain(RoundConfig, {**node, "number": number} if isinstance(node, dict) else node, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +116,7 @@ class FitRequest:
     init:                the checkpoint to start from; None: a new model
     train, val:          shards to train on and to validate on; the engine leaves `val` to its caller
     steps:               optimiser steps; None: the recipe's
-    learning_rate:       the rate of all parts but the encoder; None: the recipe's
+    learning_rate_factor: factor on the recipe's learning rate
     native:              images are seen in their own pixels, by crops, instead of resized to the input
     large_scale_jitter:  range of the random scale; None: no jitter
     images_seen:         images that earlier rounds have trained on
@@ -75,7 +129,7 @@ class FitRequest:
     train: list[Source]
     val: list[str] = field(default_factory=list)
     steps: int | None
-    learning_rate: float | None = None
+    learning_rate_factor: float = 1.0
     native: bool = False
     large_scale_jitter: list[float] | None = None
     images_seen: int = 0

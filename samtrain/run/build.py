@@ -96,11 +96,6 @@ def sam_config_of(config: Config) -> SamConfig:
     return sam_config(settings.name, image_size=own.image_size) if settings.name else own
 
 
-def learning_rate_of(config: Config, model: str, factor: float) -> float:
-    """Returns the recipe's rate times the factor of a training or round."""
-    return recipe_of(config, model).learning_rate * factor
-
-
 def _own_sizes(settings: ModelConfig) -> dict[str, Any]:
     """Returns what the `model` node changes of a named size."""
     return {} if settings.decoder_depth is None else {"decoder_depth": settings.decoder_depth}

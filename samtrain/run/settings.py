@@ -17,6 +17,8 @@ from functools import partial
 from importlib import import_module
 from typing import Any, TypeVar
 
+from samtrain.data_engine.prefill import PrefillConfig
+from samtrain.data_engine.stages import EngineConfig, read_round
 from samtrain.detector import DetectorRecipe
 from samtrain.evaluators.config import ZeroShotConfig
 from samtrain.modeling.timm_encoder import is_timm
@@ -193,11 +195,11 @@ NODES: dict[str, Reader] = {
     "prompts": target(),
     "loss": target(),
     "annotator": target(),
-    "prefill": target(),
+    "prefill": plain(PrefillConfig),
     "data": data_config,
     "public": data_config,
-    "engine": keys("promote_metric", "probe_images", "probe_images_stage_2", "large_scale_jitter"),
-    "rounds": each(keys("stage", *_ROUND)),
+    "engine": plain(EngineConfig),
+    "rounds": each(read_round),
     "zero_shot": plain(ZeroShotConfig),
     "tune": plain(TuneConfig),
     "generator": target(),

@@ -86,7 +86,7 @@ def validate(config: Config, checkpoint: Path, val: list[str], *, native: bool) 
 def _lit_sam(config: Config, request: FitRequest, sam: Sam) -> LitSam:
     optim, trainer = read(OptimConfig, config, "optim"), read(TrainerConfig, config, "trainer")
     recipe = recipe_of(config, sam.config.model)
-    rate = recipe.learning_rate if request.learning_rate is None else request.learning_rate
+    rate = recipe.learning_rate * request.learning_rate_factor
     return LitSam(
         sam=sam,
         prompts=make_prompts(config),

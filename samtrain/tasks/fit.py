@@ -14,7 +14,7 @@ from samtrain.data_engine.stages import FitRequest
 from samtrain.files import build_once
 from samtrain.modeling.build import load_sam
 from samtrain.report import write_report
-from samtrain.run.build import learning_rate_of, loggers_of, sam_config_of, transforms_of
+from samtrain.run.build import loggers_of, sam_config_of, transforms_of
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, is_first_rank, write_metrics
 from samtrain.run.evaluation import difficulty_metrics, test_metrics
@@ -66,7 +66,7 @@ def fit_request(config: Config, directory: Path, images: ImageSet) -> FitRequest
         train=train_on,
         val=[str(url) for source in train_on for url in source.urls] if loader.val_on_train else images.val,
         steps=read(TrainerConfig, config, "trainer").max_steps,
-        learning_rate=learning_rate_of(config, sam.model, read(OptimConfig, config, "optim").learning_rate_factor),
+        learning_rate_factor=read(OptimConfig, config, "optim").learning_rate_factor,
         native=native,
         large_scale_jitter=loader.large_scale_jitter,
     )

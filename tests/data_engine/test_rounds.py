@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pretend_engine import CountedAnnotator, Killed, World, reproducible
+from pretend_engine import CountedAnnotator, Killed, World, reproducible, round_config
 from pretend_predictor import PretendPredictor, eroded, record_of, write_pool
 
 from samtrain.data.shards import ShardWriter, index_tar, read_record
@@ -18,7 +18,7 @@ from samtrain.data_engine.annotators import SimulatedAnnotator
 from samtrain.data_engine.engine import DataEngine
 from samtrain.data_engine.engine_files import identify
 from samtrain.data_engine.ledger import read_ledger
-from samtrain.data_engine.stages import Probe, RoundConfig, Stage
+from samtrain.data_engine.stages import Probe, Stage
 from samtrain.files import digest
 from samtrain.ops.rle import decode_rle
 
@@ -34,7 +34,7 @@ QUALITIES = [3.0, 2.0, 5.0]  # of the models of rounds 1 to 3: the second is wor
 def engine(run_dir: Path, pool: list[str], world: World, **settings) -> DataEngine:
     annotator = CountedAnnotator(world, max_clicks=3, seed=7)
     probe = Probe(annotator=CountedAnnotator(world, max_clicks=3, leaves_image=False, seed=7), images=2)
-    configs = [RoundConfig(model=model, images=2, steps=5) for model in ("vit_tiny", "vit_tiny", "vit_small")]
+    configs = [round_config(model=model, images=2, steps=5) for model in ("vit_tiny", "vit_tiny", "vit_small")]
     first = world.save(run_dir / "pretrain" / "best.ckpt", 1.0)
     known = {"name": "assisted_manual", "rounds": configs, "pool": pool, "annotator": annotator, "probe": probe}
     stage = Stage(**(known | {key: settings.pop(key) for key in known.keys() & settings.keys()}))
@@ -184,7 +184,7 @@ def test_a_finished_run_does_nothing_again(undisturbed: tuple[Path, World], pool
 
 def test_a_lost_copy_of_the_best_model_is_made_again(tmp_path: Path, pool: list[str]) -> None:
     world = World([2.0])
-    configs = [RoundConfig(model="vit_tiny", images=2, steps=5)]
+    configs = [round_config(model="vit_tiny", images=2, steps=5)]
     best = engine(tmp_path / "run", pool, world, rounds=configs, probe=None).run()
     best.unlink()
     engine(tmp_path / "run", pool, world, rounds=configs, probe=None).run()
@@ -194,13 +194,13 @@ def test_a_lost_copy_of_the_best_model_is_made_again(tmp_path: Path, pool: list[
 
 def test_each_line_is_reported_as_it_is_written(tmp_path: Path, pool: list[str]) -> None:
     reported = []
-    configs = [RoundConfig(model="vit_tiny", images=2, steps=5)]
+    configs = [round_config(model="vit_tiny", images=2, steps=5)]
     engine(tmp_path / "run", pool, World([2.0]), rounds=configs, on_line=reported.append).run()
     assert reported == read_ledger(tmp_path / "run")
 
 
 def test_a_model_that_diverged_is_not_promoted(tmp_path: Path, pool: list[str]) -> None:
-    configs = [RoundConfig(model="vit_tiny", images=2, steps=5)]
+    configs = [round_config(model="vit_tiny", images=2, steps=5)]
     world = World([float("nan")])
     world.load_predictor = lambda path: PretendPredictor(eroded(2))
     engine(tmp_path / "run", pool, world, rounds=configs).run()
@@ -227,7 +227,7 @@ def test_images_that_cannot_be_read_are_left_out_where_asked(tmp_path: Path) -> 
             image, ext, annotation = record_of(n, num=3)
             writer.write(f"scene_{n:03d}", b"no image" if n % 2 else image, ext, annotation)
     pool = [str(tmp_path / "pool_000000.tar")]
-    configs = [RoundConfig(model="vit_tiny", images=8, steps=5)]
+    configs = [round_config(model="vit_tiny", images=8, steps=5)]
     with pytest.raises(ValueError, match=r"pool_000000.tar, record scene_00[1357]"):
         engine(tmp_path / "a", pool, World(QUALITIES), rounds=configs, probe=None).run()
     engine(tmp_path / "b", pool, World(QUALITIES), rounds=configs, probe=None, on_error="skip").run()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pretend_engine import CountedAnnotator, Killed, World, reproducible
+from pretend_engine import CountedAnnotator, Killed, World, reproducible, round_config
 from pretend_predictor import record_of, write_pool
 
 from samtrain.data.shards import index_tar, read_record
@@ -20,7 +20,7 @@ from samtrain.data_engine.engine import DataEngine
 from samtrain.data_engine.engine_files import identify
 from samtrain.data_engine.ledger import read_ledger, take_over
 from samtrain.data_engine.prefill import PrefillConfig
-from samtrain.data_engine.stages import Probe, RoundConfig, Stage
+from samtrain.data_engine.stages import Probe, Stage
 from samtrain.ops.rle import decode_rle
 
 QUALITIES = [3.0, 4.0, 5.0, 4.5]  # of the models of rounds 1 to 4: the last is worse
@@ -39,7 +39,7 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[str
 def stage_1(world: World, pool: list[str]) -> Stage:
     return Stage(
         name="assisted_manual",
-        rounds=[RoundConfig(model="vit_tiny", images=2, steps=5)] * 2,
+        rounds=[round_config(model="vit_tiny", images=2, steps=5)] * 2,
         pool=pool,
         annotator=CountedAnnotator(world, max_clicks=3, seed=7),
         probe=Probe(annotator=CountedAnnotator(world, max_clicks=3, leaves_image=False, seed=7), images=2),
@@ -47,7 +47,7 @@ def stage_1(world: World, pool: list[str]) -> Stage:
 
 
 def stage_2(world: World, pool: list[str], images: int = 3) -> Stage:
-    rounds = [RoundConfig(model="vit_small", images=images, steps=5, detector_steps=9)] * 2
+    rounds = [round_config(stage="semi_automatic", model="vit_small", images=images, detector_steps=9)] * 2
     return replace(stage_1(world, pool), name="semi_automatic", rounds=rounds, pool=pool, prefill=CONFIDENT)
 
 

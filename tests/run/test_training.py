@@ -37,7 +37,7 @@ def test_the_last_is_the_best_and_is_copied_whole_or_not_at_all(tmp_path: Path, 
         train=[],
         val=[],
         steps=1,
-        learning_rate=1e-3,
+        learning_rate_factor=1.0,
         native=False,
         large_scale_jitter=None,
     )

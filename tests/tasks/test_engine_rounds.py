@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import InstantiationException
 from pretend_engine import ledger_line
 from pretend_predictor import write_pool
 
@@ -27,10 +26,10 @@ from samtrain.run.build import sam_config_of
 from samtrain.run.directory import held
 from samtrain.run.worker import read_request, train_apart
 from samtrain.tasks import resolve
-from samtrain.tasks.rounds import schedule
+from samtrain.tasks.rounds import schedule, stages
 from samtrain.tasks.rounds import task as rounds
 from samtrain.tasks.rounds import tools as engine
-from samtrain.tasks.rounds.task import coverage_metrics
+from samtrain.tasks.rounds.results import coverage_metrics, join_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,7 +46,7 @@ def request(directory: Path) -> FitRequest:
         train=[Source(["a.tar", "b.tar"], 10.0)],
         val=["v.tar"],
         steps=7,
-        learning_rate=1e-4,
+        learning_rate_factor=0.5,
         native=True,
         large_scale_jitter=[0.5, 2.0],
         images_seen=12,
@@ -64,7 +63,7 @@ def test_rows_of_all_trainings_are_joined(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "metrics.csv").write_text(text)
     for _ in range(2):  # again gives the same
-        engine.join_metrics(tmp_path)
+        join_metrics(tmp_path)
         with open(tmp_path / "metrics.csv", newline="") as file:
             rows = list(csv.DictReader(file))
         assert [(row["round"], row["step"]) for row in rows] == [("0", "1"), ("0", "2"), ("2", "1"), ("10", "1")]
@@ -94,7 +93,7 @@ def test_a_training_that_fails_apart_is_named(tmp_path: Path) -> None:
         train_apart(tmp_path, request(tmp_path / "fit"), "sh -c 'exit 3'")
 
 
-def test_a_training_that_outlived_its_rounds_is_not_begun_beside(tmp_path: Path) -> None:
+def test_a_training_that_outlived_its_rounds_is_not_started_twice(tmp_path: Path) -> None:
     """What was started apart may still train when the rounds go on."""
     directory, code = tmp_path / "fit", "import sys; from samtrain.run.worker import main; main(*sys.argv[1:])"
     write_text(tmp_path / "config.yaml", "{}")
@@ -114,8 +113,8 @@ def config_of(*overrides: str) -> dict[str, Any]:
         return resolve(compose("config", overrides=["+experiment=stage1", *overrides, "run_dir=run"]))
 
 
-def test_rounds_begin_with_no_model_that_they_cannot_make(tmp_path: Path) -> None:
-    """Said before images are painted and a first model is trained."""
+def test_models_that_cannot_grow_are_refused_before_anything_is_painted(tmp_path: Path) -> None:
+    """The error comes before images are painted and a first model is trained."""
     wide = config_of("rounds.4.model=vit_b")
     with pytest.raises(ValueError, match=r"^rounds.4.model: vit_tiny cannot grow into vit_b.*encoder_dim"):
         rounds.run(wide, tmp_path)
@@ -131,7 +130,7 @@ def test_rounds_begin_with_no_model_that_they_cannot_make(tmp_path: Path) -> Non
 def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
     path = save_safetensors(build_sam("vit_tiny", image_size=64), tmp_path / "own.safetensors")
     given = f"checkpoint={path}"
-    with pytest.raises(ValueError, match="own.safetensors is a model of 64 pixels.*set model.image_size=64"):
+    with pytest.raises(ValueError, match="own.safetensors is a model for 64 pixels.*set model.image_size=64"):
         schedule.check_growth_of_rounds(config_of(given))
     for size in ("64", "null"):
         config = config_of(given, f"model.image_size={size}")
@@ -143,25 +142,25 @@ def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
     ("override", "words"),
     [
         ("rounds.3.steps=0", "rounds.3.steps is 0"),
-        ("rounds.2.images=null", "rounds.2.images is None"),
-        ("rounds.2.stage=by_hand", "rounds.2.stage is 'by_hand': take one of assisted_manual, semi_automatic"),
-        ("rounds.2.stage=semi_automatic", "rounds.2.detector_steps is None: take 1 or more"),
-        (f"+rounds.more={{stage: assisted_manual, {REST}}}", "rounds.more: rounds are named by"),
-        (f"+rounds.7={{{REST}}}", "rounds.7.stage is None: take one of"),
+        ("rounds.2.images=null", "rounds.2.images is None: give a whole number"),
+        ("rounds.2.stage=by_hand", "rounds.2.stage is 'by_hand': give one of assisted_manual, semi_automatic"),
+        ("rounds.2.stage=semi_automatic", "rounds.2.detector_steps is None: give 1 or more"),
+        (f"+rounds.more={{stage: assisted_manual, {REST}}}", "rounds.more: the rounds are named by"),
+        (f"+rounds.7={{{REST}}}", "rounds.7.stage is missing: set it"),
     ],
 )
-def test_rounds_that_cannot_be_are_named(override: str, words: str) -> None:
+def test_wrong_rounds_are_refused_by_name(override: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         schedule.rounds_of(config_of(override))
 
 
 def test_a_round_left_out_keeps_the_names_of_the_others() -> None:
-    assert [name for name, _ in schedule.rounds_of(config_of("~rounds.2"))] == ["1", "3", "4", "5", "6"]
+    assert [each.number for each in schedule.rounds_of(config_of("~rounds.2"))] == ["1", "3", "4", "5", "6"]
 
 
 def test_rounds_are_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = config_of("scale=paper")
-    with pytest.raises(ValueError, match="trainer.num_nodes is 16 and trainer.launcher null"):
+    with pytest.raises(ValueError, match="trainer.num_nodes is 16, but trainer.launcher is null"):
         rounds.run(cluster, tmp_path)
     schedule.check_processes(cluster | {"trainer": cluster["trainer"] | {"launcher": "srun"}})
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -169,18 +168,19 @@ def test_rounds_are_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         rounds.run(config_of(), tmp_path)
 
 
-def test_images_of_the_rounds_are_looked_at_and_not_the_public_ones(
+def test_images_of_the_rounds_are_checked_and_not_the_public_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[ImageSet] = []
-    monkeypatch.setattr(engine, "check_images", lambda config, images, **_: seen.append(images))
+    monkeypatch.setattr(stages, "check_images", lambda config, images, **_: seen.append(images))
     pool = [Source(write_pool(tmp_path / "pool", 14, num=1))]
     images = ImageSet(public=[Source(["public.tar"])], pool=pool, val=["v.tar"], test=[])
-    engine.EngineTools(config_of("data.frame=resize"), tmp_path, images).look_at_pools()
+    config = config_of("data.frame=resize")
+    stages.check_pools(config, stages.make_stages(config, images), images, native=False)
     assert [each.train for each in seen] == [pool]
     few = replace(images, pool=[Source(write_pool(tmp_path / "few", 3, num=1))])
     with pytest.raises(ValueError, match="the pool holds 3 images, too few for 6 rounds"):
-        engine.EngineTools(config_of("data.frame=resize"), tmp_path, few).look_at_pools()
+        stages.check_pools(config, stages.make_stages(config, few), few, native=False)
 
 
 def test_rounds_need_rounds(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_rounds_of_stages_in_another_order_are_refused() -> None:
         schedule.rounds_of(config_of(*both))
 
 
-def test_a_stage_to_go_on_with_excludes_a_checkpoint(tmp_path: Path) -> None:
+def test_stage1_run_excludes_a_checkpoint(tmp_path: Path) -> None:
     config = config_of("checkpoint=a.ckpt", "stage1_run=somewhere")
     with pytest.raises(ValueError, match="checkpoint and stage1_run are both set"):
         schedule.with_stage_1(config, tmp_path)
@@ -213,19 +213,21 @@ def test_rounds_without_any_are_refused() -> None:
         schedule.rounds_of(config_of(*(f"~rounds.{n}" for n in range(1, 7))))
 
 
-def test_settings_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+def test_settings_are_refused_before_anything_is_trained() -> None:
     images = ImageSet(public=[], pool=[], val=["v.tar"], test=[])
     for override, words in {
         "annotator.min_iou=0.95": "annotator.min_iou is 0.95",
         "prefill.pred_iou_thresh=2": "prefill.pred_iou_thresh is 2: give 0 to 1",
-        "prefill.max_detections=500": "prefill.max_detections is 500: a detector gives 300 at most",
+        "prefill.pred_iou_thresh=null": "prefill.pred_iou_thresh is None: give a number",
+        "engine.large_scale_jitter=[2,1]": r"engine.large_scale_jitter is \[2, 1\]: give two ascending scales",
+        "prefill.max_detections=500": "prefill.max_detections is 500, but a detector finds at most 300",
     }.items():
         config = config_of("data.frame=resize", "data.splits.crowded=0", override, *SEMI_AUTOMATIC)
-        with pytest.raises((ValueError, InstantiationException), match=words):
-            engine.EngineTools(config, tmp_path, images)
+        with pytest.raises(ValueError, match=words):
+            stages.make_stages(config, images)
 
 
-def test_coverage_is_summed_up_from_the_ledger() -> None:
+def test_coverage_is_summarised_from_the_ledger() -> None:
     lines = [ledger_line(round=n) for n in range(2)]
     assert coverage_metrics(lines) == {}
     stage = {"stage": "semi_automatic", "probe_coverage_alone": {"all": 0.75}}

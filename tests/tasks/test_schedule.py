@@ -56,15 +56,16 @@ def test_prompt_encoder_and_decoder_go_from_b_to_h(config: dict[str, Any], tmp_p
     check_growth_of_rounds(config)
     parent, init = None, None
     walked = []
-    for name, each in [("0", {"model": config["model"]["name"]}), *rounds_of(config)]:
-        sam = make_sam(config, model=each["model"], init=init, key=f"rounds.{name}.model")
+    rounds = [(each.number, each.model) for each in rounds_of(config)]
+    for number, model in [("0", config["model"]["name"]), *rounds]:
+        sam = make_sam(config, model=model, init=init, key=f"rounds.{number}.model")
         block = sam.image_encoder.blocks[0].attn.qkv.weight
-        from_mae = torch.equal(block, torch.load(tmp_path / f"{each['model']}.pth")["blocks.0.attn.qkv.weight"])
+        from_mae = torch.equal(block, torch.load(tmp_path / f"{model}.pth")["blocks.0.attn.qkv.weight"])
         if parent is not None:
             assert same(sam, parent, "prompt_encoder") and same(sam, parent, "mask_decoder")
             assert from_mae != same(sam, parent, "image_encoder"), "an encoder is the parent's, or begins from MAE"
         walked.append((sam.config.model, from_mae))
-        assert sam.config.drop_path == config["recipes"][each["model"]]["drop_path"]
-        init = save_safetensors(trained(sam), tmp_path / f"{name}.safetensors")
+        assert sam.config.drop_path == config["recipes"][model]["drop_path"]
+        init = save_safetensors(trained(sam), tmp_path / f"{number}.safetensors")
         parent = {key: value.clone() for key, value in sam.state_dict().items()}
     assert walked == [("vit_b", True), *((f"vit_{size}", n % 2 == 1 and size != "b") for size in "blh" for n in (1, 2))]

@@ -1,1 +1,1 @@
-"""`task=rounds`: the data engine's rounds, from the config to the report."""
+"""`task=rounds`: the rounds of the data engine, from the config to the report."""

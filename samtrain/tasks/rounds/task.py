@@ -1,4 +1,4 @@
-"""`task=rounds`: the data engine with Lightning inside: a first model if there is none, then round after round."""
+"""`task=rounds`: a first model if there is none, then one round of the data engine after the other."""
 
 from __future__ import annotations
 
@@ -6,65 +6,67 @@ import logging
 import time
 from pathlib import Path
 
+from samtrain.data.image_set import ImageSet
 from samtrain.data_engine.ledger import promoted, read_ledger
 from samtrain.data_engine.ledger_line import LedgerLine
+from samtrain.detector import load_detector
 from samtrain.modeling.build import load_sam
 from samtrain.report import write_report
-from samtrain.run.build import Config
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, write_metrics
 from samtrain.run.evaluation import difficulty_metrics, test_metrics
 from samtrain.run.image_sets import open_set
+from samtrain.run.settings import Config
+from samtrain.tasks.detector import test_metrics as box_test_metrics
+from samtrain.tasks.rounds.results import coverage_metrics
 from samtrain.tasks.rounds.schedule import check_growth_of_rounds, check_processes, with_stage_1
+from samtrain.tasks.rounds.stages import check_pools, make_stages
 from samtrain.tasks.rounds.tools import EngineTools
 
 log = logging.getLogger(__name__)
 
 
 def run(config: Config, run_dir: Path) -> Metrics:
-    """All rounds of `config.rounds`; the promoted model becomes `checkpoints/best.ckpt`, and `test/*` is its."""
+    """Runs all rounds; the promoted model becomes `checkpoints/best.ckpt`, and `test/*` measures it."""
     begin = time.perf_counter()
+
+    # refuse what cannot work before any time is spent
     if "rounds" not in config:
-        raise ValueError("task=rounds has no rounds: take an experiment that has, +experiment=stage1")
+        raise ValueError("task=rounds needs rounds: choose an experiment that has some, such as +experiment=stage1")
     check_processes(config)
     config = with_stage_1(config, run_dir)
     check_growth_of_rounds(config)
     images = open_set(config["data"], config["data_dir"])
     if not images.val:
-        raise ValueError("the rounds choose models by validation and no image is held back for it: set data.val")
-    tools = EngineTools(config, run_dir, images)
-    tools.look_at_pools()
-    initial = tools.first_model()
-    best = tools.engine(initial).run()
+        raise ValueError("the rounds choose models by validation, but no image is held back for it: set data.val")
+    tools, stages = EngineTools(config, run_dir, images), make_stages(config, images)
+    check_pools(config, stages, images, native=tools.native)
 
-    # what the rounds were worth, on images that nothing was chosen by
+    # run the rounds
+    initial = tools.first_model()
+    best = tools.engine(initial, stages).run()
+
+    # measure the gain of the rounds, and report it
     ledger = read_ledger(run_dir)
     metrics: Metrics = {**promoted(ledger).promotion.after, **coverage_metrics(ledger)}
-    metrics.update(test_metrics(config, load_sam(best), images, native=tools.native))
-    start = test_metrics(config, load_sam(initial), images, native=tools.native)
-    metrics.update({name.replace("test/", "test/start_"): value for name, value in start.items()})
-    metrics.update(tools.test_detector(ledger))
+    metrics.update(_gain(config, initial, best, images, native=tools.native))
+    metrics.update(_test_detector(config, run_dir, ledger, images))
     metrics.update(difficulty_metrics(config, images))
     metrics.update(costs(run_dir, begin))
     write_metrics(run_dir, metrics)
-    log.info("report: %s", write_report(run_dir))
+    log.info("The report is %s.", write_report(run_dir))
     tools.finish_loggers(metrics)
     return metrics
 
 
-def coverage_metrics(ledger: list[LedgerLine]) -> Metrics:
-    """What the probe's images were covered with before the last stage, and are now; how precise its automatic masks are."""
-    opening = next((line for line in reversed(ledger) if line.probe_before), None)
-    if opening is None or opening.probe_before is None:
-        return {}
-    stage = [line for line in ledger if line.stage == opening.stage]
-    start, end = opening.probe_before.coverage, stage[-1].probe.coverage
-    metrics: Metrics = {f"coverage/start_{name}": value for name, value in start.items()}
-    metrics |= {f"coverage/{name}": value for name, value in end.items()}
-    metrics["coverage/without_filling_in"] = stage[-1].probe.coverage_alone["all"]
-    rounds = [line.annotated for line in stage]
-    known = [(each.masks_automatic, each.automatic_precision) for each in rounds if each.automatic_precision is not None]
-    count = sum(masks for masks, _ in known)
-    metrics["automatic/masks"] = float(count)
-    metrics["automatic/precision"] = sum(masks * precision for masks, precision in known) / count if count else None
-    return metrics
+def _gain(config: Config, initial: Path, best: Path, images: ImageSet, *, native: bool) -> Metrics:
+    """Returns `test/*` of the promoted model and `test/start_*` of the first, on images that chose nothing."""
+    after = test_metrics(config, load_sam(best), images, native=native)
+    before = test_metrics(config, load_sam(initial), images, native=native)
+    return {**after, **{name.replace("test/", "test/start_"): value for name, value in before.items()}}
+
+
+def _test_detector(config: Config, run_dir: Path, ledger: list[LedgerLine], images: ImageSet) -> dict[str, float]:
+    """Returns `test/box_ap` and its like of the last detector; empty without a semi-automatic round."""
+    detector = ledger[-1].detector
+    return box_test_metrics(config, load_detector(run_dir / detector.checkpoint), images) if detector else {}
