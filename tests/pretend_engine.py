@@ -1,4 +1,4 @@
-"""A data engine whose trainings are pretended: a model is a number, a detector knows the scenes."""
+"""A data engine with pretended trainings: a model is a number, and a detector knows the scenes."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ FIRST_LINE = {
 
 
 def ledger_line(**changes: Any) -> LedgerLine:
-    """The line of a first model with some keys of the file changed."""
+    """Returns the line of a first model with some keys of the file changed."""
     return from_flat({**FIRST_LINE, **changes}, "pretended line")
 
 
 def round_config(**settings: Any) -> RoundConfig:
-    """A round of two images and five steps, with some settings changed."""
+    """Returns a round of two images and five steps, with some settings changed."""
     known = {"number": "1", "stage": "assisted_manual", "model": "vit_tiny", "images": 2, "steps": 5}
     return RoundConfig(**{**known, **settings})
 
@@ -93,7 +93,7 @@ class PretendDetector:
 
 
 def box_of(mask: np.ndarray) -> list[float]:
-    """xyxy with the right and lower edges behind the last pixel, as detectors give them."""
+    """Returns xyxy with the right and lower edges one past the last pixel, as detectors give them."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
 
@@ -103,7 +103,7 @@ class Killed(Exception):
 
 
 class World:
-    """Pretended training: a model is a number, its quality. Calls are counted, the one numbered `die_at` is killed."""
+    """Pretends to train: a model is a number, its quality. Calls are counted, and call `die_at` is killed."""
 
     def __init__(self, qualities: list[float], die_at: int | None = None, finds: str = "some") -> None:
         self.qualities, self.die_at, self.calls, self.finds = qualities, die_at, [], finds
@@ -131,7 +131,7 @@ class World:
         self.requests.append(request)
         number = int(request.directory.parent.name)  # rounds/<number>/fit
         best = request.directory / "best.ckpt"
-        if not best.is_file():  # else this process goes on where another was killed
+        if not best.is_file():  # otherwise this process resumes where another was killed
             self.called(f"fit {number} begins")
             self.save(best, self.qualities[number - 1])
         self.called(f"fit {number} ends")
@@ -153,7 +153,7 @@ class World:
 
 
 class CountedAnnotator:
-    """A simulated annotator whose images are calls that `world` counts."""
+    """A simulated annotator; `world` counts its images as calls."""
 
     def __init__(self, world: World, **settings: Any) -> None:
         self.annotator, self.world = SimulatedAnnotator(**settings), world

@@ -1,4 +1,4 @@
-"""`+experiment=stage1` as a user runs it, as small as it goes: what it leaves behind, in W&B too, and what a kill changes."""
+"""`+experiment=stage1` as a user runs it, as small as possible: the files it leaves, its W&B run, and kills in between."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def ledger(run: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six rounds that nothing disturbed, logged to W&B offline."""
+    """Six undisturbed rounds, logged to W&B offline."""
     folder = tmp_path_factory.mktemp("stage1")
     process = command(folder, "run_dir=run", "logger=wandb", "logger.wandb.offline=true")
     output, _ = process.communicate(timeout=900)
@@ -76,12 +76,12 @@ def test_what_a_run_leaves_behind(whole_run: Path) -> None:
 
 
 def test_wandb_offline_reads_back(whole_run: Path) -> None:
-    """Metrics by images seen, panels and the ledger, as W&B will show them once synced."""
+    """Metrics over images seen, panels and the ledger, as W&B shows them after a sync."""
     pytest.importorskip("wandb")
     (main,) = (each for each in offline_runs(whole_run) if each.job_type != "round")
     history, axes = main.history, main.axes
 
-    # every curve against the images seen, which never fall
+    # every curve is drawn over the images seen, which never decrease
     assert axes["*"] == "images_seen"
     losses = [row for row in history if "train/loss" in row]
     assert len(losses) == STEPS * (NUM_ROUNDS + 1)
@@ -99,13 +99,13 @@ def test_wandb_offline_reads_back(whole_run: Path) -> None:
         assert rounds[line["round"]]["ledger/promoted"] == line["promoted"]
         assert rounds[line["round"]]["ledger/metrics_after/val/miou_1"] == line["metrics_after"]["val/miou_1"]
 
-    # what runs and sweeps are compared by
+    # the numbers that runs and sweeps are compared by
     metrics = json.loads((whole_run / "metrics.json").read_text())
     assert main.summary["test/miou_1"] == metrics["test/miou_1"]
     assert main.summary["val/miou_1"] == metrics["val/miou_1"]  # of the promoted model, not of the last validation
     assert main.config["loader"]["max_masks"] == 3
 
-    # panels: the images lie beside the run
+    # panels: the images are stored beside the run
     panels = [row for row in history if "panels/sheet/path" in row]
     assert len(panels) >= NUM_ROUNDS + 1
     for row in panels:
@@ -115,8 +115,7 @@ def test_wandb_offline_reads_back(whole_run: Path) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killed_anywhere_it_ends_the_same(whole_run: Path, seed: int) -> None:
-    """SIGKILL in the first model's training, then again and again; the ledger, the rows and the weights are an undisturbed
-    run's to the bit."""
+    """SIGKILL in the first model's training, then again and again: ledger, rows and weights equal an undisturbed run's."""
     folder, run = whole_run.parent, whole_run.parent / f"killed_{seed}"
     kills = 0
     for wait in PIECES[seed - 1]:
@@ -142,7 +141,7 @@ def test_killed_anywhere_it_ends_the_same(whole_run: Path, seed: int) -> None:
     assert metrics[0] == metrics[1]
 
 
-# what has to lie in the run's directory when it is killed
+# the file that must exist in the run's directory before it is killed
 PIECES = [
     ["pretrain/metrics.csv", "rounds/1/annotations/000000.json", "rounds/2/fit/checkpoints/last.ckpt"],
     ["rounds/0/probe/000000.json", "rounds/1/shards.json", "rounds/3/fit.json", "rounds/5/fit/metrics.csv"],
@@ -150,7 +149,7 @@ PIECES = [
 
 
 def wait_for(run: Path, name: str, process: subprocess.Popen) -> bool:
-    """Until a file is there, or the process has ended."""
+    """Waits until a file exists or the process has ended; returns whether the file exists."""
     while process.poll() is None:
         if (run / name).exists():
             return True

@@ -1,4 +1,4 @@
-"""`+experiment=data_engine` and `+experiment=stage2` as a user runs them, as small as they go, and killed at random moments."""
+"""`+experiment=data_engine` and `+experiment=stage2` as a user runs them, as small as possible, and killed at random."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SMALL = [
     "scale.pretrain.steps=2",
     "scale.detector.image_size=64",
     "annotator.min_iou=0.01",
-    # models that know nothing: whatever a box brings may stay
+    # the models know nothing, so every mask of a box is kept
     "prefill.box_score_thresh=0",
     "prefill.max_detections=3",
     "prefill.pred_iou_thresh=0",
@@ -62,7 +62,7 @@ def finish(cwd: Path, *overrides: str) -> Path:
 
 
 def ledger(run: Path) -> list[dict[str, Any]]:
-    """All but what the wall clock said."""
+    """Returns the ledger without wall-clock times."""
     lines = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
     for line in lines:
         del line["wall"]
@@ -76,13 +76,13 @@ def numbers(run: Path) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two rounds of each stage that nothing disturbed, logged to W&B offline."""
+    """Two undisturbed rounds of each stage, logged to W&B offline."""
     overrides = ["+experiment=data_engine", *FIRST, *SECOND, "logger=wandb", "logger.wandb.offline=true"]
     return finish(tmp_path_factory.mktemp("engine"), *overrides, "run_dir=whole")
 
 
 def test_wandb_offline_reads_back_the_lineage_of_both_stages(whole_run: Path) -> None:
-    """A run a round: it used the model that annotated and the masks so far, and made masks, detector and model."""
+    """One W&B run per round: it used the model that annotated and the masks so far, and made masks, detector and model."""
     pytest.importorskip("wandb")
     main, *rounds = offline_runs(whole_run)
     lines = ledger(whole_run)
@@ -109,7 +109,7 @@ def test_wandb_offline_reads_back_the_lineage_of_both_stages(whole_run: Path) ->
 
 
 def test_wandb_offline_reads_back_masks_and_clicks(whole_run: Path) -> None:
-    """Overlays of both layers, and each click in a table."""
+    """Overlays of both layers, and a table of all clicks."""
     pytest.importorskip("wandb")
     main = offline_runs(whole_run)[0]
     shown = [row for row in main.history if "panels/objects/all_masks" in row]
@@ -153,7 +153,7 @@ def test_both_stages_in_one_ledger_and_one_report(whole_run: Path) -> None:
 
 
 def test_stage_2_continues_a_run_of_stage_1(whole_run: Path) -> None:
-    """The same rounds, ledger, shards and weights as both stages in one run."""
+    """Rounds, ledger, shards and weights equal those of both stages in one run."""
     folder = whole_run.parent
     finish(folder, "+experiment=stage1", *FIRST, "run_dir=first")
     second = finish(folder, "+experiment=stage2", "stage1_run=first", *SECOND, "run_dir=second")
@@ -163,7 +163,7 @@ def test_stage_2_continues_a_run_of_stage_1(whole_run: Path) -> None:
         assert [each["sha256"] for each in ours["shards"]] == [each["sha256"] for each in theirs["shards"]]
     assert identify(second / "checkpoints/best.ckpt") == identify(whole_run / "checkpoints/best.ckpt")
 
-    # another validation, and a run that holds stage 2 already
+    # a run with another validation, and one that already contains stage 2, are refused
     refused = {
         ("stage1_run=first", "data.seed=3"): "first was run on other images or measured otherwise (stage1_run): data.seed: 0",
         ("stage1_run=second",): "stage1_run=second has to be a run without semi-automatic rounds",
@@ -172,13 +172,13 @@ def test_stage_2_continues_a_run_of_stage_1(whole_run: Path) -> None:
         process = begin(folder, "+experiment=stage2", *SECOND, *overrides, f"run_dir=refused_{number}")
         output, _ = process.communicate(timeout=300)
         assert process.returncode and words in output
-    # the detector alone, on what stage 1 has collected
+    # the detector alone, on the masks that stage 1 has collected
     overrides = ("+experiment=detector", "stage1_run=first", "detector.steps=2", "run_dir=detector")
     assert "test/box_ap" in numbers(finish(folder, *overrides))
 
 
 def test_killed_at_ten_random_moments_it_ends_the_same(whole_run: Path) -> None:
-    """SIGKILL up to a third of a second after a file has come, ten of those that an undisturbed run leaves, drawn at random."""
+    """SIGKILL up to a third of a second after a file appears: ten files of an undisturbed run, drawn at random."""
     rng, run = random.Random(0), whole_run.parent / "killed"
     parts = ("pretrain/*.csv", "pretrain/checkpoints/*", "rounds/*/*.json", "rounds/*/*/*.json", "rounds/*/*/*.csv")
     files = {path for part in (*parts, "rounds/*/*/checkpoints/*", "rounds/*/shards/*.tar") for path in whole_run.glob(part)}

@@ -13,7 +13,7 @@ class DetectorRecipe:
     """The config node `detector`: the detector that is trained, what it starts from, and how it is trained.
 
     name, image_size:  one of `DETECTORS`, and the longest side that images are resized to; None: the detector's own
-    init:              a detector.pth or .ckpt to start from, whose sizes then count; None: a new detector
+    init:              a detector.pth or .ckpt to start from; its sizes replace name and image_size; None: a new detector
     backbone_weights:  a .pth of torchvision's resnet50, for resnet50_fpn
     learning_rate:     AdamW's rate, which warms up and then falls as a cosine
     flip_probability:  probability of exchanging left and right

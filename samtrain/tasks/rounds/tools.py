@@ -37,7 +37,7 @@ class EngineTools:
     """Trains, measures and loads models for the engine (`samtrain.data_engine.stages.ModelTools`).
 
     images_seen: images that the first model was trained on
-    measured:    `val/*` of the best checkpoints whose training has measured them
+    measured:    `val/*` of best checkpoints, where their own training has measured them
     apart:       trainings run on several devices, in processes of their own, which log for themselves
     shared:      loggers besides `metrics.csv` that all trainings share: one W&B run for all
     """
