@@ -75,7 +75,7 @@ CHOSEN_BY_USER = {("zero_shot", "sets", ANY), ("tune", "space", ANY)}
 # nodes that are null until a group such as +generate/release=sa1b fills them, and arguments that conf/ leaves at their default
 OPTIONAL = {("generate", "release", "detectors"), ("data", "_target_"), ("annotator", "leaves_image")}
 # `model.safetensors` is a file and no setting
-ENDINGS = {"ckpt", "csv", "db", "html", "json", "jsonl", "log", "png", "pth", "safetensors", "tar", "yaml"}
+ENDINGS = {"ckpt", "csv", "db", "html", "json", "jsonl", "log", "md", "png", "pth", "py", "safetensors", "tar", "yaml"}
 # words in parentheses that name no setting; names before "=" that are arguments of functions or stand for any setting
 WORDS = {"last", "logarithmic", "median", "people"}
 ARGUMENTS = {"check_val_every_n_epoch", "key", "sync_dist", "val_check_interval", "width"}
@@ -99,7 +99,7 @@ def settings_in(text: str) -> Iterator[tuple[str, bool]]:
     for name in re.findall(r"(?<![\w./*<-])[a-z]\w*(?:\.(?:[\w*]+|<\w+>))+(?!\w*\()", text):
         node, *parts = name.split(".")
         if node in nodes and parts[-1] not in ENDINGS:
-            yield name, node != "scale" and is_key([node, *parts])  # a number is set by the node that uses it
+            yield name, is_key([node, *parts])
     for name in re.findall(r"(?<=[\s*]\()([a-z]\w*)(?=\))", text):
         if name not in WORDS:
             yield f"({name})", is_key([name])
@@ -112,15 +112,37 @@ def settings_in(text: str) -> Iterator[tuple[str, bool]]:
 
 def test_every_setting_that_a_message_names_exists() -> None:
     texts = [each for each in all_texts() if each.text not in RENAMED]  # the old names no longer exist
-    missing = [f"{each.place}: {name}" for each in texts for name, exists in settings_in(each.text) if not exists]
+    named = [(each.place, name, exists) for each in texts for name, exists in settings_in(each.text)]
+    missing = [f"{place}: {name}" for place, name, exists in named if not exists]
     assert not missing, "these settings do not exist:\n" + "\n".join(missing)
+    # a number of the scale is set by the node that uses it: a message names that one
+    assert not [(place, name) for place, name, _ in named if name.startswith("scale.")]
+
+
+def test_every_setting_that_a_comment_of_conf_or_the_documentation_names_exists() -> None:
+    """Only `node.key`: the pages have Python code and shell commands, which a test of the documentation runs."""
+    comments = {path: re.findall(r"(?<!\S)# (.*)", path.read_text()) for path in (ROOT / "conf").rglob("*.yaml")}
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    prose = {path: re.sub(r"```python.*?```", "", path.read_text(), flags=re.S).splitlines() for path in pages}
+    named = [
+        (str(path.relative_to(ROOT)), name, exists)
+        for path, lines in {**comments, **prose}.items()
+        for line in lines
+        for name, exists in settings_in(line)
+        if "." in name and "=" not in name
+    ]
+    assert len(named) > 100
+    # docs/extending.md: fields of the points that a sampler returns, and a setting of data sets that users write
+    of_users = {"prompts.coords", "prompts.labels", "data.version"}
+    missing = {f"{path}: {name}" for path, name, exists in named if not exists and name not in of_users}
+    assert not missing, "these settings do not exist:\n" + "\n".join(sorted(missing))
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "optim.layer_decay is 2: give less than 1",
-        "scale.max_masks is 0: give 1 or more",
+        "scale.max_mask is 0: give 1 or more",
         f"recipes.{ANY}.no_such_setting is 2",
         "set data.on_errors=skip to leave it out",
         f"there is no file {ANY} (checkpoints): give another",
@@ -145,3 +167,61 @@ def test_a_setting_that_does_not_exist_is_found(text: str) -> None:
 )
 def test_settings_and_files_that_exist_are_accepted(text: str) -> None:
     assert all(exists for _, exists in settings_in(text))
+
+
+# ---- errors are sentences
+
+VERBS = re.findall(
+    r"\w+",
+    """
+    accept accepts allowed answers are ask asks begins belongs blurs can cannot carries changes check choose comes
+    compares contain contains could counts covers cut cuts decodes differ differs divide do does encode ended ends
+    exceeds exist exists expected expects failed falls fits found gave give gives goes got grow grows had has have hold
+    holds install is knows leaves list lists lost made makes matches mixes must name names need needs read reads restore
+    run runs said say says set shares stands stopped take takes trains use uses want wanted wants was were will works
+    wrote
+    """,
+)
+
+TO_BE_REWRITTEN = tuple(f"samtrain/modeling/{name}.py:" for name in ("build", "sam", "weights"))
+
+
+def raised_texts(tree: ast.AST, place: str) -> Iterator[Text]:
+    """Yields the text of each `raise`, the literals of its expression joined.
+
+    `Refused` carries a label that reports count, and no sentence.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise) and node.exc is not None and not ast.unparse(node.exc).startswith("Refused("):
+            yield Text(f"{place}:{node.lineno}", " ".join(each.text for each in texts_of(node.exc, place)))
+
+
+def is_sentence(text: str) -> bool:
+    """True if the clause that says what is wrong, the first of two words or more, has a verb; single words pass."""
+    words_only = re.sub(r"\([^)]*\)|[\w*]*[*._/=][\w*.=]*", " ", text.lower())  # no values, keys or asides
+    clauses = [re.findall(r"[a-z]+", clause) for clause in re.split(r"[:;]", words_only)]
+    first = next((words for words in clauses if len(words) > 1), [])
+    return not first or bool(set(first) & set(VERBS))
+
+
+def test_every_error_says_in_a_sentence_what_is_wrong() -> None:
+    raised = [text for path in SOURCES for text in raised_texts(ast.parse(path.read_text()), str(path.relative_to(ROOT)))]
+    assert len(raised) > 200
+    missing = [f"{each.place}: {each.text}" for each in raised if not is_sentence(each.text)]
+    missing = [each for each in missing if not each.startswith(TO_BE_REWRITTEN)]
+    assert not missing, "these errors have no verb (or one that VERBS lacks):\n" + "\n".join(missing)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"{ANY}: its image cannot be read: replace it", True),
+        (f"optim.schedule is {ANY}: take one of {ANY}", True),
+        (ANY, True),
+        (f"no whole records in {ANY}: prepare the set", False),
+        ("mask of zero area", False),
+        (f"{ANY}: {ANY} half records, the first {ANY}; write it again", False),
+    ],
+)
+def test_a_clause_without_a_verb_is_found(text: str, expected: bool) -> None:
+    assert is_sentence(text) == expected
