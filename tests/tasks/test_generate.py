@@ -190,7 +190,7 @@ def test_again_it_does_nothing_and_others_are_refused(model: Path, source: Path,
     before = {path: path.stat().st_mtime_ns for path in output.glob("*.tar")}
     generate(model, source, output, tmp_path / "again")
     assert {path: path.stat().st_mtime_ns for path in output.glob("*.tar")} == before
-    with pytest.raises(ValueError, match="was begun with something else"):
+    with pytest.raises(ValueError, match="was begun with other settings"):
         generate(model, source, output, tmp_path / "other", "generator.points_per_side=4")
     (tmp_path / "filled").mkdir()
     (tmp_path / "filled" / "x.tar").write_bytes(b"someone's")

@@ -1,1 +1,1 @@
-"""Stage 3 of the data engine: from a folder of images to SA-1B tars of fully automatic masks, and their audit."""
+"""Stage 3 of the data engine: makes fully automatic masks of a folder of images as SA-1B tars, and audits them."""

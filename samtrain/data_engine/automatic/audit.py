@@ -1,4 +1,4 @@
-"""How good automatic masks are: their IoU with corrected versions of themselves (paper, section 5, "Mask quality")."""
+"""Measures automatic masks by their IoU with corrected versions of themselves (paper, section 5, "Mask quality")."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from samtrain.data.shards import Record
 from samtrain.data_engine.brush import Brush
 from samtrain.ops.rle import RLE, decode_rle, encode_mask, rle_iou, to_compressed
 
-LEVELS = (0.9, 0.75)  # of IoU, whose shares the paper reports
-MAX_STROKES = 60  # of a simulated correction
-BRUSH_MARGIN = 8  # pixels round a mask and its object within which the brush works
-RESAMPLES = 2000  # of the bootstrap
-BINS = 20
-
+LEVELS = (0.9, 0.75)  # IoUs; the paper reports the share of masks above each (section 5)
+MAX_STROKES = 60  # per simulated correction (ours)
+BRUSH_MARGIN = 8  # pixels around a mask and its object; the brush works on this window only, to save time
+RESAMPLES = 2000  # bootstrap samples of the images
+BINS = 20  # of the distribution of IoU
 
 T = TypeVar("T")
 
@@ -36,7 +35,7 @@ class Pair:
 
 
 def sample(records: Sequence[T], count: int, seed: int) -> list[T]:
-    """`count` of them drawn evenly without putting back, in their order; all where there are fewer."""
+    """Returns `count` items drawn uniformly without replacement, in their original order; all items if there are fewer."""
     if len(records) <= count:
         return list(records)
     chosen = np.random.default_rng(seed).choice(len(records), size=count, replace=False)
@@ -44,10 +43,10 @@ def sample(records: Sequence[T], count: int, seed: int) -> list[T]:
 
 
 def pairs_with_corrections(records: Sequence[Record], folder: Path) -> tuple[list[Pair], dict[str, int]]:
-    """Pairs by id with `<folder>/<key>.json`, and how many masks and images had no correction.
+    """Returns pairs with the annotations of the same id in `<folder>/<key>.json`, and counts what has no correction.
 
-    A JSON is SA-1B's or a bare list of annotations; polygons and RLE alike. Raises ValueError that names file and mask
-    where one does not fit.
+    A JSON has SA-1B's form or is a bare list of annotations; segmentations may be polygons or RLE. Raises ValueError that
+    names the file and the mask if a correction does not fit, or if there is no pair at all.
     """
     pairs, missing = [], {"images without a file": 0, "masks without a correction": 0}
     for record in records:
@@ -62,18 +61,22 @@ def pairs_with_corrections(records: Sequence[Record], folder: Path) -> tuple[lis
                 continue
             pairs.append(_pair(record, each, corrected[each["id"]]))
     if not pairs:
-        raise ValueError(f"audit.corrected: {folder} has no mask with the id of any of {len(records)} images: {missing}")
+        raise ValueError(
+            f"audit.corrected is {folder}, which has no mask with the id of any mask in {len(records)} images ({missing}): "
+            "set it to the folder with the corrections of these images"
+        )
     return pairs, missing
 
 
 def _corrections(path: Path, record: Record) -> dict[Any, RLE]:
+    """Returns the corrected masks of an image by the id of the mask that they correct."""
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error})") from error
+        raise ValueError(f"{path} cannot be parsed as JSON ({error}): repair or remove it") from error
     annotations = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(annotations, list) or not all(isinstance(a, dict) and "id" in a for a in annotations):
-        raise ValueError(f"{path} holds no list of annotations with an id and a segmentation each")
+        raise ValueError(f"{path} has no list of annotations with an id and a segmentation each: write it in SA-1B's form")
     size = record.annotation["image"]["height"], record.annotation["image"]["width"]
     found = {}
     for each in annotations:
@@ -87,17 +90,18 @@ def _corrections(path: Path, record: Record) -> dict[Any, RLE]:
 def pairs_with_truth(
     records: Sequence[Record], truth: dict[str, list[RLE]], *, target_iou: float, min_iou: float, brush: Brush, seed: int
 ) -> tuple[list[Pair], dict[str, int]]:
-    """Pairs with what a simulated annotator makes of each mask: painted until its IoU with its object is `target_iou`.
+    """Returns pairs with what a simulated annotator makes of each mask, and counts the masks that show no object.
 
-    truth: objects by the name of the image. A mask's object is that of the highest IoU; a mask below `min_iou` of all
-    shows none and is counted, not corrected. Raises ValueError for an image without ground truth.
+    The annotator paints until the IoU with the mask's object, the one of highest IoU, reaches `target_iou`. A mask below
+    `min_iou` with every object shows none and is not corrected. `truth` has the objects by the image's name. Raises
+    ValueError for an image without ground truth.
     """
     pairs, missing = [], {"masks that show no object": 0}
     for record in records:
         name = Path(str(record.annotation["image"].get("source_name", record.key))).stem
         objects = truth.get(name, truth.get(Path(record.key).name))
         if objects is None:
-            raise ValueError(f"{record.name}: audit.truth has no image {name!r}")
+            raise ValueError(f"{record.name}: audit.truth has no image {name!r}, add its ground truth to these shards")
         annotations = record.annotation["annotations"]
         ious = rle_iou([each["segmentation"] for each in annotations], objects)
         for number, each in enumerate(annotations):
@@ -114,7 +118,8 @@ def pairs_with_truth(
 def _correct(
     mask: np.ndarray, target: np.ndarray, target_iou: float, brush: Brush, rng: np.random.Generator
 ) -> np.ndarray:
-    """Stroke after stroke over the largest error; a stroke that makes it worse is taken back."""
+    """Returns the mask after strokes over its largest error; a stroke that lowers the IoU is undone."""
+    # paint on a window around mask and object, because a stroke takes time in proportion to the pixels
     rows, columns = (np.flatnonzero((mask | target).any(axis=axis)) for axis in (1, 0))
     window = tuple(slice(max(i[0] - BRUSH_MARGIN, 0), i[-1] + 1 + BRUSH_MARGIN) for i in (rows, columns))
     part, goal = mask[window], target[window]
@@ -140,9 +145,9 @@ def _pair(record: Record, automatic: dict[str, Any], corrected: RLE) -> Pair:
 
 
 def summary(pairs: Sequence[Pair], seed: int) -> dict[str, Any]:
-    """Shares above each level with 95 % intervals, the mean, the distribution in BINS of IoU from 0 to 1.
+    """Returns the share of pairs above each level with its 95 % interval, the mean IoU, and the distribution of IoU.
 
-    Masks of an image are alike, so intervals are those of a bootstrap over images (percentiles of RESAMPLES).
+    The masks of one image resemble each other, so the intervals come from a bootstrap over images, not over masks.
     """
     by_image: dict[str, list[float]] = {}
     for pair in pairs:
@@ -163,6 +168,7 @@ def summary(pairs: Sequence[Pair], seed: int) -> dict[str, Any]:
 
 
 def _interval(images: Sequence[Sequence[float]], level: float, seed: int) -> tuple[float, float]:
+    """Returns the 95 % interval of the share of masks above `level`; `images` has the IoUs of each image's masks."""
     above = np.array([sum(iou > level for iou in ious) for ious in images])
     masks = np.array([len(ious) for ious in images])
     chosen = np.random.default_rng(seed).integers(len(images), size=(RESAMPLES, len(images)))
@@ -172,6 +178,6 @@ def _interval(images: Sequence[Sequence[float]], level: float, seed: int) -> tup
 
 
 def rows(pairs: Sequence[Pair]) -> Iterator[dict[str, Any]]:
-    """A line a pair, for who wants to count by hand."""
+    """Yields one record per pair, for people who want to count by themselves."""
     for pair in pairs:
         yield {"image": pair.image, "id": pair.id, "iou": round(pair.iou, 6)}

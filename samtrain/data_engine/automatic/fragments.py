@@ -1,12 +1,12 @@
-"""What is finished, on disk: an image is a piece of a tar until its shard is complete, and nothing half-written counts.
+"""Keeps the finished images of stage 3 on disk: each image is a piece of a tar until all images of its shard are finished.
 
-    <output>/sa_000000.tar              a shard, which gets its name when it is whole
-    <output>/.work/images/0000007.tar a finished image: its two members, without a tar's end
-    <output>/.work/images/0000007.json what came of it; written last, so it says that the image is finished
-    <output>/.work/shards/000000.json   the sum of a shard's; written before its tar
-    <output>/manifest.json              the sum of all, written when the last shard is whole; then .work goes
+    <output>/sa_000000.tar              a shard, which gets this name when it is complete
+    <output>/.work/images/0000007.tar   a finished image: its two members, without the end of a tar
+    <output>/.work/images/0000007.json  the image's statistics, or why it was refused; written last, so the image is finished
+    <output>/.work/shards/000000.json   the sum over a shard; written before its tar
+    <output>/manifest.json              the sum over all shards, written when all are complete; then .work is removed
 
-Pieces do not depend on who made them or when, so a set that was interrupted has the same bytes as one that was not.
+The pieces do not depend on which process makes them or when, so an interrupted run ends with the same bytes as any other.
 """
 
 from __future__ import annotations
@@ -23,126 +23,126 @@ from typing import Any
 from webdataset.writer import TarWriter
 
 from samtrain.data_engine.automatic.statistics import add_statistics
-from samtrain.files import atomic_path, explain_full_disk, locked, write_text
+from samtrain.files import atomic_path, explain_full_disk, locked, write_bytes, write_text
 
-Outcome = dict[str, Any]  # of an image: `statistics`, `blurred`, and `refused` with the reason where there are no masks
+Outcome = dict[str, Any]  # of an image: `statistics` and `blurred`, or `refused` with the reason if it gets no masks
 MANIFEST = "manifest.json"
-LOCK = ".fragments.lock"  # not the run directory's .lock: the output may be the run directory itself
-CURE = "free some disk space, then run the same command again: finished work is kept"
+LOCK = ".fragments.lock"  # not .lock, which the run directory uses: the output may be the run directory itself
+CURE = "free some disk space, then run the same command again: it keeps the finished images"
 
 
 class Fragments:
-    """The output folder of `num_images`, `per_shard` in each tar; several processes and machines may work in it."""
+    """The output folder for `num_images` images, `per_shard` in each tar; processes and machines may share it."""
 
     def __init__(self, output: Path, num_images: int, per_shard: int, prefix: str = "sa") -> None:
         self.output, self.num_images, self.per_shard, self.prefix = output, num_images, per_shard, prefix
         self.work = output / ".work"
 
     def begin(self, facts: dict[str, Any]) -> None:
-        """Make the folders, and say what the work was begun with; raises ValueError where that was something else."""
+        """Makes the folders and records the facts that decide every byte; raises ValueError if they were different before."""
         self.output.mkdir(parents=True, exist_ok=True)
-        with self._alone():
+        with self._locked():
             begun = self.work / "begun.json"
-            there = next((p for p in (self.output / MANIFEST, begun) if p.is_file()), None)
-            if there is not None:
-                _check_same(json.loads(there.read_text()), facts, self.output)
+            existing = next((path for path in (self.output / MANIFEST, begun) if path.is_file()), None)
+            if existing is not None:
+                _check_same(json.loads(existing.read_text()), facts, self.output)
                 return
             if sorted(self.output.glob("*.tar")):
-                raise ValueError(f"{self.output} holds tars that were not begun here: take an empty generate.output")
+                raise ValueError(f"{self.output} holds tars of something else: set generate.output to an empty folder")
             for folder in (self.work / "images", self.work / "shards"):
                 folder.mkdir(parents=True, exist_ok=True)
-            write_text(begun, json.dumps(facts, indent=1) + "\n")
+            write_text(begun, json.dumps(facts, indent=1) + "\n", CURE)
 
     @property
     def num_shards(self) -> int:
         return -(-self.num_images // self.per_shard)
 
     def shard_of(self, number: int) -> int:
+        """Returns the shard of image `number`; images are counted from 0 in the order of the input."""
         return number // self.per_shard
 
     def shard_path(self, shard: int) -> Path:
         return self.output / f"{self.prefix}_{shard:06d}.tar"
 
     def is_finished(self, number: int) -> bool:
-        """Whether image `number`, counted in the order of the input from 0, has its masks, or was refused."""
-        if self._outcome_path(number).is_file() or self.is_whole(self.shard_of(number)):
+        """Returns whether image `number` has its masks or was refused."""
+        if self._outcome_path(number).is_file() or self.is_complete(self.shard_of(number)):
             return True
         return (self.output / MANIFEST).is_file()
 
-    def is_whole(self, shard: int) -> bool:
-        """Whether the shard has its name; one whose images were all refused has no file."""
+    def is_complete(self, shard: int) -> bool:
+        """Returns whether the shard has its final name; a shard in which all images were refused has no file."""
         summary = self._summary_path(shard)
         if not summary.is_file():
             return False
         return self.shard_path(shard).is_file() or not json.loads(summary.read_text())["images"]
 
     def save(self, number: int, members: dict[str, bytes] | None, outcome: Outcome) -> None:
-        """Finish an image: its members by name (None for a refused one), and what came of it."""
+        """Stores a finished image: its members by name, or None if it was refused, and its outcome."""
         if members is not None:
-            path = self._piece_path(number)
-            with explain_full_disk(path, CURE), atomic_path(path) as temporary:
-                temporary.write_bytes(_piece(members))
-        path = self._outcome_path(number)
-        with explain_full_disk(path, CURE), atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(outcome))
+            write_bytes(self._piece_path(number), _piece(members), CURE)
+        write_text(self._outcome_path(number), json.dumps(outcome), CURE)
 
     def close_shard(self, shard: int) -> None:
-        """Make the shard's tar if all its images are finished and nobody else has made it."""
+        """Writes the shard's tar if all its images are finished and no other process has written it."""
         if self._is_ready(shard):
-            with self._alone():
+            with self._locked():
                 self._close(shard)
+
+    def close_all(self, facts: dict[str, Any]) -> dict[str, Any] | None:
+        """Writes the manifest with `facts` and the sum over all shards, and returns it; None if a shard is not complete yet."""
+        manifest = self.output / MANIFEST
+        with self._locked():
+            if not manifest.is_file():
+                # a process may have been killed between the last image of a shard and its tar
+                for shard in range(self.num_shards):
+                    self._close(shard)
+                if not all(self.is_complete(shard) for shard in range(self.num_shards)):
+                    return None
+                summaries = [json.loads(self._summary_path(shard).read_text()) for shard in range(self.num_shards)]
+                write_text(manifest, json.dumps({**facts, **_sum(summaries)}, indent=1) + "\n", CURE)
+
+            # remove the work folder, and temporary files of processes that were killed
+            shutil.rmtree(self.work, ignore_errors=True)
+            for temporary in self.output.glob(f".{self.prefix}_*.tar.*.tmp"):
+                temporary.unlink(missing_ok=True)
+            return json.loads(manifest.read_text())
+
+    def so_far(self) -> dict[str, Any]:
+        """Returns the sum over the finished images while other processes are still working."""
+        with self._locked():
+            if (manifest := self.output / MANIFEST).is_file():
+                return json.loads(manifest.read_text())
+            shards = sorted((self.work / "shards").glob("*.json"))
+            summed = {int(path.stem) for path in shards}
+            images = sorted((self.work / "images").glob("*.json"))
+            others = [path for path in images if self.shard_of(int(path.stem)) not in summed]
+            return _sum([json.loads(path.read_text()) for path in (*shards, *others)])
 
     def _is_ready(self, shard: int) -> bool:
         return all(self._outcome_path(number).is_file() for number in self._numbers(shard))
 
     def _numbers(self, shard: int) -> range:
+        """Returns the numbers of the shard's images."""
         return range(shard * self.per_shard, min((shard + 1) * self.per_shard, self.num_images))
 
     def _close(self, shard: int) -> None:
-        """`close_shard` by the one who holds the folder: another may have been faster."""
+        """Writes a shard while this process holds the lock; another process may have written it before."""
         numbers = self._numbers(shard)
-        if not self.is_whole(shard):
+        if not self.is_complete(shard):
             if not self._is_ready(shard):
                 return
             outcomes = [json.loads(self._outcome_path(number).read_text()) for number in numbers]
             pieces = [self._piece_path(n) for n, each in zip(numbers, outcomes, strict=True) if "refused" not in each]
-            write_text(self._summary_path(shard), json.dumps(_sum(outcomes)))
+            write_text(self._summary_path(shard), json.dumps(_sum(outcomes)), CURE)
             if pieces:
                 self._join(shard, pieces)
         for number in numbers:
             self._piece_path(number).unlink(missing_ok=True)
             self._outcome_path(number).unlink(missing_ok=True)
 
-    def close_all(self, facts: dict[str, Any]) -> dict[str, Any] | None:
-        """Write the manifest, `facts` and the sum of all shards, and tidy up; None where some shard is not whole yet."""
-        manifest = self.output / MANIFEST
-        with self._alone():
-            if not manifest.is_file():
-                for shard in range(self.num_shards):
-                    self._close(shard)  # one whose maker died between the last image and the tar
-                if not all(self.is_whole(shard) for shard in range(self.num_shards)):
-                    return None
-                summaries = [json.loads(self._summary_path(shard).read_text()) for shard in range(self.num_shards)]
-                with atomic_path(manifest) as temporary:
-                    temporary.write_text(json.dumps({**facts, **_sum(summaries)}, indent=1) + "\n")
-            shutil.rmtree(self.work, ignore_errors=True)
-            for left in self.output.glob(f".{self.prefix}_*.tar.*.tmp"):  # of a maker that was killed
-                left.unlink(missing_ok=True)
-            return json.loads(manifest.read_text())
-
-    def so_far(self) -> dict[str, Any]:
-        """The sum of what is finished, while others are still at work."""
-        with self._alone():
-            if (manifest := self.output / MANIFEST).is_file():
-                return json.loads(manifest.read_text())
-            shards = sorted((self.work / "shards").glob("*.json"))
-            whole = {int(path.stem) for path in shards}
-            images = sorted((self.work / "images").glob("*.json"))
-            others = [path for path in images if self.shard_of(int(path.stem)) not in whole]
-            return _sum([json.loads(path.read_text()) for path in (*shards, *others)])
-
     def _join(self, shard: int, pieces: Sequence[Path]) -> None:
-        """The pieces one after the other, and a tar's end."""
+        """Writes the pieces one after the other and ends the tar: two empty blocks, then padding to a full record."""
         path = self.shard_path(shard)
         with explain_full_disk(path, CURE), atomic_path(path) as temporary, open(temporary, "wb") as file:
             for piece in pieces:
@@ -152,8 +152,8 @@ class Fragments:
             file.write(bytes(2 * tarfile.BLOCKSIZE + -length % tarfile.RECORDSIZE))
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One process of this folder at a time; the lock ends with its holder."""
+    def _locked(self) -> Iterator[None]:
+        """Lets one process at a time change the folder; the system frees the lock when its holder ends."""
         with locked(self.output / LOCK):
             yield
 
@@ -167,17 +167,19 @@ class Fragments:
         return self.work / "shards" / f"{shard:06d}.json"
 
 
-def _check_same(there: dict[str, Any], facts: dict[str, Any], output: Path) -> None:
-    if different := [key for key in facts if there.get(key) != facts[key]]:
-        told = "\n".join(f"  {key}: {there.get(key)} there, {facts[key]} now" for key in different)
-        cure = "Take another generate.output, or the same settings"
-        raise ValueError(f"{output} was begun with something else:\n{told}\n{cure}")
+def _check_same(existing: dict[str, Any], facts: dict[str, Any], output: Path) -> None:
+    """Raises ValueError that lists the facts in which an existing output differs from this run."""
+    if different := [key for key in facts if existing.get(key) != facts[key]]:
+        listed = "\n".join(f"  {key}: {existing.get(key)} before, {facts[key]} now" for key in different)
+        raise ValueError(
+            f"{output} was begun with other settings:\n{listed}\nSet another generate.output, or use the same settings"
+        )
 
 
 def _piece(members: dict[str, bytes]) -> bytes:
-    """Members as they lie in a tar that webdataset writes, without its end."""
+    """Returns the members as webdataset writes them into a tar, without the tar's end."""
     stream = io.BytesIO()
-    writer = TarWriter(stream, encoder=False, mtime=0)
+    writer = TarWriter(stream, encoder=False, mtime=0)  # a fixed time, so that the bytes do not depend on when they are written
     writer.write(members)
     length = writer.tarstream.offset
     writer.close()
@@ -185,7 +187,7 @@ def _piece(members: dict[str, bytes]) -> bytes:
 
 
 def _sum(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Counts, statistics and refusals of images or of shards."""
+    """Returns the sums of counts and statistics, and all refusals, of several images or shards."""
     statistics: dict[str, Any] = {}
     refused: list[list[str]] = []
     blurred: dict[str, int] = {}

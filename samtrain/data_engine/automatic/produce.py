@@ -1,4 +1,4 @@
-"""Images in, finished pieces of shards out: one worker's part of the work, and several workers side by side."""
+"""Makes the masks of images and stores them as pieces of shards: one worker's share of stage 3."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from samtrain.inference.generator import SamAutomaticMaskGenerator
 
 log = logging.getLogger(__name__)
 
-IDS_PER_IMAGE = 100_000  # annotation ids of an image: its own times this, and counted on
-Report = Callable[[int, bool], None]  # masks, refused
+IDS_PER_IMAGE = 100_000  # an annotation's id is the image's id times this, plus its number in the image
+Report = Callable[[int, bool], None]  # called per image with the number of masks and whether it was refused
 
 
 @dataclass(frozen=True)
 class Part:
-    """Which images are a worker's: those whose number leaves `index` when divided by `count`."""
+    """The share of one worker: the images with a number of remainder `index` after division by `count`."""
 
     index: int
     count: int
@@ -47,12 +47,12 @@ def produce(
     on_error: str,
     report: Report,
 ) -> None:
-    """Finish each image of the part that is not finished, in order, and close the shards that this completes.
+    """Finishes every image of the part that is not finished yet, in order, and closes the shards that this completes.
 
-    An image that cannot be read is refused and counted, or with on_error="raise" ends the work with a ValueError. It
-    ends early where the process that began it is gone.
+    An image that cannot be read is refused and counted; with on_error="raise" it raises ValueError. The work ends early if
+    the process that started this one has ended.
     """
-    parent = multiprocessing.parent_process()  # None in the process that was begun by hand
+    parent = multiprocessing.parent_process()  # None in the process that the user started
     for number in part.numbers(len(images)):
         if fragments.is_finished(number):
             continue
@@ -61,20 +61,21 @@ def produce(
             members, outcome = make_record(image, generator, first_image_id + number, release)
         except (ValueError, Refused) as error:
             if on_error == "raise":
-                raise ValueError(f"{error}; mend it, or set generate.on_error=skip to leave it out") from error
-            log.warning("left out: %s", error)
+                raise ValueError(f"{error}; repair the image, or set generate.on_error=skip to leave it out") from error
+            log.warning("An image is left out: %s", error)
             members, outcome = None, {"refused": [[image.name, str(error)]]}
         fragments.save(number, members, outcome)
         report(outcome.get("statistics", {}).get("masks", 0), members is None)
         fragments.close_shard(fragments.shard_of(number))
         if parent is not None and not parent.is_alive():
-            raise SystemExit("the process that began this one is gone")
+            raise SystemExit("The process that started this one has ended.")
 
 
 def make_record(
     source: InputImage, generator: SamAutomaticMaskGenerator, image_id: int, release: ReleaseForm | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The source and its JSON as members of a shard, and what came of it; raises ValueError or Refused."""
+    """Returns an image and its JSON as members of a shard, and its outcome; raises ValueError or Refused if that fails."""
+    # read the image, and store its own bytes or those of its release form
     data = source.read()
     image = decode_shown(data, source.name)
     H, W = size = release.size(image.shape[:2]) if release else image.shape[:2]
@@ -83,10 +84,17 @@ def make_record(
         stored, extension = storable_bytes(data, (W, H), source.name)
     else:
         (stored, outcome["blurred"]), extension = release.jpeg(image), "jpg"
+
+    # make its masks, at the size that is stored
     records = generator.generate(image, output_size=size)
     if len(records) >= IDS_PER_IMAGE:
-        raise ValueError(f"{source.name}: {len(records)} masks, a source has ids for {IDS_PER_IMAGE}")
+        raise ValueError(
+            f"{source.name} has {len(records)} masks, but there are ids for {IDS_PER_IMAGE} per image: raise "
+            "generator.pred_iou_thresh or generator.stability_score_thresh"
+        )
     annotations = [{"id": image_id * IDS_PER_IMAGE + i, **record} for i, record in enumerate(records)]
+
+    # write its JSON in SA-1B's form
     key = f"sa_{image_id}"
     content = {
         "image": {
@@ -101,7 +109,7 @@ def make_record(
 
 
 class Pace:
-    """Images a second, masks an image and the time left, of those that were not finished at the beginning."""
+    """Measures images per second, masks per image and the time left, over the `todo` images that were not finished before."""
 
     def __init__(self, todo: int) -> None:
         self.todo, self.done, self.masks, self.refused = todo, 0, 0, 0
@@ -115,8 +123,9 @@ class Pace:
         return time.monotonic() - self._began
 
     def line(self) -> str:
-        a_second = self.done / max(self.seconds, 1e-9)
-        left = (self.todo - self.done) / a_second if a_second else 0
+        """Returns the progress as one line."""
+        per_second = self.done / max(self.seconds, 1e-9)
+        left = (self.todo - self.done) / per_second if per_second else 0
         per_image = self.masks / max(self.done - self.refused, 1)
-        words = f"{self.done}/{self.todo} images  {a_second:.2f} images/s  {per_image:.0f} masks/image"
-        return f"{words}  {self.refused} left out  left {int(left) // 60}:{int(left) % 60:02d}"
+        words = f"{self.done}/{self.todo} images  {per_second:.2f} images/s  {per_image:.0f} masks/image"
+        return f"{words}  {self.refused} left out  {int(left) // 60}:{int(left) % 60:02d} min left"

@@ -1,6 +1,6 @@
-"""The form in which images of people and streets are given away: smaller, with faces and licence plates blurred.
+"""Prepares images of people and streets for a release: shrinks them and blurs faces and licence plates.
 
-A detector finds what it finds: this lessens what is shown of people, it is no guarantee of privacy.
+Detectors miss some faces and plates. Blurring reduces what is shown of people, but it does not guarantee their privacy.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 NO_GUARANTEE = (
-    "Faces and licence plates were blurred where a detector found them. It overlooks some, so this is no guarantee of privacy: "
-    "look at the images before you give them away."
+    "Faces and licence plates were blurred where a detector found them. It misses some, so this is no guarantee of privacy: "
+    "check the images before you release them."
 )
 
 
 class Detector(Protocol):
-    """What finds something to blur in an (H, W, 3) uint8 RGB image: (N, 4) xyxy in its pixels."""
+    """Finds what to blur: takes an (H, W, 3) uint8 RGB image and returns (N, 4) boxes xyxy in its pixels."""
 
     def __call__(self, image: np.ndarray) -> np.ndarray: ...
 
 
 class CascadeDetector:
-    """OpenCV's bundled cascades, at their usual settings; several of them find more."""
+    """Runs one or several of the cascades that come with OpenCV and returns the boxes of all.
+
+    mirrored: also search the mirrored image, for cascades that know one side only
+    """
 
     def __init__(self, cascades: Sequence[str], *, min_size: int = 20, min_neighbours: int = 5, mirrored: bool = False) -> None:
         try:
@@ -40,12 +43,12 @@ class CascadeDetector:
         folder = cv2.data.haarcascades  # type: ignore[attr-defined] # its stubs know no data
         self._cascades = [cv2.CascadeClassifier(folder + name) for name in cascades]
         if missing := [name for name, cascade in zip(cascades, self._cascades, strict=True) if cascade.empty()]:
-            raise ValueError(f"OpenCV has no cascades {missing}: see the folder {folder}")
+            raise ValueError(f"OpenCV has no cascades {missing}: choose from the files in {folder}")
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         grey = np.asarray(Image.fromarray(image).convert("L"))
         boxes = [self._detect(cascade, grey) for cascade in self._cascades]
-        if self.mirrored:  # a cascade of profiles knows one side
+        if self.mirrored:
             for cascade in self._cascades:
                 found = self._detect(cascade, np.ascontiguousarray(grey[:, ::-1]))
                 found[:, [0, 2]] = grey.shape[1] - found[:, [2, 0]]
@@ -53,6 +56,7 @@ class CascadeDetector:
         return np.concatenate(boxes)
 
     def _detect(self, cascade, grey: np.ndarray) -> np.ndarray:
+        """Returns the boxes of one cascade; a scale factor of 1.1 is OpenCV's default."""
         size = (self.min_size, self.min_size)
         found = cascade.detectMultiScale(grey, scaleFactor=1.1, minNeighbors=self.min_neighbours, minSize=size)
         boxes = np.array(found, dtype=np.float64).reshape(-1, 4)
@@ -62,12 +66,12 @@ class CascadeDetector:
 
 @dataclass(frozen=True)
 class ReleaseForm:
-    """What an image becomes before it is written.
+    """How an image is changed before it is written.
 
-    short_side:  pixels; larger images are shrunk to it, smaller ones stay (SA-1B: 1500)
-    quality:     of the JPEG, which carries no EXIF
-    detectors:   what to blur, by name
-    margin:      share of a box's sides by which it is blurred beyond itself, on every side
+    short_side:  pixels; larger images are shrunk to it, smaller ones keep their size (SA-1B: 1500)
+    quality:     of the JPEG, which is written without EXIF
+    detectors:   find what to blur, by name
+    margin:      the blurred region exceeds a box by this share of its sides, on every side
     """
 
     short_side: int | None
@@ -76,14 +80,14 @@ class ReleaseForm:
     margin: float = 0.2
 
     def size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The (H, W) that an image of (H, W) gets."""
+        """Returns the (H, W) at which an image of (H, W) is written."""
         if self.short_side is None or min(size) <= self.short_side:
             return size
         H, W = (max(1, round(side * self.short_side / min(size))) for side in size)
         return H, W
 
     def jpeg(self, image: np.ndarray) -> tuple[bytes, dict[str, int]]:
-        """The image as it is written, and how many boxes of each kind were blurred in it."""
+        """Returns the JPEG of an image, and how many boxes each detector found in it."""
         H, W = self.size(image.shape[:2])
         small = Image.fromarray(image)
         if small.size != (W, H):
@@ -100,7 +104,7 @@ class ReleaseForm:
 
 
 def _blur(image: Image.Image, box: Sequence[float], margin: float) -> None:
-    """Makes the inside of a box, and a margin, unrecognisable: a Gaussian of a sixth of its longer side."""
+    """Blurs a box and its margin in place until nothing is recognisable, with a sigma of a sixth of the longer side (ours)."""
     x0, y0, x1, y1 = box
     dx, dy = margin * (x1 - x0), margin * (y1 - y0)
     around = (

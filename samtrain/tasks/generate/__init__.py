@@ -1,1 +1,1 @@
-"""`task=generate`: stage 3, from a folder of images to SA-1B tars."""
+"""`task=generate`: stage 3, which turns a folder of images into SA-1B tars."""

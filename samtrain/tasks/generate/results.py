@@ -1,4 +1,4 @@
-"""What a run of `task=generate` leaves beside its shards: numbers, panels, and the counts that the report draws."""
+"""Writes what task=generate leaves beside its shards: metrics, panels, and the counts that the report draws."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from samtrain.ops.rle import decode_rle
 from samtrain.panels import draw_panel, save_image, tile_panels
 from samtrain.run.directory import Metrics
 
-NAME = "generated.json"  # in the run's directory; `report` reads it
-COLUMNS = 4
+NAME = "generated.json"  # in the run's directory, where the report reads it
+COLUMNS = 4  # of panels in a row
 
 
 def generated_metrics(total: dict[str, Any], *, seconds: float, new: int) -> Metrics:
-    """Flat numbers of the whole output, and the pace of this run."""
+    """Returns the counts of the whole output, and the pace of this run: `new` images in `seconds`."""
     images, masks = total["images"], total["masks"]
     return {
         "generated/images": images,
@@ -40,7 +40,7 @@ def generated_metrics(total: dict[str, Any], *, seconds: float, new: int) -> Met
 
 
 def compare_with_truth(tars: Sequence[Path], images: Sequence[InputImage], first_image_id: int) -> dict[str, Any]:
-    """`evaluate_automatic` of what was written; raises ValueError where an image has no ground truth."""
+    """Returns `evaluate_automatic` of the shards; raises ValueError if an image has no ground truth."""
     compared = []
     for record in records([str(tar) for tar in tars]):
         number = record.annotation["image"]["image_id"] - first_image_id
@@ -49,14 +49,14 @@ def compare_with_truth(tars: Sequence[Path], images: Sequence[InputImage], first
 
 
 def write_generated(run_dir: Path, total: dict[str, Any], truth: dict[str, Any] | None) -> None:
-    """`generated.json` for the report."""
+    """Writes `generated.json`; the report adds a warning if the images were blurred."""
     released = total["generate"]["release"] is not None
     content = {**total, "truth": truth, "note": NO_GUARANTEE if released else ""}
     write_text(run_dir / NAME, json.dumps(content, indent=1) + "\n")
 
 
 def draw_panels(run_dir: Path, tars: Sequence[Path], count: int) -> None:
-    """`panels/generated.png`: the first images with their masks, the small ones on top of the large ones."""
+    """Draws the first `count` images with their masks in `panels/generated.png`."""
     tiles: list[np.ndarray] = []
     for record in records([str(tar) for tar in tars[:1]]):
         if len(tiles) == count:
@@ -70,6 +70,7 @@ def draw_panels(run_dir: Path, tars: Sequence[Path], count: int) -> None:
 
 
 def _tile(record: Record) -> np.ndarray:
+    """Returns one image with its masks, small masks on top of large ones."""
     image, annotations = record.annotation["image"], record.annotation["annotations"]
     pixels = decode_image(record.image_bytes, image["width"], image["height"], record.name)
     by_area = sorted(annotations, key=lambda each: -each["area"])

@@ -1,4 +1,4 @@
-"""Pieces of shards: any order, any interruption, the same bytes."""
+"""Shards have the same bytes for any order of the work and after any interruption."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_any_order_gives_the_same_bytes(tmp_path: Path) -> None:
         assert content(tmp_path / str(seed)) == content(tmp_path / "reference")
 
 
-def test_what_is_written_is_a_tar_for_everybody(tmp_path: Path) -> None:
+def test_shards_are_tars_that_other_programs_read(tmp_path: Path) -> None:
     fragments = begun(tmp_path, 3, 10)
     finish(fragments, [0, 1, 2])
     fragments.close_all({"by": "test"})
@@ -77,10 +77,11 @@ def test_refused_images_are_listed_and_leave_no_hole(tmp_path: Path) -> None:
     finish(fragments, list(range(6)), refused=(1, 2, 3))
     total = fragments.close_all({"by": "test"})
     assert total["refused"] == [[f"image {i}", "broken"] for i in (1, 2, 3)] and total["images"] == 3
-    assert sorted(content(tmp_path)) == ["manifest.json", "sa_000000.tar", "sa_000002.tar"]  # of the second none was left
+    # all images of the second shard were refused
+    assert sorted(content(tmp_path)) == ["manifest.json", "sa_000000.tar", "sa_000002.tar"]
 
 
-def test_what_is_not_finished_is_known(tmp_path: Path) -> None:
+def test_unfinished_images_are_known(tmp_path: Path) -> None:
     fragments = begun(tmp_path, 5, 2)
     finish(fragments, [0, 1, 4])
     assert [fragments.is_finished(n) for n in range(5)] == [True, True, False, False, True]
@@ -101,7 +102,7 @@ class Killed(BaseException):
     ids=["piece", "outcome", "summary", "shard", "manifest"],
 )
 def test_an_interruption_between_any_two_writes(tmp_path: Path, monkeypatch, folder: str, suffix: str, chosen: int) -> None:
-    """The process ends before the so-manieth file of a kind gets its name; the next one goes on."""
+    """The process ends before the n-th file of a kind gets its name; the next process resumes."""
     left = [chosen]
 
     def dying(real):
@@ -118,8 +119,8 @@ def test_an_interruption_between_any_two_writes(tmp_path: Path, monkeypatch, fol
     finish(reference, list(range(4)))
     reference.close_all({"by": "test"})
     with monkeypatch.context() as patch, suppress(Killed):
-        patch.setattr(module, "atomic_path", dying(module.atomic_path))
-        patch.setattr(module, "write_text", dying(module.write_text))
+        for name in ("atomic_path", "write_bytes", "write_text"):
+            patch.setattr(module, name, dying(getattr(module, name)))
         fragments = begun(tmp_path / "cut", 4, 2)
         finish(fragments, list(range(4)))
         fragments.close_all({"by": "test"})
@@ -130,21 +131,21 @@ def test_an_interruption_between_any_two_writes(tmp_path: Path, monkeypatch, fol
     assert content(tmp_path / "cut") == content(tmp_path / "reference")
 
 
-def test_who_comes_late_finds_all_of_it(tmp_path: Path) -> None:
-    """Another process has written the last shard and the manifest, and tidied up, while this one still looked."""
+def test_a_late_process_finds_everything_written(tmp_path: Path) -> None:
+    """Another process writes the last shard and the manifest, and tidies up, before this one does."""
     mine, other = begun(tmp_path, 4, 2), begun(tmp_path, 4, 2)
     finish(mine, [0, 1, 2])
     finish(other, [3])
     other.close_all({"by": "test"})
     mine.close_shard(1)
-    with mine._alone():
+    with mine._locked():
         mine._close(1)
     assert mine.so_far()["images"] == 4
     assert mine.close_all({"by": "test"})["images"] == 4
     assert all(mine.is_finished(n) for n in range(4))
 
 
-def test_what_was_begun_with_something_else(tmp_path: Path) -> None:
+def test_an_output_of_other_settings_is_refused(tmp_path: Path) -> None:
     begun(tmp_path, 4, 2)
-    with pytest.raises(ValueError, match="by: test there, me now"):
+    with pytest.raises(ValueError, match="by: test before, me now"):
         Fragments(tmp_path, 4, 2).begin({"by": "me"})
