@@ -1,4 +1,4 @@
-"""Stage 3 by its command: shards that validate, kills that change no byte, the loop closed by a training on them."""
+"""Stage 3 by its command: its shards are valid, kills change no byte, and a training reads them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def overrides(model: Path, source: Path, output: Path, run_dir: Path, *more: str
 
 
 def run(run_dir: Path, given: list[str]) -> dict | None:
-    """A task in this process."""
+    """Runs a task in this process."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = tasks.resolve(compose("config", overrides=given))
@@ -70,12 +70,12 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """Images, some of them odd, two broken."""
+    """Writes images; some are unusual and two cannot be read."""
     folder = write_images(tmp_path_factory.mktemp("source") / "in", IMAGES - 5)
     (folder / "broken.jpg").write_bytes(as_jpeg(shapes(100))[:200])
     (folder / "no image.png").write_bytes(b"nothing")
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a viewer
+    exif[0x0112] = 6  # a viewer rotates it
     (folder / "turned.jpg").write_bytes(as_jpeg(shapes(101), exif=exif.tobytes()))
     Image.fromarray(shapes(102)[..., 0]).save(folder / "grey.png")
     Image.fromarray((np.arange(4800).reshape(60, 80) * 13).astype(np.uint16)).save(folder / "deep.png")
@@ -89,7 +89,7 @@ def undisturbed(model: Path, source: Path, tmp_path_factory) -> Path:
     return folder
 
 
-def test_what_it_leaves_behind(undisturbed: Path, source: Path) -> None:
+def test_it_writes_valid_shards_a_manifest_and_a_report(undisturbed: Path, source: Path) -> None:
     output = undisturbed / "out"
     verdict = validate(str(output))
     assert verdict.is_sound, verdict.faults
@@ -104,8 +104,8 @@ def test_what_it_leaves_behind(undisturbed: Path, source: Path) -> None:
     assert not (output / ".work").exists()
 
 
-def test_three_readers(undisturbed: Path) -> None:
-    """webdataset, pycocotools, and what Meta's README says of the form."""
+def test_other_programs_read_the_shards(undisturbed: Path) -> None:
+    """webdataset and pycocotools read the shards, and they have the form that Meta's README describes."""
     names = []
     for path in sorted((undisturbed / "out").glob("*.tar")):
         for sample in webdataset.WebDataset(str(path), shardshuffle=False):
@@ -136,12 +136,13 @@ def test_three_readers(undisturbed: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "times"), [(1, 10), (2, 5)])
-def test_killed_again_and_again_it_ends_the_same(
+def test_many_kills_change_no_byte(
     model: Path, source: Path, undisturbed: Path, tmp_path: Path, workers: int, times: int
 ) -> None:
-    """With its workers, by SIGKILL, at random moments of writing: no byte is another.
+    """Kills the command and its workers by SIGKILL, at random moments of writing.
 
-    Undisturbed by as many processes, for each has its share of the threads, and they decide how float32 rounds.
+    The reference uses the same number of processes, because each has its share of the threads, and these decide how float32
+    rounds.
     """
     output, rng = tmp_path / "out", random.Random(workers)
     alike = undisturbed / "out"
@@ -154,7 +155,7 @@ def test_killed_again_and_again_it_ends_the_same(
         arguments = [sys.executable, "-m", "samtrain", *given]
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         finished = len(list(output.rglob("*.json")))
-        # from its first new file on, within what one image takes
+        # kill it after its first new file, within the time that one image takes
         deadline = time.monotonic() + 120
         while process.poll() is None and len(list(output.rglob("*.json"))) <= finished and time.monotonic() < deadline:
             time.sleep(0.002)
@@ -171,9 +172,9 @@ def test_killed_again_and_again_it_ends_the_same(
 
 
 def test_two_parts_share_the_work(model: Path, source: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """As two jobs of a SLURM array would: the first finds the other's part missing and says so.
+    """Two parts, as two jobs of a SLURM array: the first logs that the other part is not finished.
 
-    By commands, like what it is compared with: the threads of a process decide how float32 rounds.
+    They run as commands like the reference, because the threads of a process decide how float32 rounds.
     """
     output = tmp_path / "out"
     by_command(model, source, output, tmp_path / "a", "generate.num_parts=2", "generate.part=0")
@@ -185,7 +186,7 @@ def test_two_parts_share_the_work(model: Path, source: Path, undisturbed: Path, 
     assert shards(output) == shards(undisturbed / "out")
 
 
-def test_again_it_does_nothing_and_others_are_refused(model: Path, source: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_second_run_changes_nothing(model: Path, source: Path, undisturbed: Path, tmp_path: Path) -> None:
     output = undisturbed / "out"
     before = {path: path.stat().st_mtime_ns for path in output.glob("*.tar")}
     generate(model, source, output, tmp_path / "again")
@@ -220,8 +221,8 @@ def test_the_release_form(model: Path, tmp_path: Path) -> None:
     assert "no guarantee of privacy" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_what_stage_3_wrote_is_trained_on(undisturbed: Path, tmp_path: Path) -> None:
-    """The loop is closed: `fit` takes the shards as they are."""
+def test_a_training_reads_the_shards(undisturbed: Path, tmp_path: Path) -> None:
+    """task=fit trains on the shards as they are."""
     output = undisturbed / "out"
     given = [
         "+experiment=sa1b", "data=sa1b", f"data.train.automatic.urls={output}", f"data.val={output}", "model.name=vit_tiny",
@@ -247,7 +248,7 @@ def test_what_stage_3_wrote_is_trained_on(undisturbed: Path, tmp_path: Path) -> 
         (["generator.points_per_side=null"], "points_per_side"),
     ],
 )
-def test_what_cannot_be_is_said_with_its_key(model: Path, source: Path, tmp_path: Path, more: list[str], said: str) -> None:
+def test_errors_name_the_key(model: Path, source: Path, tmp_path: Path, more: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         generate(model, source, tmp_path / "out", tmp_path / "run", *more)
 
@@ -263,7 +264,7 @@ def rectangle(top: int, left: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def with_truth(tmp_path_factory) -> Path:
-    """A tar of six photos with two objects each."""
+    """Writes a tar of six images with two objects each."""
     folder = tmp_path_factory.mktemp("truth") / "in"
     with ShardWriter(folder, "scene") as writer:
         for number in range(6):
@@ -284,15 +285,15 @@ def compared(model: Path, with_truth: Path, tmp_path_factory) -> Path:
     return folder
 
 
-def test_recall_and_precision_are_in_numbers_and_report(compared: Path) -> None:
+def test_recall_and_precision_are_in_the_metrics_and_the_report(compared: Path) -> None:
     metrics = json.loads((compared / "run" / "metrics.json").read_text())
     assert 0 <= metrics["generated/ar_100"] <= 1 and 0 <= metrics["generated/precision_50"] <= 1
     page = (compared / "run" / "report.html").read_text()
-    assert "AR@100" in page and "stability score of at least" in page
+    assert "AR@100" in page and "lowest stability score kept" in page
 
 
-def test_the_audit_counts_what_a_hand_counts(compared: Path, with_truth: Path, tmp_path: Path) -> None:
-    """Simulated corrections; then the same shares from the lines that it leaves, and from corrected JSONs."""
+def test_the_audit_agrees_with_counts_by_hand(compared: Path, with_truth: Path, tmp_path: Path) -> None:
+    """The shares of simulated corrections follow from audit.jsonl; those of people from the corrected JSONs."""
     given = ["task=audit", f"audit.dataset={compared / 'out'}", "audit.min_iou=0.05", "audit.images=4"]
     metrics = run(tmp_path / "run", [*given, f"audit.truth={with_truth}", f"run_dir={tmp_path / 'run'}"])
     pairs = [json.loads(line) for line in (tmp_path / "run" / "audit.jsonl").read_text().splitlines()]
@@ -301,7 +302,7 @@ def test_the_audit_counts_what_a_hand_counts(compared: Path, with_truth: Path, t
         assert metrics[f"audit/share_above_{100 * level:.0f}"] == sum(pair["iou"] > level for pair in pairs) / len(pairs)
     assert "97 %" in (tmp_path / "run" / "report.html").read_text()
 
-    # people's corrections: of each image the first mask as it was, and the others grown to the whole image
+    # corrections by people: the first mask of each image is unchanged, the others cover the whole image
     (tmp_path / "corrected").mkdir()
     expected = []
     with tarfile.open(compared / "out" / "sa_000000.tar") as tar:
@@ -322,7 +323,7 @@ def test_the_audit_counts_what_a_hand_counts(compared: Path, with_truth: Path, t
     assert metrics["audit/mean_iou"] == pytest.approx(np.mean(expected))
 
 
-def test_the_verdict_is_an_exit_status(undisturbed: Path, tmp_path: Path) -> None:
+def test_an_invalid_dataset_is_exit_status_1(undisturbed: Path, tmp_path: Path) -> None:
     given = ["task=validate_dataset", f"validate.dataset={undisturbed / 'out'}", f"run_dir={tmp_path / 'run'}"]
     assert run(tmp_path / "run", given)["validation/faults"] == 0
     cut = tmp_path / "cut.tar"
