@@ -148,7 +148,7 @@ def test_a_run_killed_at_its_very_beginning_has_not_begun(tmp_path: Path, monkey
     monkeypatch.undo()
     with open_run(tmp_path, config(seed=1), []):
         pass
-    with pytest.raises(ValueError, match="It was begun by\n  python -m samtrain"), open_run(tmp_path, config(seed=2), []):
+    with pytest.raises(ValueError, match="It was started by\n  python -m samtrain"), open_run(tmp_path, config(seed=2), []):
         pass
 
 

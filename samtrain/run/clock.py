@@ -1,4 +1,4 @@
-"""How long a run has worked, over all the processes it took: one that is killed has left its count behind."""
+"""Measures how long a run has worked over all its processes; a killed process has left its count in a file."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from threading import Event, Thread
 
 from samtrain.files import write_text
 
-BEAT = 10.0  # seconds between two counts; a kill loses no more than that
+BEAT = 10.0  # seconds between two counts, the most that a kill loses
 
 
 @contextmanager
 def keep_time(run_dir: Path) -> Iterator[None]:
-    """Count this process's seconds in `<run_dir>/.hydra/seconds.json`, beside those of the processes before it."""
+    """Counts this process's seconds in `<run_dir>/.hydra/seconds.json`, added to those of earlier processes."""
     path, begin, over = _path(run_dir), time.perf_counter(), Event()
     known = _read(path)
     earlier = known["earlier"] + known["now"]
@@ -42,7 +42,7 @@ def keep_time(run_dir: Path) -> Iterator[None]:
 
 
 def earlier_seconds(run_dir: Path) -> float:
-    """Seconds of the processes before this one; 0 in a run's first."""
+    """Returns the seconds that earlier processes of the run took; 0 in its first."""
     return _read(_path(run_dir))["earlier"]
 
 
@@ -55,7 +55,7 @@ def _read(path: Path) -> dict[str, float]:
 
 
 def costs(run_dir: Path, begin: float) -> dict[str, float]:
-    """Wall time since `begin` and of the processes before this one that the run took, and the most memory this one held."""
+    """Returns the run's wall time, earlier processes included, and the peak memory of this process and its children."""
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB on Linux
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     seconds = earlier_seconds(run_dir) + time.perf_counter() - begin

@@ -1,4 +1,4 @@
-"""The end of a run in a terminal: its numbers in a table, and where its page lies."""
+"""Prints the summary of a finished run in a terminal: a table of its numbers, its costs, and the paths of its files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 from samtrain.report.tables import duration
 from samtrain.run.directory import Metrics
 
-# names as people say them; what stands nowhere here is in metrics.json and on the page
+# metrics in the order of the table, as people call them; all others are in metrics.json and in the report
 ROWS = {
     "miou_1": "1 click", "oracle_miou_1": "1 click, best of three", "miou_2": "2 clicks", "miou_3": "3 clicks",
     "miou_5": "5 clicks", "miou_9": "9 clicks", "box_miou": "box", "noc_90": "clicks until IoU 0.90", "box_ap": "box AP",
@@ -20,19 +20,19 @@ ROWS = {
     "r50": "R50", "best": "best trial", "default": "default", "winner_minus_default": "winner − default, test",
 }  # fmt: skip
 BEFORE = "before the rounds"
-FIRST = ("test", BEFORE, "validation", "mean")  # where there is no room for all
+FIRST = ("test", BEFORE, "validation", "mean")  # columns that come first, in case there is no room for all
 MAX_COLUMNS = 6
-NARROW, COLUMN = 34, 18  # characters: of the words, and of a column of numbers
+NARROW, COLUMN = 34, 18  # widths in characters of the names, and of a column of numbers
 
 
 def show_closing(console: Console, metrics: Metrics, run_dir: Path) -> None:
-    """Print what `closing` makes; nothing where the output is no terminal, whose log has said it all."""
+    """Prints the summary; prints nothing if the output is no terminal, because the log has all of it."""
     if console.is_terminal and metrics:
         console.print(closing(metrics, run_dir, console.width))
 
 
 def closing(metrics: Metrics, run_dir: Path, width: int) -> Group:
-    """A table of what people ask for first, a column a split or set, as many as fit; then time, memory and the page."""
+    """Returns a table of the main metrics, with as many splits or sets as fit; then time, memory and the report's path."""
     cells = _cells(metrics)
     found = dict.fromkeys(column for column, _ in cells)
     columns = [*(name for name in FIRST if name in found), *(name for name in found if name not in FIRST)]
@@ -56,7 +56,7 @@ def closing(metrics: Metrics, run_dir: Path, width: int) -> Group:
 
 
 def _cells(metrics: Metrics) -> dict[tuple[str, str], float]:
-    """(column, name) to number."""
+    """Returns {(column, metric): value}."""
     cells = {}
     for key, value in metrics.items():
         prefix, _, name = key.rpartition("/")

@@ -1,4 +1,4 @@
-"""A training of the rounds on several devices: a command of its own, which Lightning, torchrun or srun multiplies."""
+"""Runs a training of the rounds on several devices: as a separate command, one process per device."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from samtrain.data.datasets import Source
 from samtrain.data_engine.stages import FitRequest, FitResult
 from samtrain.files import write_text
 from samtrain.run.build import loggers_of
-from samtrain.run.directory import held, is_first_rank
+from samtrain.run.directory import directory_lock, is_first_rank
 from samtrain.run.training import train
 
 REQUEST, RESULT = "request.json", "result.json"
 
 
 def train_apart(run_dir: Path, request: FitRequest, launcher: str | None) -> FitResult:
-    """Run `<launcher> python -m samtrain.run.worker <run_dir> <directory>` and read what it leaves.
+    """Runs `<launcher> python -m samtrain.run.worker <run_dir> <directory>` and returns the result that it writes.
 
-    Without a launcher Lightning starts the other processes of this machine itself. ValueError where the training fails.
+    Without a launcher Lightning starts the other processes of this machine itself. Raises ValueError if the training fails.
     """
     request.directory.mkdir(parents=True, exist_ok=True)
     (request.directory / RESULT).unlink(missing_ok=True)
@@ -37,15 +37,15 @@ def train_apart(run_dir: Path, request: FitRequest, launcher: str | None) -> Fit
     ended = subprocess.run([*shlex.split(launcher or ""), *command], check=False)
     if ended.returncode:
         raise ValueError(
-            f"the training in {request.directory} ended with exit status {ended.returncode}; what it said stands above. "
-            "Once that is mended the same command goes on from its last checkpoint"
+            f"the training in {request.directory} ended with exit status {ended.returncode}: correct the error that it "
+            "printed above and give the same command again, which resumes from its last checkpoint"
         )
     result = json.loads((request.directory / RESULT).read_text())
     return FitResult(**{**result, "checkpoint": Path(result["checkpoint"]), "last": Path(result["last"])})
 
 
 def read_request(directory: Path) -> FitRequest:
-    """What `train_apart` wrote."""
+    """Returns the request that `train_apart` wrote."""
     values: dict[str, Any] = json.loads((directory / REQUEST).read_text())
     values["directory"] = Path(values["directory"])
     values["init"] = Path(values["init"]) if values["init"] else None
@@ -57,8 +57,8 @@ def main(run_dir: str, directory: str) -> None:
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s][%(name)s][%(levelname)s] - %(message)s")
     config = yaml.safe_load((Path(run_dir) / ".hydra" / "config.yaml").read_text())
     request = read_request(Path(directory))
-    # one that outlived the rounds' process still trains here
-    with held(request.directory) if is_first_rank() else nullcontext():
+    # a worker that outlived the process of the rounds may still train here
+    with directory_lock(request.directory) if is_first_rank() else nullcontext():
         result = train(config, request, loggers_of(config, request.directory, part_of=Path(run_dir)))
         if is_first_rank():
             write_text(request.directory / RESULT, json.dumps(asdict(result), default=str))

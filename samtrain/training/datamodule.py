@@ -1,4 +1,4 @@
-"""Loaders for Lightning: training without end from any sources, validation finite and the same each time."""
+"""Data loaders for Lightning: endless training batches, and the same finite validation batches each time."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from samtrain.training.config import LoaderConfig
 
 log = logging.getLogger(__name__)
 
-PREFETCH = 4  # batches each worker holds ready: decoding times vary by a factor of ten between images
+PREFETCH = 4  # batches that each worker prepares ahead: decoding times vary by a factor of ten between images
 
 
 class SamDataModule(pl.LightningDataModule):
-    """Training batches for ever (`max_steps` ends them), validation batches once through.
+    """Yields training batches until `max_steps` ends the run, and each validation image once.
 
-    train: shards or `{urls, weight}` each, all local or all remote. val: shards, local; the ranks share them out.
-    `start_step` counts the batches of a rank that an earlier run has seen; training goes on behind them. Use with
-    `Trainer(use_distributed_sampler=False)`: rank and world size are taken from the trainer. PyTorch gives each worker
-    one thread.
+    train:      shards or `{urls, weight}`, all local or all remote
+    val:        local shards, which the ranks divide among themselves
+    start_step: batches that this rank has seen in an earlier process; training continues behind them
+
+    Use it with `Trainer(use_distributed_sampler=False)`: it takes rank and world size from the trainer. PyTorch gives each
+    worker one thread.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class SamDataModule(pl.LightningDataModule):
         self.val_dataset: SamDataset | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Index the shards; later calls keep what is there."""
+        """Indexes the shards at the first call."""
         if self.train_dataset is None and stage in (None, "fit"):
             self.train_dataset = self._make_train_dataset()
         if self.val_dataset is None and self.val:
@@ -82,13 +84,13 @@ class SamDataModule(pl.LightningDataModule):
         return self._make_loader(mine, batch_size=self.loader.val_batch_size or self.loader.batch_size, shuffle=False)
 
     def _make_train_dataset(self) -> SamDataset | RemoteSamDataset:
-        """Remote sources are streamed, local ones read by position; a mixture of the two is refused."""
+        """Returns a dataset that streams remote shards or reads local ones by position; raises ValueError for a mixture."""
         urls = [(expand_urls(source.urls), source.weight) for source in self.train]
         remote = [is_remote(url) for paths, _ in urls for url in paths]
         if not any(remote):
             return self._make_dataset(self.train, self.train_transform, self.loader.max_masks)
         if not all(remote):
-            raise ValueError("data.train mixes remote and local shards, which share no order; download the remote ones")
+            raise ValueError("data.train mixes remote and local shards, which have no common order: download the remote ones")
         rank, world_size = self._rank_and_world_size()
         dataset = RemoteSamDataset(
             urls,
@@ -104,7 +106,7 @@ class SamDataModule(pl.LightningDataModule):
         )
         dataset.check_parts(self.loader.num_workers)
         if self.start_step:
-            log.warning("streamed shards have no positions: this run goes on with other images than it would have had")
+            log.warning("Streamed shards have no positions, so the resumed run sees other images than an uninterrupted one.")
         return dataset
 
     def _make_dataset(self, sources: Sequence[Source], transform: Transform, max_masks: int) -> SamDataset:
@@ -130,5 +132,5 @@ class SamDataModule(pl.LightningDataModule):
         )
 
     def _rank_and_world_size(self) -> tuple[int, int]:
-        """Of the trainer, or (0, 1) without one."""
+        """Returns the trainer's rank and world size, or (0, 1) without a trainer."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -1,8 +1,8 @@
-"""FSDP2 of the image encoder under Lightning: its blocks are sharded over all ranks, the rest is as it is under DDP.
+"""FSDP2 for the image encoder under Lightning: its blocks are sharded over all ranks, and the rest is replicated as under DDP.
 
-A block's parameters, their gradients and the optimiser's state of them lie in equal parts on all ranks; whole parameters come
-together while the block computes. The blocks are nearly all of the model (ViT-H: 98 %). What a run leaves behind is what one
-process leaves: a checkpoint is one file of whole tensors, which `load_sam` reads and which any strategy goes on with.
+Each rank stores an equal part of a block's parameters, gradients and optimiser state; the parameters are gathered while the
+block computes. The blocks are nearly all of the model (ViT-H: 98 %). A run's files are those of a single process: a checkpoint
+is one file of whole tensors, which `load_sam` reads and from which any strategy resumes.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
-warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view")  # the neck's; nobody writes into it
+warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view")  # the neck's; nothing writes into it
 
 
 class EncoderFSDPStrategy(DDPStrategy):
-    """Shards the blocks of `sam.image_encoder` of the module that it trains, and averages all other gradients once a step.
+    """Shards the blocks of the module's `sam.image_encoder`, and averages all other gradients once per step.
 
-    Lightning's own ModelParallelStrategy wants a module that shards itself, and takes no `storage_options` when it saves; to
-    this one a module is what it is to DDP.
+    Lightning's own ModelParallelStrategy needs a module that shards itself, and takes no `storage_options` when it saves. This
+    one takes the same modules as DDP.
     """
 
-    _averages = True  # False in the micro-batches of a step before its last
+    _averages = True  # False in all micro-batches of a step but the last
 
     def configure_ddp(self) -> None:
-        """In DDP's place: weights of the first rank everywhere, then the blocks cut to pieces."""
+        """Replaces DDP's wrapper: copies the first rank's weights to all ranks, then shards the blocks."""
         assert self.lightning_module is not None
         self.model = self.lightning_module
         for tensor in (*self.model.parameters(), *self.model.buffers()):
@@ -50,7 +50,10 @@ class EncoderFSDPStrategy(DDPStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Around micro-batches before the last; blocks average each time, or their gradients would lie whole on all ranks."""
+        """Wraps all micro-batches of a step but the last, in which only blocks average.
+
+        Blocks average each time, because otherwise every rank would store their whole gradients.
+        """
         self._averages = False
         yield
         self._averages = True
@@ -62,7 +65,7 @@ class EncoderFSDPStrategy(DDPStrategy):
     # ---- validation
 
     def on_validation_start(self) -> None:
-        """Whole blocks until the end: ranks with different numbers of images need not wait for each other."""
+        """Gathers the blocks until the validation ends, so that ranks with different numbers of images do not wait."""
         for block in self._sharded_blocks():
             block.set_reshard_after_forward(False)
             block.unshard()
@@ -75,7 +78,7 @@ class EncoderFSDPStrategy(DDPStrategy):
     def _sharded_blocks(self) -> list[FSDPModule]:
         return [module for module in self._encoder.blocks if isinstance(module, FSDPModule)]
 
-    # ---- checkpoints: restored before the model is sharded, its optimiser's state after
+    # ---- checkpoints: weights are restored before the model is sharded, the optimiser's state after
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         return self._whole(super().lightning_module_state_dict())
@@ -88,7 +91,7 @@ class EncoderFSDPStrategy(DDPStrategy):
         super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
 
     def _whole(self, tree: Any) -> Any:
-        """With whole tensors in the place of sharded ones; only on the first rank, which writes them, are they kept."""
+        """Returns the tree with whole tensors in place of sharded ones; only the first rank, which writes them, keeps them."""
 
         def gather(tensor: DTensor) -> Tensor:
             whole = tensor.full_tensor().detach()
@@ -97,7 +100,7 @@ class EncoderFSDPStrategy(DDPStrategy):
         return tree_map_only(DTensor, gather, tree)
 
     def teardown(self) -> None:
-        """Without DDP's last step, which moves the model to the CPU: parts of it alone cannot go there."""
+        """Skips DDP's last step, which moves the model to the CPU, because shards cannot be moved one by one."""
         assert self.cluster_environment is not None and self.accelerator is not None
         self.cluster_environment.teardown()
         self.precision_plugin.teardown()
@@ -105,10 +108,10 @@ class EncoderFSDPStrategy(DDPStrategy):
 
 
 def shard_encoder(encoder: Any, device_type: str, num_ranks: int) -> None:
-    """Shard each block; the encoder itself makes them overlap what they compute and what they send.
+    """Shards each block, then wraps the encoder so that blocks overlap computation and communication.
 
-    Its own parameters (patch and position embedding, neck) stay whole, so that each group of the optimiser, which goes by
-    depth, is of one kind: fused AdamW takes no mixture.
+    The encoder's other parameters (patch and position embedding, neck) stay whole: fused AdamW takes no mixture of sharded and
+    whole tensors, and its parameter groups go by depth.
     """
     mesh = init_device_mesh(device_type, (num_ranks,))
     for block in encoder.blocks:
@@ -117,7 +120,7 @@ def shard_encoder(encoder: Any, device_type: str, num_ranks: int) -> None:
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Mean over all ranks, by one message; a gradient that this rank has not counts as zero, as under DDP."""
+    """Averages gradients over all ranks in one message; a gradient missing on this rank counts as zero, as under DDP."""
     if not parameters:
         return
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -129,7 +132,7 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 def shard_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A stored state whose tensors are cut as the parameters are that they belong to."""
+    """Returns a stored optimiser state with its tensors sharded like the parameters that they belong to."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
     state = dict(state_dict["state"])

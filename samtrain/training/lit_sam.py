@@ -1,4 +1,4 @@
-"""The system that Lightning trains: a Sam, who prompts it, its loss and its optimiser."""
+"""The LightningModule: a Sam with its prompt sampler, its loss and its optimiser."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from samtrain.prompts import CentreSampler, Sampler, seeded_generator
 from samtrain.training.optim import AdamWConfig, build_optimizer, clip_gradients, gradient_norm
 from samtrain.types import Batch
 
-CLICKS = (1, 2, 3, 5)  # what validation reports of the centre protocol
+CLICKS = (1, 2, 3, 5)  # numbers of clicks after which validation measures IoU
 ORACLE, BOX = "val/oracle_miou_1", "val/box_miou"
 METRICS = (*(f"val/miou_{n}" for n in CLICKS), ORACLE, BOX)
 
-# streams of random numbers that a training step has, each a function of (seed, stream, step and rank)
+# random streams of a step; each is a function of (seed, stream, step, rank)
 PROMPTS, SCHEDULE, LAYERS, VALIDATION = range(1, 5)
 
 
 class LitSam(pl.LightningModule):
-    """Trains a Sam as the paper does, and measures it by clicks at the centre of the error.
+    """Trains a Sam as the paper does, and validates it by clicks at the centre of the error.
 
-    Its state is the weights, the optimiser and two counts: every random draw is a function of (seed, micro-batch, rank), so
-    that a run continued from a checkpoint equals one that was never stopped. A weight average is Lightning's callback
-    ``EMAWeightAveraging(use_buffers=False)``: validation and the ``state_dict`` of checkpoints are then the average.
+    Its state is the weights, the optimiser and two counts. Every random draw is a function of (seed, micro-batch, rank), so a
+    resumed run equals one that was never stopped. Lightning's callback ``EMAWeightAveraging(use_buffers=False)`` averages the
+    weights: validation and the ``state_dict`` of checkpoints then hold the average.
     """
 
     def __init__(
@@ -44,15 +44,15 @@ class LitSam(pl.LightningModule):
         loss: SamLoss,
         optim: AdamWConfig,
         seed: int,
-        trainable: Sequence[str] = ("*",),  # globs of parameter names, "mask_decoder.*"; the others are frozen
+        trainable: Sequence[str] = ("*",),  # globs of parameter names; the others are frozen
         activation_checkpointing: bool = False,
         compile_encoder: bool = False,
-        images_seen: int = 0,  # before this run, by earlier rounds of an engine
-        val_resolution: str = "input",  # or "decoder": IoUs on its grid, what the model itself draws
+        images_seen: int = 0,  # in earlier rounds of an engine
+        val_resolution: str = "input",  # or "decoder": IoUs on the decoder's grid, without upsampling
     ) -> None:
         super().__init__()
         if val_resolution not in ("input", "decoder"):
-            raise ValueError(f"trainer.val_resolution is {val_resolution!r}: take 'input' or 'decoder'")
+            raise ValueError(f"trainer.val_resolution is {val_resolution!r}: give input or decoder")
         self.val_resolution = val_resolution
         freeze(sam, trainable)
         sam.image_encoder.set_grad_checkpointing(activation_checkpointing)
@@ -61,7 +61,7 @@ class LitSam(pl.LightningModule):
         self.sam, self.prompts, self.loss, self.optim, self.seed = sam, prompts, loss, optim, seed
         self.images_seen = images_seen
         self.masks_seen: Tensor | int = 0
-        self.waiting_since = time.perf_counter()  # when the loop last turned to the data loader
+        self.waiting_since = time.perf_counter()  # since when the loop has waited for the data loader
         self._terms: list[Tensor] = []
         self._sums = torch.zeros(len(METRICS), 2)  # of IoUs and of weights
         self._encoder_trains = any(p.requires_grad for p in sam.image_encoder.parameters())
@@ -69,9 +69,10 @@ class LitSam(pl.LightningModule):
     # ---- training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a micro-batch over all its interactions; their gradients are taken on the way."""
+        """Returns the loss of a micro-batch over all its interactions; their gradients are computed on the way."""
+        # what is drawn at random, and over how many objects the loss is averaged
         step = self.micro_batch
-        schedule = self.prompts.schedule(seeded_generator("cpu", self.seed, SCHEDULE, step))  # equal on all ranks
+        schedule = self.prompts.schedule(seeded_generator("cpu", self.seed, SCHEDULE, step))  # the same on all ranks
         generator = seeded_generator(self.device, self.seed, PROMPTS, step, self.global_rank)
         mean_objects = self.trainer.strategy.reduce(batch.weights.sum(), reduce_op="mean")
 
@@ -87,6 +88,7 @@ class LitSam(pl.LightningModule):
                 num_objects=mean_objects.clamp(min=1),
             )
 
+        # encode once, then prompt and decode interaction by interaction
         total, log = loss_with_flat_memory(self.sam, self.encode(batch), losses)
         self._count(batch, mean_objects)
         self._terms.append(_stack(total, [terms for _, terms in log]))
@@ -94,24 +96,24 @@ class LitSam(pl.LightningModule):
         return total
 
     def encode(self, batch: Batch) -> Tensor:
-        """(B, C, g, g) image embeddings; a frozen encoder leaves nothing behind for a backward pass."""
+        """Returns (B, C, g, g) image embeddings; a frozen encoder stores nothing for a backward pass."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._encoder_trains):
             return self.sam.encode(self.sam.preprocess(batch.images, batch.input_sizes))
 
     @property
     def micro_batch(self) -> int:
-        """How many batches came before the present one, over resumptions: what random draws hang on."""
+        """Returns the number of batches before this one, earlier processes included; random draws depend on it."""
         return self.trainer.fit_loop.total_batch_idx
 
     def on_fit_start(self) -> None:
         if self.trainer.precision == "16-mixed":
             raise ValueError(
-                "trainer.precision is 16-mixed: gradients are taken inside the step, where float16 has no loss scaling; "
-                "take bf16-mixed, or 32-true"
+                "trainer.precision is 16-mixed, but gradients are computed inside the step, where float16 has no loss scaling: "
+                "set trainer.precision=bf16-mixed or 32-true"
             )
 
     def on_train_start(self) -> None:
-        self.train()  # here and not earlier, or Lightning warns of the frozen parts in eval mode
+        self.train()  # not earlier, because Lightning would warn of frozen parts in eval mode
         self._terms = []
         self.waiting_since = time.perf_counter()
 
@@ -119,7 +121,7 @@ class LitSam(pl.LightningModule):
         self._seed_layers(LAYERS, self.micro_batch)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the step while its gradients are there, and before any callback may write a checkpoint of it."""
+        """Logs the step while its gradients exist, and before a callback can write a checkpoint of it."""
         step, every = self.trainer.global_step + 1, self.trainer.log_every_n_steps
         terms, self._terms = torch.stack(self._terms).mean(dim=0), []
         if step % every == 0 or step == self.trainer.max_steps:
@@ -131,7 +133,7 @@ class LitSam(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """By norm, here: Lightning refuses fused optimisers under bf16-mixed, for a loss scaling that bfloat16 has not."""
+        """Clips by norm; Lightning itself refuses fused optimisers under bf16-mixed, for a loss scaling that is not used."""
         if gradient_clip_val:
             clip_gradients(_parameters(optimizer), gradient_clip_val)
 
@@ -139,7 +141,7 @@ class LitSam(pl.LightningModule):
         self.waiting_since = time.perf_counter()
 
     def train(self, mode: bool = True) -> LitSam:
-        """Training mode for what trains; parts that are frozen whole keep to evaluation, without dropout or drop path."""
+        """Sets training mode; parts that are entirely frozen stay in evaluation mode, without dropout or drop path."""
         super().train(mode)
         for part in self.sam.children():
             if not any(p.requires_grad for p in part.parameters()):
@@ -155,18 +157,20 @@ class LitSam(pl.LightningModule):
         loss, *parts = terms.tolist()
         if not math.isfinite(loss):
             raise ValueError(
-                f"the loss is {loss} at step {step}: lower the rate (optim.learning_rate_factor), clip the gradient "
-                "(trainer.gradient_clip_val) or train in another precision (trainer.precision)"
+                f"the loss is {loss} at step {step}: lower optim.learning_rate_factor or trainer.gradient_clip_val, or set "
+                "another trainer.precision"
             )
         num = len(parts) // 3
         names = [f"train/{term}_{i}" for i in range(num) for term in ("focal", "dice", "iou")]
-        rate = optimizer.param_groups[0]["lr"]  # of the full rate: param_groups puts it first
+        rate = optimizer.param_groups[0]["lr"]  # param_groups puts the full rate first
         values = {"train/loss": loss, **dict(zip(names, parts, strict=True))}
         self.log_row({**values, "train/grad_norm": float(norm), "train/lr": rate}, step)
 
     def log_row(self, values: dict[str, float], step: int) -> None:
-        """Write scalars of one step to all loggers, at once and beside the images seen: `self.log` would come too late
-        for a checkpoint that is written at the end of the batch."""
+        """Writes scalars of one step to all loggers, with the images and masks seen.
+
+        `self.log` would be too late for a checkpoint that is written at the end of the batch.
+        """
         row = {**values, "images_seen": float(self.images_seen), "masks_seen": float(self.masks_seen)}
         for logger in self.loggers:
             logger.log_metrics(row, step=step)
@@ -178,7 +182,7 @@ class LitSam(pl.LightningModule):
         self._sums = torch.zeros(len(METRICS), 2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> list[Interaction]:
-        """Adds up IoUs without the padding, and returns the interactions of the clicks (for panels)."""
+        """Adds up IoUs without the padding, and returns the interactions by clicks, which MaskPanels draws."""
         decoder = BatchDecoder(self.sam, self.encode(batch), batch)
         valid = batch.valid().index_select(0, batch.image_index)
         clicks = self._interact(decoder, batch, valid, CentreSampler(num_points=max(CLICKS)))
@@ -188,19 +192,19 @@ class LitSam(pl.LightningModule):
             if turn.index + 1 in CLICKS:
                 self._add(f"val/miou_{turn.index + 1}", iou(turn.low_res_logits), batch)
         each = [iou(logits[:, None]) for logits in clicks[0].output.low_res_logits.unbind(dim=1)]
-        self._add(ORACLE, torch.stack(each).amax(dim=0), batch)  # the best of the three, as an oracle would choose
+        self._add(ORACLE, torch.stack(each).amax(dim=0), batch)  # an oracle chooses the best of the three masks
         self._add(BOX, iou(box.low_res_logits), batch)
         return clicks
 
     def _iou_with(self, decoder: BatchDecoder, masks: Tensor, valid: Tensor) -> Callable[[Tensor], Tensor]:
-        """What turns (N, 1, h, w) logits into (N,) IoUs in the input frame, or on the decoder's grid."""
+        """Returns a function from (N, 1, h, w) logits to (N,) IoUs in the input frame, or on the decoder's grid."""
         if self.val_resolution == "input":
             return lambda logits: mask_iou(decoder.to_frame(logits)[:, 0] > 0, masks, valid)
         masks, valid = (shrink_masks(each, self.sam.config.mask_size) for each in (masks, valid))
         return lambda logits: mask_iou(logits[:, 0] > 0, masks, valid)
 
     def on_validation_epoch_end(self) -> None:
-        """Means over all objects of all ranks, to the loggers and, for callbacks, to `trainer.callback_metrics`."""
+        """Logs means over all objects of all ranks; callbacks find them in `trainer.callback_metrics`."""
         sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
         means = dict(zip(METRICS, (sums[:, 0] / sums[:, 1].clamp(min=1)).tolist(), strict=True))
         self.log_dict(means, logger=False, rank_zero_only=False)
@@ -219,7 +223,7 @@ class LitSam(pl.LightningModule):
         sums = torch.stack([(values_N * batch.weights).sum(), batch.weights.sum()])
         self._sums[METRICS.index(name)] += sums
 
-    # ---- what Lightning asks for
+    # ---- optimiser and checkpoints
 
     def configure_optimizers(self) -> Any:
         steps = self.trainer.max_steps if self.trainer.max_steps > 0 else self.optim.max_steps
@@ -231,29 +235,29 @@ class LitSam(pl.LightningModule):
         checkpoint["images_seen"], checkpoint["masks_seen"] = self.images_seen, int(self.masks_seen)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ValueError for a checkpoint of a model of other sizes."""
+        """Restores the counts; raises ValueError for a checkpoint of another model."""
         here, there = self.sam.config.to_dict(), checkpoint["sam_config"]
         if differences := [f"{k}: {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v]:
             raise ValueError(
-                f"the checkpoint to go on from is of another model ({'; '.join(differences)}): "
-                "take the config it was begun with, or another run_dir"
+                f"the checkpoint to resume from has another model ({'; '.join(differences)}): give the config that the run was "
+                "started with, or set another run_dir"
             )
         self.images_seen, self.masks_seen = checkpoint["images_seen"], checkpoint["masks_seen"]
 
     def _seed_layers(self, stream: int, number: int) -> None:
-        """Dropout, drop path and whatever else draws from PyTorch's own generators."""
+        """Seeds PyTorch's global generators, which dropout and drop path draw from."""
         torch.manual_seed(seeded_generator("cpu", self.seed, stream, number, self.global_rank).initial_seed())
 
 
 def freeze(sam: nn.Module, trainable: Sequence[str]) -> None:
-    """Only parameters whose name one of the globs matches keep a gradient; ValueError for a glob that matches none."""
+    """Freezes all parameters that no glob matches; raises ValueError for a glob that matches none."""
     names = [name for name, _ in sam.named_parameters()]
     for glob in trainable:
         if not any(fnmatchcase(name, glob) for name in names):
             parts = ", ".join(f"{name}.*" for name, _ in sam.named_children())
-            raise ValueError(f"optim.trainable names {glob!r}, which no parameter matches: take globs such as {parts}")
+            raise ValueError(f"optim.trainable contains {glob!r}, which matches no parameter: give globs such as {parts}")
     if not trainable:
-        raise ValueError("optim.trainable is empty, so nothing would train: name a part, or null for all")
+        raise ValueError("optim.trainable is empty, so nothing would train: give globs of parameter names, or null for all")
     for name, parameter in sam.named_parameters():
         parameter.requires_grad_(any(fnmatchcase(name, glob) for glob in trainable))
 
@@ -263,5 +267,5 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 def _stack(total: Tensor, terms: list[LossTerms]) -> Tensor:
-    """The loss, then focal, dice and IoU error of each interaction."""
+    """Returns one tensor: the loss, then focal, dice and IoU error of each interaction."""
     return torch.stack([total.detach(), *(value.float() for t in terms for value in (t.focal, t.dice, t.iou))])

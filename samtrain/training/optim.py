@@ -1,4 +1,4 @@
-"""The optimiser and its schedule: AdamW, rates that fall with depth, warm-up and milestones (paper, appendix A)."""
+"""The optimiser and its schedule: AdamW with layer decay, warm-up and milestones (paper, appendix A)."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ class AdamWConfig:
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"optim.schedule is {self.schedule!r}: take one of {', '.join(SCHEDULES)}")
+            raise ValueError(f"optim.schedule is {self.schedule!r}: give one of {', '.join(SCHEDULES)}")
         if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"recipes.<model>.layer_decay is {self.layer_decay}: take a number above 0, up to 1 (no decay)")
+            raise ValueError(f"recipes.<model>.layer_decay is {self.layer_decay}: give a number above 0, up to 1 (no decay)")
         if list(self.milestones) != sorted(self.milestones) or any(m > self.max_steps for m in self.milestones):
             raise ValueError(
                 f"recipes.<model>.milestones are {list(self.milestones)} and recipes.<model>.max_steps is {self.max_steps}: "
@@ -103,10 +103,10 @@ class AdamWConfig:
 
 
 def param_groups(sam: nn.Module, config: AdamWConfig) -> list[dict[str, Any]]:
-    """Trainable parameters by rate and weight decay, the full rate first; each group has a `name`.
+    """Returns the trainable parameters grouped by rate and weight decay, the full rate first; each group has a `name`.
 
-    No weight decay on what has one axis (norms and biases), nor on the absolute positions (ViTDet). Relative positions and
-    the decoder's tokens decay as weights do (ViTDet, SAM 2).
+    Parameters with one axis (norms and biases) and absolute positions have no weight decay (ViTDet). Relative positions and the
+    decoder's tokens decay as weights do (ViTDet, SAM 2).
     """
     depth = len(list(sam.get_submodule("image_encoder.blocks").children()))
     tokens = ("pos_embed", "cls_token", "reg_token")
@@ -127,7 +127,7 @@ def param_groups(sam: nn.Module, config: AdamWConfig) -> list[dict[str, Any]]:
 
 
 def _layer(name: str, depth: int) -> int:
-    """0 for patch and position embedding, i + 1 for block i, depth + 1 for all else (BEiT's and ViTDet's count)."""
+    """Returns 0 for patch and position embedding, i + 1 for block i, depth + 1 for the rest (as BEiT and ViTDet count)."""
     name = name.replace("image_encoder.vit.", "image_encoder.")  # a ViT of timm
     if name.startswith(tuple(f"image_encoder.{part}" for part in ("patch_embed.", "pos_embed", "cls_token", "reg_token"))):
         return 0
@@ -137,7 +137,7 @@ def _layer(name: str, depth: int) -> int:
 
 
 def rate_factor(config: AdamWConfig, step: int, run_steps: int) -> float:
-    """What the rate is multiplied by at the step that `step` others came before, in a run of `run_steps`."""
+    """Returns the factor on the rate at step `step`, counted from 0, in a run of `run_steps`."""
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     if config.schedule == "cosine":
         return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / run_steps)))
@@ -147,20 +147,20 @@ def rate_factor(config: AdamWConfig, step: int, run_steps: int) -> float:
 
 
 def run_milestones(config: AdamWConfig, run_steps: int) -> list[int]:
-    """The recipe's milestones in a run of another length."""
+    """Returns the recipe's milestones scaled to a run of another length."""
     return [round(milestone * run_steps / config.max_steps) for milestone in config.milestones]
 
 
 def build_optimizer(sam: nn.Module, config: AdamWConfig, run_steps: int) -> tuple[AdamW, LambdaLR]:
-    """AdamW and a schedule that is a function of the step alone: to be stepped after every optimiser step."""
+    """Returns AdamW and its schedule, a function of the step alone, to be stepped after every optimiser step."""
     groups = param_groups(sam, config)
-    # fused: one kernel a group in place of ten operations a tensor
+    # fused: one kernel per group in place of ten operations per tensor
     optimizer = AdamW(groups, betas=config.betas, fused=True)
     return optimizer, LambdaLR(optimizer, lambda step: rate_factor(config, step, run_steps))
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
-    """The l2 norm of all gradients together; of those that FSDP2 shards, all ranks' parts count."""
+    """Returns the l2 norm of all gradients together, over all ranks for gradients that FSDP2 shards."""
     sharded, whole = ([p.grad for p in kind if p.grad is not None] for kind in _by_kind(parameters))
     if not sharded:
         return nn.utils.get_total_norm(whole)
@@ -168,12 +168,12 @@ def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:
-    """Scale the gradients so that their `gradient_norm` is at most `max_norm`."""
+    """Scales the gradients so that their `gradient_norm` is at most `max_norm`."""
     norm = gradient_norm(parameters)
     for kind in _by_kind(parameters):
         nn.utils.clip_grads_with_norm_(kind, max_norm, norm)
 
 
 def _by_kind(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Sharded ones and whole ones: no operation on a list takes both."""
+    """Returns sharded and whole parameters apart, because no list operation takes both."""
     return [p for p in parameters if isinstance(p, DTensor)], [p for p in parameters if not isinstance(p, DTensor)]

@@ -1,7 +1,7 @@
-"""What a training step costs before anything is bought: its memory and operations, by running it on tensors without numbers.
+"""Estimates the memory and the operations of a training step by running it on tensors without values.
 
-The step is the real one (`interact`), on PyTorch's fake tensors: shapes and storages are followed, nothing is computed. So the
-figures change with the code, and any model, size and number of masks can be asked on a laptop.
+The step is the real one (`interact`) on PyTorch's fake tensors, which have shapes and storages but compute nothing. So the
+figures follow the code, and a laptop can estimate any model, size and number of masks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from samtrain.types import Batch
 
 @dataclass(frozen=True)
 class Device:
-    """What a device gives: memory in 10^9 bytes, and 10^12 operations a second of the model in a whole training step."""
+    """Describes a device: memory in 10^9 bytes, and 10^12 operations per second of the model over a whole training step."""
 
     kind: str
     memory_gb: float
@@ -36,7 +36,7 @@ class Device:
     source: str
 
 
-# reached in float32 on a CPU, in bf16 on a GPU
+# speeds reached in float32 on a CPU and in bf16 on a GPU
 DEVICES = {
     "cpu": Device("cpu", 24, 0.18, "measured: experiments/README.md, a step of ViT-B on 2 cores of a Xeon"),
     "rtx4090": Device("cuda", 24, 58, "not measured: 35 % of 165"),
@@ -57,7 +57,7 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
-            raise ValueError(f"plan.device is {self.device!r}: take one of {', '.join(DEVICES)}, and set plan.memory_gb")
+            raise ValueError(f"plan.device is {self.device!r}: give one of {', '.join(DEVICES)}, and set plan.memory_gb")
         for name in ("memory_gb", "tflops"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -73,16 +73,16 @@ class PlanConfig:
         return device if self.memory_gb is None else replace(device, memory_gb=float(self.memory_gb))
 
 
-BYTES_OF_STATE = 4 + 8  # a weight's own and AdamW's two moments in float32; its gradient is met in the step
+BYTES_OF_STATE = 4 + 8  # a weight and AdamW's two moments in float32; the step itself allocates the gradient
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of one micro-batch on one device.
+    """Holds the cost of one micro-batch on one device.
 
     state_gb:     weights and optimiser, in 10^9 bytes
-    step_gb:      the most that is alive on top: activations, gradients, what passes through
-    encoder_tflop, decoder_tflop: 10^12 floating-point operations, forward and backward, two for a multiplication with addition
+    step_gb:      peak of everything else: activations, gradients, temporary tensors
+    encoder_tflop, decoder_tflop: 10^12 floating-point operations, forward and backward; a multiply-add counts as two
     """
 
     state_gb: float
@@ -110,9 +110,9 @@ def step_cost(
     bf16: bool,
     activation_checkpointing: bool,
 ) -> StepCost:
-    """The cost of a step on `images` images with `masks` objects each, everything trained, as `bf16-mixed` or in float32.
+    """Returns the cost of a step on `images` images with `masks` objects each, all parts trained, in bf16-mixed or float32.
 
-    device: "cpu" or "cuda", which take different ways through attention and loss
+    device: "cpu" or "cuda", which use different code for attention and loss
     """
     with torch.device("meta"):
         sam = Sam(config)
@@ -122,7 +122,7 @@ def step_cost(
     meter = _Meter(config.encoder_dim // config.encoder_heads)
     with FakeTensorMode(allow_non_fake_inputs=True), _as_on(device), meter:
         sam.to_empty(device="cpu")
-        meter.reset()  # the weights are counted apart
+        meter.reset()  # state_gb counts the weights
         batch = _batch(config.image_size, images, masks)
 
         def losses(embeddings: torch.Tensor) -> Any:
@@ -167,7 +167,7 @@ def _batch(side: int, images: int, masks: int) -> Batch:
 
 @contextmanager
 def _as_on(device: str) -> Iterator[None]:
-    """Fake tensors lie on the CPU, the step takes the ways of the device."""
+    """Makes the step use the code of `device`, although its fake tensors are on the CPU."""
     pixels, chunked = mask_loss.PIXELS_AT_A_TIME["cpu"], set(rel_pos_attention.IN_CHUNKS)
     if device != "cpu":
         mask_loss.PIXELS_AT_A_TIME["cpu"] = mask_loss.PIXELS_AT_A_TIME["cuda"]
@@ -180,7 +180,7 @@ def _as_on(device: str) -> Iterator[None]:
 
 
 class _Meter(TorchDispatchMode):
-    """Counts the operations of matrix products and convolutions, and the bytes that are alive among what was made under it."""
+    """Counts operations of matrix products and convolutions, and the bytes alive of tensors that were created under it."""
 
     def __init__(self, head_dim: int) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class _Meter(TorchDispatchMode):
         self._sizes: dict[int, int] = {}
 
     def reset(self) -> None:
-        """Forget what there is: it is the caller's."""
+        """Forgets what has been counted up to now."""
         self.operations = self.peak = self._alive = 0
         self._sizes = dict.fromkeys(self._sizes, 0)
 
@@ -206,7 +206,7 @@ class _Meter(TorchDispatchMode):
         return out
 
     def _attention(self, products: int, place: int, args: tuple) -> int:
-        """What the model asks for; widths that a kernel wastes on padding or a folded bias are no operations of its."""
+        """Returns the operations that the model asks for, without those that a kernel spends on padding or a folded bias."""
         shape = args[place].shape
         if len(shape) == 5:
             B, N, _, n, C = shape
@@ -226,8 +226,8 @@ class _Meter(TorchDispatchMode):
         self._alive -= self._sizes.pop(key, 0)
 
 
-# products of N x N in each, and which argument tells the shape: forward scores and sums; backward scores anew, their gradient,
-# and the gradients of query, key and value
+# number of N x N products, and the argument with the shape: the forward pass computes scores and sums; the backward pass
+# computes the scores again, their gradient, and the gradients of query, key and value
 _ATTENTION = {
     torch.ops.samtrain.rel_pos_attention: (2, 0),
     torch.ops.samtrain.rel_pos_attention_backward: (5, 2),

@@ -23,7 +23,7 @@ from samtrain.files import write_text
 from samtrain.modeling.build import build_sam
 from samtrain.modeling.checkpoints import save_safetensors
 from samtrain.run.build import sam_config_of
-from samtrain.run.directory import held
+from samtrain.run.directory import directory_lock
 from samtrain.run.worker import read_request, train_apart
 from samtrain.tasks import resolve
 from samtrain.tasks.rounds import schedule, stages
@@ -89,7 +89,7 @@ def test_a_training_travels_to_another_process(tmp_path: Path) -> None:
 
 
 def test_a_training_that_fails_apart_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"the training in .*fit ended with exit status 3; .* goes on from its last"):
+    with pytest.raises(ValueError, match=r"the training in .*fit ended with exit status 3; .* resumes from its last"):
         train_apart(tmp_path, request(tmp_path / "fit"), "sh -c 'exit 3'")
 
 
@@ -102,7 +102,7 @@ def test_a_training_that_outlived_its_rounds_is_not_started_twice(tmp_path: Path
     directory.mkdir()
     write_text(directory / "request.json", json.dumps(asdict(request(directory)), default=str))
     command = [sys.executable, "-c", code, str(tmp_path), str(directory)]
-    with held(directory):
+    with directory_lock(directory):
         answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert answer.returncode and f"another process is working in {directory}" in answer.stderr
 

@@ -117,7 +117,7 @@ def test_no_checkpoint_comes_right_before_a_validation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"accumulate_grad_batches": 4}, "each 6 batches falls between two steps of 4 batches"),
+        ({"accumulate_grad_batches": 4}, "every 6 batches falls between two steps of 4 batches"),
         ({"check_val_every_n_epoch": 1}, "check_val_every_n_epoch=1"),
         ({"callbacks": []}, "LastCheckpoint stands before BestCheckpoint"),
     ],

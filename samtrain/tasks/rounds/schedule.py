@@ -10,7 +10,7 @@ from samtrain.data_engine.ledger import promoted, read_ledger, take_over
 from samtrain.data_engine.stages import SEMI_AUTOMATIC, STAGES, RoundConfig, read_round
 from samtrain.modeling.build import load_sam, sam_config
 from samtrain.run.build import check_growth, sam_config_of
-from samtrain.run.directory import differing, num_ranks
+from samtrain.run.directory import config_differences, num_ranks
 from samtrain.run.settings import Config, ModelConfig, read
 from samtrain.training.config import TrainerConfig
 
@@ -76,7 +76,7 @@ def _check_same_images(config: Config, earlier: Path) -> None:
     stored = yaml.safe_load((earlier / ".hydra" / "config.yaml").read_text())
     differences = [
         f"{key}: {there} there, {here} now"
-        for key, here, there in differing(config, stored)
+        for key, here, there in config_differences(config, stored)
         if key.startswith(SAME) and not key.startswith(MAY_DIFFER)
     ]
     if differences:

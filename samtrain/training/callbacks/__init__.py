@@ -1,4 +1,4 @@
-"""What runs beside the training loop: checkpoints, the display, panels."""
+"""Lightning callbacks: checkpoints, throughput, the progress display, panels of masks, norms."""
 
 from samtrain.training.callbacks.checkpointing import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, batches_seen
 from samtrain.training.callbacks.display import ProgressDisplay, Throughput

@@ -1,7 +1,7 @@
-"""Checkpoints from which a killed run goes on as if nothing had happened.
+"""Checkpoints from which a killed run resumes as if it had never stopped.
 
-A checkpoint is written whole or not at all. `last.ckpt` follows every validation and never comes right before one, because a
-run that goes on from there would leave that validation out. On its start a run takes `metrics.csv` back to its checkpoint.
+A checkpoint is written completely or not at all. `last.ckpt` is written after every validation and never right before one,
+because a run that resumes there would skip that validation. When a run resumes, it cuts `metrics.csv` back to its checkpoint.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from samtrain.files import atomic_path
 
-CONFIG_KEYS = ("sam_config", "detector_config")  # a module writes one of them
+CONFIG_KEYS = ("sam_config", "detector_config")  # a checkpoint has one of them
 WEIGHTS_ONLY = {
     "only": ("state_dict", *CONFIG_KEYS, "images_seen", "masks_seen", "global_step", "pytorch-lightning_version")
 }
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes beside the target, syncs, and replaces it; reads without running code from the file."""
+    """Writes a temporary file, syncs it and renames it; reads without running code from the file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """`storage_options={"only": keys}` leaves all other keys out. OSError where the disk is full: the old file stays."""
+        """Writes the checkpoint; `storage_options={"only": keys}` leaves other keys out.
+
+        Raises OSError if the disk is full; the previous file is then unchanged.
+        """
         path = Path(path)
         if storage_options is not None:
             checkpoint = {key: checkpoint[key] for key in storage_options["only"] if key in checkpoint}
@@ -36,7 +39,7 @@ class AtomicCheckpointIO(CheckpointIO):
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
             raise OSError(
-                f"{path} could not be written ({error}); the file of before, if any, is as it was. "
+                f"{path} could not be written ({error}), and an earlier file of this name is unchanged. "
                 "Make room on the disk, or set another run_dir, and give the same command again"
             ) from error
 
@@ -48,21 +51,21 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class BestCheckpoint(Checkpoint):
-    """Keeps the weights, without the optimiser, of the validation at which `monitor` was highest."""
+    """Keeps the weights, without the optimiser, of the validation with the highest `monitor`."""
 
     def __init__(self, *, path: str | Path, monitor: str = "val/miou_1") -> None:
         self.path = Path(path)
         self.monitor = monitor
         self.best_score = -math.inf
         self.best_step = 0
-        self.scores: dict[str, float] = {}  # all validation metrics of the best
+        self.scores: dict[str, float] = {}  # all metrics of the best validation
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics))
-            raise ValueError(f"callbacks.monitor is {self.monitor!r}, which validation does not give; there are {known}")
+            raise ValueError(f"callbacks.monitor is {self.monitor!r}, which validation does not measure: choose from {known}")
         score = float(trainer.callback_metrics[self.monitor])
         if score > self.best_score:
             self.best_score, self.best_step = score, trainer.global_step
@@ -78,11 +81,11 @@ class BestCheckpoint(Checkpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes `last.ckpt` each `every_n_steps` and after each validation; comes after `BestCheckpoint` in the list."""
+    """Writes `last.ckpt` every `every_n_steps` steps and after each validation; must come after `BestCheckpoint`."""
 
     def __init__(self, *, path: str | Path, every_n_steps: int = 100) -> None:
         if every_n_steps < 1:
-            raise ValueError(f"callbacks.checkpoint_every_steps is {every_n_steps}: take 1 or more")
+            raise ValueError(f"callbacks.checkpoint_every_steps is {every_n_steps}: give 1 or more")
         self.path = Path(path)
         self.every_n_steps = every_n_steps
         self._saved_step = -1
@@ -93,34 +96,34 @@ class LastCheckpoint(Checkpoint):
         self._check_same_for_all_ranks(trainer)
         later = trainer.callbacks[trainer.callbacks.index(self) + 1 :]
         if any(isinstance(callback, BestCheckpoint) for callback in later):
-            raise ValueError("callbacks: LastCheckpoint stands before BestCheckpoint, so a kill could lose a best: swap them")
+            raise ValueError("callbacks: LastCheckpoint comes before BestCheckpoint, so a kill could lose a best: swap them")
         interval, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
         counts_batches = isinstance(interval, int) and trainer.check_val_every_n_epoch is None
         if trainer.enable_validation and not counts_batches:
             raise ValueError(
                 f"Trainer(val_check_interval={interval!r}, check_val_every_n_epoch={trainer.check_val_every_n_epoch!r}): "
-                "take a whole number of batches and None, the only way that a killed run repeats"
+                "give a whole number of batches and None, because a resumed run repeats no other interval"
             )
         if trainer.enable_validation and interval % accumulate:
             raise ValueError(
-                f"validation each {interval} batches falls between two steps of {accumulate} batches each: Lightning counts "
-                "batches, so multiply trainer.val_every_steps by the accumulation"
+                f"validation every {interval} batches falls between two steps of {accumulate} batches each: give Lightning's "
+                "val_check_interval in batches, a multiple of the batches per step"
             )
 
     def _check_same_for_all_ranks(self, trainer: pl.Trainer) -> None:
-        """Else some would begin where others go on, and wait for each other in vain."""
+        """Raises ValueError if the ranks would resume from different steps and then wait for each other forever."""
         here = batches_seen(self.path if self.path.is_file() else None)
         first = trainer.strategy.broadcast(here)
         if not trainer.strategy.reduce_boolean_decision(here == first):
             raise ValueError(
-                f"{self.path} is not the same file on all nodes (rank {trainer.global_rank} would go on behind {here} batches, "
-                f"rank 0 behind {first}): set run_dir to a folder on a disk that all nodes share"
+                f"{self.path} is not the same file on all nodes (rank {trainer.global_rank} would resume after {here} batches, "
+                f"rank 0 after {first}): set run_dir to a folder on a disk that all nodes share"
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_step = trainer.global_step
         for logger in trainer.loggers:
-            if hasattr(logger, "take_back"):  # the one of metrics.csv
+            if hasattr(logger, "take_back"):  # AppendingCSVLogger
                 logger.take_back(trainer.global_step)
 
     def on_train_batch_end(
@@ -136,7 +139,7 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        """First the rows that a run from here will not write again, then the checkpoint."""
+        """Saves the logged rows first, because a run that resumes from this checkpoint will not write them again."""
         for logger in trainer.loggers:
             logger.save()
         trainer.save_checkpoint(self.path, weights_only=False)
@@ -144,7 +147,7 @@ class LastCheckpoint(Checkpoint):
 
 
 def batches_seen(path: Path | None) -> int:
-    """How many batches a rank had taken when the checkpoint was written; 0 without one."""
+    """Returns the number of batches that a rank had seen when the checkpoint was written; 0 without a checkpoint."""
     if path is None:
         return 0
     loops = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["loops"]
@@ -152,7 +155,7 @@ def batches_seen(path: Path | None) -> int:
 
 
 def _validation_follows(trainer: pl.Trainer) -> bool:
-    """Whether the loop validates after the batch that has just ended."""
+    """Returns whether the loop validates after the batch that has just ended."""
     if not trainer.enable_validation:
         return False
     return (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0

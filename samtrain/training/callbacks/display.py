@@ -1,4 +1,4 @@
-"""How fast a training runs, and how far it is: one live line in a terminal, plain lines elsewhere."""
+"""Shows the speed and the progress of a training: one live line in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rich.table import Table
 from samtrain import terminal
 from samtrain.types import Batch
 
-FIRST = ("step", "left", "loss", "images/s")  # what a narrow terminal shows
-WINDOW = 50  # batches that speeds are averaged over
+FIRST = ("step", "left", "loss", "images/s")  # what a narrow terminal shows first
+WINDOW = 50  # number of batches that speeds are averaged over
 
 
 class Throughput(pl.Callback):
-    """Images and masks a second, and the share of the time in which the loop waited for data.
+    """Measures images and masks per second, and the share of time in which the loop waits for data.
 
-    Over the last batches of this rank, times the number of ranks; validation and checkpoints do not count. Logged as
-    `speed/*`, which `metrics.csv` leaves out. The module is a `LitSam`: it notes when it turns to the loader.
+    It averages over the last batches of this rank and multiplies by the number of ranks; validation and checkpoints do not
+    count. It logs `speed/*`, which `metrics.csv` leaves out. The module must be a `LitSam`, which notes `waiting_since`.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Throughput(pl.Callback):
             pl_module.log_row({f"speed/{name}": value for name, value in self.speeds().items()}, trainer.global_step)
 
     def speeds(self) -> dict[str, float]:
-        """`images_per_s`, `masks_per_s` and `data_wait` from 0 to 1; empty before the first batch."""
+        """Returns `images_per_s`, `masks_per_s` and `data_wait` from 0 to 1; an empty dict before the first batch."""
         if not self._batches:
             return {}
         wait, work, images, masks = (sum(column) for column in zip(*self._batches, strict=True))
@@ -52,20 +52,20 @@ class Throughput(pl.Callback):
 
 
 class ProgressDisplay(ProgressBar):
-    """Step, loss, time left, speed; what validation found stays on the screen. Comes after `Throughput` in the list."""
+    """Shows step, loss, time left and speed; results of validations stay on the screen. Must come after `Throughput`."""
 
     def __init__(self, *, every_seconds: float = 30.0, console: Console | None = None) -> None:
-        """`every_seconds` is between two lines where there is no terminal."""
+        """`every_seconds` is the time between two lines where there is no terminal."""
         super().__init__()
         self.console = console or terminal.console()
         self.every_seconds = every_seconds if not self.console.is_terminal else 0.25
         self._enabled = True
         self._live: Any = None
         self._shown_at = 0.0
-        self._first: tuple[float, int] | None = None  # when this process had done its first step, and which
+        self._first: tuple[float, int] | None = None  # time and number of this process's first step
 
     def disable(self) -> None:
-        """Lightning calls this on all ranks but the first."""
+        """Turns the display off; Lightning calls this on all ranks but the first."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -100,7 +100,7 @@ class ProgressDisplay(ProgressBar):
         if self._enabled and not trainer.sanity_checking:
             found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
             scores = "  ".join(f"{name} {value:.3f}" for name, value in found.items())
-            wraps = not self.console.is_terminal  # a line of a file stays one
+            wraps = not self.console.is_terminal  # in a file one line must not wrap
             self.console.print(f"step {_step(trainer)}  {scores}", highlight=False, soft_wrap=wraps)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -113,7 +113,7 @@ class ProgressDisplay(ProgressBar):
         self.console.print(*args, **kwargs)
 
     def status(self, trainer: pl.Trainer, now: float) -> dict[str, str]:
-        """What is shown, name to text."""
+        """Returns what is shown: {name: text}."""
         status = {"step": _step(trainer), "loss": f"{float(trainer.callback_metrics.get('train/loss', 0)):.4f}"}
         speeds = next((c.speeds() for c in trainer.callbacks if isinstance(c, Throughput)), {})
         if speeds:
@@ -143,7 +143,7 @@ class ProgressDisplay(ProgressBar):
 
 
 def _fitting(status: dict[str, str], width: int) -> list[str]:
-    """As many of the texts as there is room for, what matters most first to be taken; in their order."""
+    """Returns as many texts as fit, chosen by importance, in their original order."""
     by_rank = sorted(status, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     chosen: set[str] = set()
     for name in by_rank:
@@ -160,7 +160,7 @@ def _step(trainer: pl.Trainer) -> str:
 
 
 def _clock(seconds: float) -> str:
-    """1:02:03 or 2:03."""
+    """Returns 1:02:03 or 2:03."""
     minutes, left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"

@@ -1,4 +1,4 @@
-"""Panels of a validation: image, object, and what the model made of each click."""
+"""Panels of a validation: the image, the object, and the predicted mask after each click."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from samtrain.types import Batch
 
 
 class MaskPanels(pl.Callback):
-    """A sheet of some objects of the first validation batch, a row each: `panels/step_<step>.png`, W&B, TensorBoard.
+    """Draws some objects of the first validation batch, one per row: `panels/step_<step>.png`, W&B, TensorBoard.
 
-    A white line is the object, what is filled is the prediction; green clicks lie on the object, red ones off it.
+    The white line is the object, the filled area the prediction; green clicks are on the object, red ones off it.
     """
 
     def __init__(self, *, directory: str | Path, num_objects: int = 6, side: int = 192) -> None:
@@ -45,14 +45,14 @@ class MaskPanels(pl.Callback):
         sheet = self.draw(batch, outputs, rows)
         save_image(self.directory / f"step_{trainer.global_step:06d}.png", sheet)
         for logger in trainer.loggers:
-            if hasattr(logger, "log_interactions"):  # the one of W&B
+            if hasattr(logger, "log_interactions"):  # SamWandbLogger
                 objects = _Masks(batch, outputs, rows).clicked(outputs, rows)
                 logger.log_interactions(sheet, objects, step=trainer.global_step, images_seen=pl_module.images_seen)
             elif isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("panels", sheet, trainer.global_step, dataformats="HWC")
 
     def draw(self, batch: Batch, turns: list[Interaction], rows: list[int]) -> np.ndarray:
-        """(H, W, 3) uint8, a row for each of `rows`, the numbers of objects in the batch."""
+        """Returns a (H, W, 3) uint8 sheet with one row per object; `rows` are indices of objects in the batch."""
         masks = _Masks(batch, turns, rows)
         sheet = []
         for i, row in enumerate(rows):
@@ -74,7 +74,7 @@ class MaskPanels(pl.Callback):
 
 
 class _Masks:
-    """Some objects of a batch with their predictions, on the host; `crop`, `image` and `truth` are without the padding."""
+    """Holds some objects of a batch with their predictions, in NumPy; `crop`, `image` and `truth` cut the padding off."""
 
     def __init__(self, batch: Batch, turns: list[Interaction], rows: list[int]) -> None:
         self.batch = batch
@@ -99,7 +99,7 @@ class _Masks:
         return self.crop(self.truths[i], i)
 
     def clicked(self, turns: list[Interaction], rows: list[int]) -> list[ClickedObject]:
-        """With the padding: W&B wants one size for all."""
+        """Returns the objects with the padding, because W&B wants equal sizes."""
         newest = [(turn.prompts.coords[rows, 0].tolist(), turn.prompts.labels[rows, 0].tolist()) for turn in turns]
         return [
             ClickedObject(
@@ -116,7 +116,7 @@ class _Masks:
 
 
 def _spread(weights_N: Tensor, num: int) -> list[int]:
-    """Up to `num` real objects, evenly spread over the batch and so over its images."""
+    """Returns indices of up to `num` real objects, evenly spread over the batch and so over its images."""
     real = torch.nonzero(weights_N > 0).flatten().tolist()
     if len(real) <= num:
         return real

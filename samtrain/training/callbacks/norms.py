@@ -1,4 +1,4 @@
-"""How large the parameters of each part are, and their gradients: where a training that misbehaves does so."""
+"""Logs the norms of each part's parameters and gradients, to find where a training diverges."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from samtrain.training.optim import gradient_norm
 
 
 class ParameterNorms(pl.Callback):
-    """`norms/param/<part>` and `norms/grad/<part>` (l2, before clipping) each so many steps, to all loggers.
+    """Logs `norms/param/<part>` and `norms/grad/<part>` (l2, before clipping) every `every_n_steps` steps.
 
-    Parts are `patch_embed`, `block_00` and so on, `neck` of the encoder, `prompt_encoder`, `mask_decoder`. Parts without a
-    gradient, being frozen, have only the former. Under FSDP2 norms are of all ranks' parts. The module is a `LitSam`.
+    Parts are `patch_embed`, `block_00` and so on, `neck` of the encoder, `prompt_encoder`, `mask_decoder`. Frozen parts have
+    no gradient norm. Under FSDP2 norms cover the shards of all ranks. The module must be a `LitSam`.
     """
 
     def __init__(self, *, every_n_steps: int) -> None:
         if every_n_steps < 1:
-            raise ValueError(f"callbacks.norms_every_steps is {every_n_steps}: take 1 or more, or null for none")
+            raise ValueError(f"callbacks.norms_every_steps is {every_n_steps}: give 1 or more, or null for none")
         self.every_n_steps = every_n_steps
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -36,7 +36,7 @@ class ParameterNorms(pl.Callback):
 
 
 def parts_of(sam: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The parameters of each part, in the order of the forward pass."""
+    """Returns the parameters of each part, in the order of the forward pass."""
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in sam.named_parameters():
         first, second, third, *_ = [*name.replace("image_encoder.vit.", "image_encoder.").split("."), "", ""]

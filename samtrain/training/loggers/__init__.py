@@ -1,4 +1,4 @@
-"""Where the scalars, images and files of a run go: always `metrics.csv`, and W&B or TensorBoard where they are asked for."""
+"""Loggers of scalars, images and files: always `metrics.csv`, and W&B or TensorBoard if they are set."""
 
 from samtrain.training.loggers.appending_csv import AppendingCSVLogger
 from samtrain.training.loggers.ledger import LedgerLogger

@@ -1,4 +1,4 @@
-"""`metrics.csv`, which a continued run continues."""
+"""`metrics.csv`, to which a resumed run appends."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from samtrain.files import atomic_path, sync
 
-WALL_CLOCK = "speed/*"  # names that tell of the machine, not of the model
+WALL_CLOCK = "speed/*"  # metrics of the machine, not of the model
 
 
 class AppendingCSVLogger(Logger):
-    """One row a step in `metrics.csv`, which a continued run continues.
+    """Writes one row per step to `metrics.csv`; a resumed run appends to it.
 
-    Whatever is logged for one step shares its row. Wall-clock values (`exclude`) stay out, so that the file of a run that was
-    killed and went on equals an undisturbed run's to the byte. A row reaches the disk when the next step's begins and
-    before each checkpoint (`save`), so no checkpoint is ahead of the file.
+    All values of one step share its row. Wall-clock values (`exclude`) are left out, so that the file of a resumed run equals
+    an uninterrupted run's to the byte. A row is written when the next step's row begins and before each checkpoint (`save`), so
+    no checkpoint is ahead of the file.
     """
 
     def __init__(self, path: str | Path, *, exclude: Iterable[str] = (WALL_CLOCK, "epoch")) -> None:
@@ -32,8 +32,8 @@ class AppendingCSVLogger(Logger):
         self.path = Path(path)
         self.exclude = tuple(exclude)
         self._columns: list[str] = []
-        self._row: dict[str, str] = {}  # of the present step
-        self._row_start: int | None = None  # where it stands in the file, once it does
+        self._row: dict[str, str] = {}  # of the current step
+        self._row_start: int | None = None  # its offset in the file, once it is written
         self._changed = False
         self._opened = False
 
@@ -51,7 +51,7 @@ class AppendingCSVLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run's config stands in `.hydra/`."""
+        """Writes nothing, because `.hydra/` has the run's config."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -67,7 +67,7 @@ class AppendingCSVLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Bring the present step's row to the disk."""
+        """Writes the current step's row to the disk."""
         if not self._changed:
             return
         if new := [name for name in self._row if name not in self._columns]:
@@ -86,12 +86,12 @@ class AppendingCSVLogger(Logger):
 
     @rank_zero_only
     def take_back(self, step: int) -> None:
-        """Drop what stands behind `step`, to which a run was taken back; it will come again."""
+        """Drops the rows after `step`, from which the run resumes, because it will write them again."""
         self._open()
         self._continue([row for row in _read(self.path)[1] if int(row["step"]) <= step])
 
     def _open(self) -> None:
-        """Take over the columns of an earlier part of the run; a row that was cut short is dropped."""
+        """Reads the columns and rows of an earlier process; drops a row that was cut short."""
         if self._opened:
             return
         self._opened = True
@@ -99,7 +99,7 @@ class AppendingCSVLogger(Logger):
         self._continue(rows)
 
     def _continue(self, rows: list[dict[str, str]]) -> None:
-        """Make these the file's rows; the last one may still be added to."""
+        """Rewrites the file with these rows; values can still be added to the last one."""
         self._rewrite(rows)
         self._row, self._row_start, self._changed = {}, None, False
         if rows:
@@ -107,7 +107,7 @@ class AppendingCSVLogger(Logger):
             self._row_start = self.path.stat().st_size - len(_line(rows[-1].values()))
 
     def _widen(self, names: list[str]) -> None:
-        """New columns: the whole file once more, which happens when a kind of row comes for the first time."""
+        """Adds columns by rewriting the file, which happens when a metric is logged for the first time."""
         rows = _read(self.path)[1]
         if self._row_start is not None:
             rows.pop()
@@ -123,7 +123,7 @@ class AppendingCSVLogger(Logger):
 
 
 def _text(value: Any) -> str:
-    """A number as text: whole, or to the nine digits that tell any two float32 apart."""
+    """Returns a number as text, with the nine digits that distinguish any two float32 values."""
     number = float(value)
     return str(int(number)) if number.is_integer() else f"{number:.9g}"
 
@@ -135,7 +135,7 @@ def _line(cells: Iterable[str]) -> bytes:
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns and rows of a file, without a last line that was cut short."""
+    """Returns the columns and rows of a file, without a last line that was cut short."""
     whole = path.read_bytes().rpartition(b"\n")[0].decode()
     columns, *rows = list(csv.reader(whole.splitlines())) or [["step"]]
     return columns, [dict(zip(columns, row, strict=True)) for row in rows]

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samtrain.training.loggers.wandb_run import SamWandbLogger, add_to, losing_nothing
+from samtrain.training.loggers.wandb_run import SamWandbLogger, add_to, log_wandb_errors
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RoundFiles:
-    """What a round made, and from what: weights by their sha256, tars by theirs.
+    """Describes what a round made and from what: weights and tars, each with its sha256.
 
-    parent, parent_digest:  the model that helped to annotate and was trained further; None for the first
+    parent, parent_digest:  the model that helped to annotate and was trained further; None for the first round
     shards, earlier:        path and sha256 of the tars of this round, and of those before it
     """
 
@@ -36,13 +36,13 @@ class RoundFiles:
 
 
 def log_round(logger: SamWandbLogger, files: RoundFiles, numbers: Mapping[str, float]) -> None:
-    """A run of its own in the group of `logger`'s: it uses the parent and the earlier shards, makes shards and a model.
+    """Logs a round as its own run in the group of `logger`: it uses the parent and earlier shards, and makes shards and a model.
 
-    `numbers` become its summary. With log_artifacts "none" nothing happens; where W&B fails it is said, and the rounds go on.
+    `numbers` become its summary. Does nothing if log_artifacts is "none". Errors of W&B are logged and do not stop the rounds.
     """
     if logger.log_artifacts == "none":
         return
-    with losing_nothing(f"round {files.number} with its files"):
+    with log_wandb_errors(f"round {files.number} with its files"):
         _log(logger, files, numbers)
 
 
@@ -60,7 +60,7 @@ def _log(logger: SamWandbLogger, files: RoundFiles, numbers: Mapping[str, float]
         resume="allow",
         dir=logger.save_dir,
         mode="offline" if main.offline else "online",
-        reinit="create_new",  # beside the run of the curves
+        reinit="create_new",  # a second run beside the run with the curves
         config={"round": files.number, "stage": files.stage, "digest": files.digest, "parent_digest": files.parent_digest},
         settings=wandb.Settings(silent=True, x_disable_stats=True, console="off"),
     )
@@ -79,7 +79,7 @@ def _log(logger: SamWandbLogger, files: RoundFiles, numbers: Mapping[str, float]
 
 
 class _Artifacts:
-    """Artifacts of one data-engine run, equal for equal files: W&B takes the second for the first's version."""
+    """Makes the artifacts of one data-engine run; equal files give equal artifacts, which W&B takes for one version."""
 
     def __init__(self, logger: SamWandbLogger, key: str) -> None:
         self.files, self.key = logger.log_artifacts == "files", key
@@ -93,7 +93,7 @@ class _Artifacts:
         return self._artifact("model", [(path, digest)], metadata, upload=self.files)
 
     def shards(self, tars: Sequence[tuple[Path, str]], annotated_with: str | None, number: int) -> Any:
-        """All tars up to a round: what its training sees."""
+        """Returns an artifact of all tars up to a round, which its training sees."""
         metadata = {"round": number, "sha256": [sha for _, sha in tars], "annotated_with": annotated_with}
         return self._artifact("masks", tars, metadata, upload=self.images)
 
@@ -112,9 +112,9 @@ class _Artifacts:
 
 
 def _use(run: Any, artifact: Any, number: int) -> None:
-    """`run.use_artifact`, offline too: W&B refuses that because it could not wait for the upload, which nobody does here.
+    """Calls `run.use_artifact`, also offline, where W&B refuses it because it cannot wait for the upload; nothing here waits.
 
-    W&B moves "latest" to it; what the round makes of the same kind afterwards takes it back.
+    W&B moves the alias "latest" to this artifact; the artifact that the round makes afterwards takes it back.
     """
     aliases = [f"used-by-round-{number}"]
     if not run.offline:
@@ -122,7 +122,7 @@ def _use(run: Any, artifact: Any, number: int) -> None:
     elif hasattr(run, "_log_artifact"):
         run._log_artifact(artifact, aliases=aliases, is_user_created=True, use_after_commit=True)
     else:
-        log.warning("this version of wandb notes no inputs offline: the lineage stands in the artifacts' metadata alone")
+        log.warning("This version of wandb records no inputs offline: only the metadata of the artifacts has the lineage.")
 
 
 def _named(files: RoundFiles) -> list[str]:

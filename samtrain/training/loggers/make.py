@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from samtrain.training.loggers.appending_csv import AppendingCSVLogger
-from samtrain.training.loggers.wandb_run import SamWandbLogger, kept_id, losing_nothing
+from samtrain.training.loggers.wandb_run import SamWandbLogger, kept_id, log_wandb_errors
 
 SET_BY_SAMTRAIN = ("save_dir", "log_model", "id", "config", "settings", "dir", "resume", "reinit", "prefix", "experiment")
 
@@ -101,7 +101,7 @@ def finish(
     """Ends all loggers; W&B first gets the run's final numbers, its model, and a table with one row per object."""
     for logger in loggers:
         if isinstance(logger, SamWandbLogger):
-            with losing_nothing("the end of the run"):
+            with log_wandb_errors("the end of the run"):
                 if objects:
                     logger.log_objects(objects)
                 if checkpoint is not None:

@@ -1,4 +1,4 @@
-"""A run on W&B: curves over the images seen, masks to switch on and off, clicks in a table."""
+"""A run on W&B: curves over the images seen, masks that can be switched on and off, and a table of clicks."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from samtrain.panels import ClickedObject
 
 log = logging.getLogger(__name__)
 
-AXIS, ROUND = "images_seen", "ledger/round"  # what curves are drawn against: images seen, rounds of the data engine
+AXIS, ROUND = "images_seen", "ledger/round"  # x axes of curves: images seen, and rounds of the data engine
 ARTIFACTS = ("references", "files", "none")
 CLICK_COLUMNS: tuple[str | int, ...] = ("images_seen", "image", "object", "click", "x", "y", "label", "iou")
 
 
 class SamWandbLogger(WandbLogger):
-    """Lightning's, with axes, summaries and privacy.
+    """Adds axes, summaries and privacy to Lightning's WandbLogger.
 
     log_images:     false keeps images, masks and the names of images on this machine
-    log_artifacts:  "references" tells W&B of checkpoints and shards and keeps them where they are, "files" uploads them
-                    (shards hold images: not with log_images false), "none" does neither
+    log_artifacts:  "references" registers checkpoints and shards and leaves them where they are; "files" uploads them (shards
+                    contain images, so not with log_images false); "none" does neither
     """
 
     def __init__(self, *, log_images: bool = True, log_artifacts: str = "references", **settings: Any) -> None:
         if log_artifacts not in ARTIFACTS:
-            raise ValueError(f"logger.wandb.log_artifacts is {log_artifacts!r}: take one of {', '.join(ARTIFACTS)}")
+            raise ValueError(f"logger.wandb.log_artifacts is {log_artifacts!r}: give one of {', '.join(ARTIFACTS)}")
         super().__init__(**settings)
         self.log_images, self.log_artifacts = log_images, log_artifacts
 
@@ -47,7 +47,7 @@ class SamWandbLogger(WandbLogger):
             experiment = super().experiment
         except wandb.Error as error:
             raise ValueError(
-                f"W&B did not begin a run ({error}): run `wandb login`, or set logger.wandb.offline=true, or logger=csv"
+                f"W&B did not start a run ({error}): run `wandb login`, or set logger.wandb.offline=true, or logger=csv"
             ) from error
         if not begun and hasattr(experiment, "define_metric"):
             experiment.define_metric(AXIS)
@@ -58,12 +58,12 @@ class SamWandbLogger(WandbLogger):
 
     @rank_zero_only
     def summarise(self, metrics: Mapping[str, float | None]) -> None:
-        """The run's final numbers, `test/miou_1` and so on, into its summary: columns of the table of runs."""
+        """Writes the run's final numbers, `test/miou_1` and so on, to its summary: the columns of W&B's table of runs."""
         self.experiment.summary.update({k: v for k, v in metrics.items() if v is not None and math.isfinite(v)})
 
     @rank_zero_only
     def log_checkpoint(self, path: Path) -> None:
-        """The model that a run is about, as an artifact (log_artifacts)."""
+        """Logs the run's model as an artifact, according to log_artifacts."""
         import wandb
 
         if self.log_artifacts == "none":
@@ -74,7 +74,7 @@ class SamWandbLogger(WandbLogger):
 
     @rank_zero_only
     def log_objects(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The table `objects`, a row each; with log_images false without the names of images."""
+        """Logs the table `objects`, one row per object; with log_images false, without the names of images."""
         import wandb
 
         hidden = () if self.log_images else ("key", "id")
@@ -86,7 +86,7 @@ class SamWandbLogger(WandbLogger):
     def log_interactions(
         self, sheet: np.ndarray, objects: Sequence[ClickedObject], *, step: int, images_seen: int
     ) -> None:
-        """`panels/sheet`, the table `panels/clicks`, and `panels/objects` with the object and the mask after each click."""
+        """Logs `panels/sheet`, the table `panels/clicks`, and `panels/objects` with object and mask after each click."""
         import wandb
 
         if not self.log_images:
@@ -112,9 +112,9 @@ def _overlays(each: ClickedObject) -> dict[str, Any]:
 
 
 def add_to(artifact: Any, path: Path, name: str, *, upload: bool) -> None:
-    """A file by its contents, or by where it lies; that is not read again: who adds it says in the name what is in it."""
+    """Adds a file to an artifact by its content or by its place; it is not hashed, because its name has its digest."""
     if upload:
-        artifact.add_file(str(path), name=name, policy="immutable")  # no copy of it in W&B's own folder
+        artifact.add_file(str(path), name=name, policy="immutable")  # without a copy in W&B's own folder
     else:
         artifact.add_reference(path.resolve().as_uri(), name=name, checksum=False)
 
@@ -125,11 +125,11 @@ def kept_id(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def losing_nothing(what: str) -> Iterator[None]:
-    """What goes wrong with W&B at the end of a piece of work is said, and what was worked for is kept."""
+def log_wandb_errors(what: str) -> Iterator[None]:
+    """Logs errors of W&B instead of raising them, so that finished work is not lost."""
     import wandb
 
     try:
         yield
-    except (wandb.Error, OSError, ValueError, AttributeError) as error:  # its artifacts raise all of these
-        log.warning("%s is not on W&B: %s", what, error)
+    except (wandb.Error, OSError, ValueError, AttributeError) as error:  # W&B's artifacts raise all of these
+        log.warning("W&B does not have %s: %s", what, error)
