@@ -119,7 +119,7 @@ def test_no_checkpoint_comes_right_before_a_validation(tmp_path: Path) -> None:
     [
         ({"accumulate_grad_batches": 4}, "every 6 batches falls between two steps of 4 batches"),
         ({"check_val_every_n_epoch": 1}, "check_val_every_n_epoch=1"),
-        ({"callbacks": []}, "LastCheckpoint stands before BestCheckpoint"),
+        ({"callbacks": []}, "LastCheckpoint comes before BestCheckpoint"),
     ],
 )
 def test_settings_that_would_not_repeat_are_refused(tmp_path: Path, changes: dict, message: str) -> None:

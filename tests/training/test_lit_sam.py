@@ -120,7 +120,7 @@ def test_bfloat16_trains_much_the_same(tmp_path: Path) -> None:
         train(tmp_path / precision, lit, [blobs(0)] * 3, 3, precision=precision, gradient_clip_val=0.1)  # as all scales do
         losses.append([float(row["train/loss"]) for row in rows_of(tmp_path / precision)])
     assert losses[0] == pytest.approx(losses[1], rel=0.05)  # bfloat16 has three digits
-    with pytest.raises(ValueError, match="take bf16-mixed"):
+    with pytest.raises(ValueError, match="trainer.precision=bf16-mixed or 32-true"):
         lit = tiny_lit()
         lit.trainer = type("Trainer", (), {"precision": "16-mixed"})()  # type: ignore[assignment]
         lit.on_fit_start()

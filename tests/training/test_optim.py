@@ -119,7 +119,7 @@ def test_the_schedule_moves_the_optimisers_rates() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schedule": "linear"}, "optim.schedule is 'linear': take one of step, cosine, constant"),
+        ({"schedule": "linear"}, "optim.schedule is 'linear': give one of step, cosine, constant"),
         ({"layer_decay": 0.0}, "recipes.<model>.layer_decay is 0.0"),
         ({"milestones": (80_000, 60_000)}, "recipes.<model>.milestones"),
         ({"milestones": (120_000,)}, "recipes.<model>.max_steps is 90000"),

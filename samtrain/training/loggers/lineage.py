@@ -36,7 +36,7 @@ class RoundFiles:
 
 
 def log_round(logger: SamWandbLogger, files: RoundFiles, numbers: Mapping[str, float]) -> None:
-    """Logs a round as its own run in the group of `logger`: it uses the parent and earlier shards, and makes shards and a model.
+    """Logs a round as its own run in the group of `logger`: it uses the parent and earlier shards and makes shards and a model.
 
     `numbers` become its summary. Does nothing if log_artifacts is "none". Errors of W&B are logged and do not stop the rounds.
     """
