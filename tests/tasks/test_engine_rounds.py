@@ -89,7 +89,7 @@ def test_a_training_travels_to_another_process(tmp_path: Path) -> None:
 
 
 def test_a_training_that_fails_apart_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"the training in .*fit ended with exit status 3; .* resumes from its last"):
+    with pytest.raises(ValueError, match=r"the training in .*fit ended with exit status 3: .* resumes from its last"):
         train_apart(tmp_path, request(tmp_path / "fit"), "sh -c 'exit 3'")
 
 
