@@ -1,4 +1,4 @@
-"""The loop of training, validation, annotation and evaluation: encode once, prompt, decode, prompt again."""
+"""Runs the one loop of training, validation, annotation and evaluation: encode once, prompt, decode, prompt again."""
 
 from __future__ import annotations
 
@@ -17,43 +17,58 @@ from samtrain.types import Batch, Prompts, SamOutput
 
 
 class Decoder(Protocol):
-    """What answers prompts: the model on a batch in the input frame, or a predictor on one image in its own pixels."""
+    """Defines what `interact` needs from an object that answers prompts.
 
-    def decode(self, prompts: Prompts, multimask_output: bool) -> SamOutput: ...
+    `BatchDecoder` answers for a batch in the input frame, `ImageDecoder` for a predictor's image in its own pixels.
+    """
+
+    def decode(self, prompts: Prompts, multimask_output: bool) -> SamOutput:
+        """Returns three masks per object with `multimask_output`, else one."""
+        ...
 
     def to_frame(self, low_res_logits_N1hw: Tensor) -> Tensor:
-        """(N, 1, H, W) logits in the frame of the masks."""
+        """Returns (N, 1, H, W) logits in the frame of the true masks."""
         ...
 
 
 class BatchDecoder:
-    """Answers for the objects of a batch, in the input frame."""
+    """Answers prompts for the N objects of a batch, in the input frame."""
 
     def __init__(self, sam: Sam, image_embeddings_BCgg: Tensor, batch: Batch) -> None:
         self.sam, self.embeddings, self.batch = sam, image_embeddings_BCgg, batch
 
     def decode(self, prompts: Prompts, multimask_output: bool) -> SamOutput:
+        """Returns three masks per object with `multimask_output`, else one."""
         return self.sam.decode(self.embeddings, self.batch.image_index, prompts, multimask_output)
 
     def to_frame(self, low_res_logits_N1hw: Tensor) -> Tensor:
+        """Returns (N, 1, S, S) float32 logits, upscaled bilinearly to the network input."""
         side = self.batch.masks.shape[-1]
         return F.interpolate(low_res_logits_N1hw.float(), (side, side), mode="bilinear", align_corners=False)
 
 
 @dataclass
 class Interaction:
-    """One turn: what was asked, what came, and which mask is fed back (`chosen`, the highest predicted IoU)."""
+    """Holds one turn of the loop: the prompts, the answer, and the mask that is fed back to the next turn.
+
+    index:           0 for the first turn
+    kind:            "first", "point" or "mask", from the schedule
+    prompts:         all prompts so far, with the previous turn's mask from the second turn on
+    output:          the decoder's masks and predicted IoUs, with gradients if the decoder has them
+    chosen:          (N,) int64, the mask with the highest predicted IoU
+    low_res_logits:  (N, 1, h, w), the logits of the chosen mask, without gradient
+    """
 
     index: int
     kind: str
     prompts: Prompts
     output: SamOutput
-    chosen: Tensor  # (N,)
-    low_res_logits: Tensor  # (N, 1, h, w), detached
+    chosen: Tensor
+    low_res_logits: Tensor
     _decoder: Decoder
 
     def logits(self) -> Tensor:
-        """(N, H, W) logits of the chosen mask in the frame of the masks, without gradient."""
+        """Returns (N, H, W), the chosen mask's logits in the frame of the true masks, without gradient."""
         with torch.no_grad():
             return self._decoder.to_frame(self.low_res_logits)[:, 0]
 
@@ -67,28 +82,37 @@ def interact(
     valid_NHW: Tensor,
     generator: torch.Generator,
 ) -> Iterator[Interaction]:
-    """Yields one interaction after the other; whoever iterates may stop, or take a gradient, at each.
+    """Yields the interactions one by one; the caller may stop, or compute a gradient, after each.
 
-    A lone click or box is one prompt and is answered by three masks; from the second interaction on a mask is fed back,
-    which makes more than one prompt: the single mask (paper, section 3). What is fed back carries no gradient.
+    The first interaction has one prompt, a click or a box, which may be ambiguous: the decoder answers with three masks. From
+    the second on the previous mask is a prompt as well, and the decoder answers with a single mask (paper, section 3). The
+    mask that is fed back carries no gradient.
+
+    Args:
+        decoder: answers the prompts.
+        masks_NHW: bool, the true objects.
+        sampler: draws the prompts from the true objects and the error so far.
+        schedule: the kind of each interaction, as `sampler.schedule` returns it; it begins with "first".
+        valid_NHW: bool, False in the padding.
+        generator: the sampler's random numbers, on the device of the masks.
     """
     previous: Interaction | None = None
     prompts: Prompts | None = None
     for index, kind in enumerate(schedule):
-        # ask
+        # Prompt: the first prompt, then a click in the error or no new click, always with the previous mask
         with torch.no_grad():
             if previous is None or prompts is None:
-                assert kind == FIRST, f"a schedule begins with {FIRST!r}"
+                assert kind == FIRST, f"a schedule must begin with {FIRST!r}"
                 prompts = sampler.first(masks_NHW, valid_NHW, generator)
             else:
                 if kind == POINT:
                     prompts = sampler.next(prompts, masks_NHW, previous.logits(), valid_NHW, generator)
                 prompts = prompts.with_mask(previous.low_res_logits)
 
-        # answer
+        # Decode: three masks for the first prompt, one from then on
         output = decoder.decode(prompts, multimask_output=prompts.mask_logits is None)
 
-        # choose what is fed back
+        # Choose the mask of highest predicted IoU, which is fed back
         chosen = output.best()
         h, w = output.low_res_logits.shape[-2:]
         index_N1hw = chosen[:, None, None, None].expand(-1, 1, h, w)
@@ -108,7 +132,10 @@ def interaction_losses(
     generator: torch.Generator,
     num_objects: Tensor | float,
 ) -> Iterator[tuple[str, LossTerms]]:
-    """The kind and the loss of each interaction of a training step, weighted so that their sum is the step's loss."""
+    """Yields the kind and the loss of each interaction of a training step; the losses add up to the loss of the step.
+
+    `num_objects` divides the sums over the objects; see `SamLoss`.
+    """
     valid = batch.valid().index_select(0, batch.image_index)
     targets = loss.targets(batch.masks, valid, batch.weights, sam.config.mask_size)
     decoder = BatchDecoder(sam, image_embeddings_BCgg, batch)
@@ -122,28 +149,32 @@ def interaction_losses(
 def loss_with_flat_memory(
     sam: Sam, image_embeddings_BCgg: Tensor, losses: Callable[[Tensor], Iterator[tuple[str, LossTerms]]]
 ) -> tuple[Tensor, list[tuple[str, LossTerms]]]:
-    """The sum of the interactions' losses, each gradient taken as its interaction happens, and the terms for the log.
+    """Returns the sum of the interactions' losses, and each interaction's kind and loss for the log.
 
-    Memory does not grow with the number of interactions, and the encoder is gone through backwards once. `losses` turns an
-    embedding into the interactions. Exact, because what is fed back from one interaction to the next is detached.
+    `losses` yields the interactions for an image embedding. The gradient of each interaction is computed as soon as it is
+    yielded and its graph is freed, so memory does not grow with the number of interactions, and the encoder's backward pass
+    runs once. This is exact, because the mask fed back from one interaction to the next carries no gradient.
     """
     modules = (sam.prompt_encoder, sam.mask_decoder)
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     log: list[tuple[str, LossTerms]] = []
-    total = _GradientsAsTheyCome.apply(losses, log, image_embeddings_BCgg, *parameters)
+    total = _GradientsInForward.apply(losses, log, image_embeddings_BCgg, *parameters)
     return total, log
 
 
-class _GradientsAsTheyCome(torch.autograd.Function):
-    """Takes the gradients in its forward and hands them out in its backward, so that any trainer may call backward()."""
+class _GradientsInForward(torch.autograd.Function):
+    """Computes gradients in its forward pass and returns them in its backward pass, so that any trainer can call backward()."""
 
     @staticmethod
     def forward(ctx: Any, losses: Any, log: list, embeddings: Tensor, *parameters: Tensor) -> Tensor:
         with torch.enable_grad():
+            # The embedding becomes a leaf: each interaction's graph ends there
             leaf = embeddings.detach().requires_grad_(embeddings.requires_grad)
             wanted = [t for t in (leaf, *parameters) if t.requires_grad]
             sums: list[Tensor | None] = [None] * len(wanted)
             total = embeddings.new_zeros((), dtype=torch.float32)
+
+            # Each interaction's gradients are added up, then its graph is freed
             for kind, terms in losses(leaf):
                 gradients = torch.autograd.grad(terms.total, wanted, allow_unused=True)
                 sums = [_add(a, b) for a, b in zip(sums, gradients, strict=True)]
@@ -151,7 +182,7 @@ class _GradientsAsTheyCome(torch.autograd.Function):
                 total = total + terms.total
                 log.append((kind, terms))
         if not leaf.requires_grad:
-            sums.insert(0, None)
+            sums.insert(0, None)  # a frozen encoder: no gradient in the embedding's place
         ctx.gradients = sums
         return total
 
@@ -161,6 +192,7 @@ class _GradientsAsTheyCome(torch.autograd.Function):
 
 
 def _add(total: Tensor | None, new: Tensor | None) -> Tensor | None:
+    """Adds gradients in place; None is the gradient of a tensor that was not used."""
     if total is None or new is None:
         return new if total is None else total
     return total.add_(new)

@@ -1,4 +1,4 @@
-"""The loss: 20 focal + 1 dice + 1 IoU error, of the best of the masks (paper, section 3 and appendix A)."""
+"""Computes SAM's loss: 20 focal + 1 dice + 1 IoU error, for the best of an object's masks (paper, section 3 and appendix A)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from samtrain.types import SamOutput
 
 @dataclass
 class LossTerms:
-    """Means over the objects: `total` carries the gradient, the others are for the log. `chosen` (N,) is the mask taken."""
+    """Holds the loss of one interaction and its parts, each a mean over the objects.
+
+    total:             scalar, the only one with a gradient
+    focal, dice, iou:  scalars for the log, unweighted
+    chosen:            (N,) int64, the mask that the loss was taken of
+    """
 
     total: Tensor
     focal: Tensor
@@ -24,7 +29,12 @@ class LossTerms:
 
 @dataclass
 class MaskTargets:
-    """What the masks should be, at the resolution of the loss: (N, H, W) bool objects and valid pixels, (N,) weights."""
+    """Holds the true masks at the resolution of the loss.
+
+    masks:    (N, H, W) bool, the objects
+    valid:    (N, H, W) bool, False in the padding
+    weights:  (N,) float32, 1 for an object, 0 for a placeholder
+    """
 
     masks: Tensor
     valid: Tensor
@@ -32,10 +42,13 @@ class MaskTargets:
 
 
 class SamLoss:
-    """Weights and choices of the loss; a call takes one interaction.
+    """Computes the loss of one interaction per call.
 
-    Of several masks only the one of least focal plus dice gets a gradient, and only its IoU is learnt; `supervise_all_iou`
-    learns the IoU of each. The IoU target is the hard IoU at logit 0. Padded pixels count nowhere.
+    Of an object's masks only the one with the lowest focal plus dice loss receives a gradient (paper, section 3). The IoU head
+    learns the IoU of that mask, or of every mask with `supervise_all_iou`. Its target is the IoU of the mask cut at logit 0.
+    Padded pixels are never counted.
+
+    Raises ValueError for a choice that does not exist, naming the config key.
     """
 
     def __init__(
@@ -45,7 +58,7 @@ class SamLoss:
         dice_weight: float = 1.0,
         iou_weight: float = 1.0,  # appendix A
         iou_loss: str = "mse",  # appendix A; "l1" is SAM 2's
-        supervise_all_iou: bool = False,  # paper silent; SAM 2's code names the best mask alone SAM 1's
+        supervise_all_iou: bool = False,  # paper silent; SAM 2's code says that SAM 1 supervises the best mask alone
         focal_alpha: float = 0.25,  # paper silent; SAM 2
         focal_gamma: float = 2.0,  # paper silent; SAM 2
         dice_smooth: float = 1.0,  # paper silent; SAM 2
@@ -66,21 +79,30 @@ class SamLoss:
         self.interaction_reduction = interaction_reduction
 
     def targets(self, masks_NSS: Tensor, valid_NSS: Tensor, weights_N: Tensor, mask_size: int) -> MaskTargets:
-        """Objects brought to the loss's resolution, once a step."""
+        """Returns the true masks at the loss's resolution; called once per training step, before its interactions."""
         if self.resolution == "decoder":
             masks_NSS, valid_NSS = shrink_masks(masks_NSS, mask_size), shrink_masks(valid_NSS, mask_size)
         return MaskTargets(masks_NSS, valid_NSS, weights_N)
 
     def interaction_weight(self, num_interactions: int) -> float:
-        """What one interaction counts in the sum over interactions."""
+        """Returns the factor of each interaction's loss in the sum over all interactions of a step."""
         return 1.0 / num_interactions if self.interaction_reduction == "mean" else 1.0
 
     def __call__(self, output: SamOutput, targets: MaskTargets, num_objects: Tensor | float) -> LossTerms:
-        """Sums over the objects divided by `num_objects` (the mean over ranks of their number)."""
+        """Returns the loss of one interaction.
+
+        Sums over the objects are divided by `num_objects`, the number of objects per rank, averaged over the ranks: gradients
+        averaged over ranks are then those of one process with all objects.
+        """
+        # Focal and dice loss of the best mask
         mask_loss_N, focal_N, dice_N, chosen_N, iou_NM = best_mask_loss(
             output.low_res_logits, targets.masks, targets.valid, self.mask_weights
         )
+
+        # Error of the predicted IoU
         iou_error_N = self._iou_error(output.iou_predictions, iou_NM, chosen_N)
+
+        # Means over the objects; placeholders have weight 0
         total, focal, dice, iou_error = (
             (term * targets.weights).sum() / num_objects
             for term in (mask_loss_N + self.iou_weight * iou_error_N, focal_N, dice_N, iou_error_N)
@@ -88,7 +110,7 @@ class SamLoss:
         return LossTerms(total, focal, dice, iou_error.detach(), chosen_N)
 
     def _iou_error(self, predicted_NM: Tensor, iou_NM: Tensor, chosen_N: Tensor) -> Tensor:
-        """(N,) error of the predicted IoU: of the chosen mask, or the mean over all of an object's masks."""
+        """Returns (N,), the error of the predicted IoU: that of the chosen mask, or the mean over all of an object's masks."""
         error_NM = predicted_NM.to(iou_NM.dtype) - iou_NM
         error_NM = error_NM.abs() if self.iou_loss == "l1" else error_NM**2
         return error_NM.mean(dim=1) if self.supervise_all_iou else error_NM.gather(1, chosen_N[:, None])[:, 0]

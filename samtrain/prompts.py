@@ -1,4 +1,4 @@
-"""Who clicks: the paper's simulated prompts for training, the centre protocol for evaluation (appendices A and D)."""
+"""Simulates a person who prompts: the sampler of training and the protocol of evaluation (paper, appendices A and D)."""
 
 from __future__ import annotations
 
@@ -12,56 +12,64 @@ from samtrain.ops.boxes import clip_boxes_xyxy, masks_to_boxes_xyxy
 from samtrain.ops.points import centre_points, uniform_points
 from samtrain.types import PointLabel, Prompts
 
+# kinds of interaction: the first prompt, one more click, the previous mask alone
 FIRST, POINT, MASK = "first", "point", "mask"
 
 
 class Sampler(Protocol):
-    """What `interact` asks of whoever prompts. Masks are (N, H, W) bool; so is `valid`, False in the padding."""
+    """Defines what `interact` needs from an object that prompts.
+
+    `masks` (N, H, W) bool are the true objects, `valid` (N, H, W) bool is False in the padding. Any class with these three
+    methods will do; it need not inherit from this one.
+    """
 
     def schedule(self, generator: torch.Generator) -> list[str]:
-        """What happens at each interaction: "first", "point" or "mask"; equal on all ranks for equal generators."""
+        """Returns the kind of each interaction, "first", "point" or "mask"; with equal generators the same on all ranks."""
         ...
 
     def first(self, masks: Tensor, valid: Tensor, generator: torch.Generator) -> Prompts:
-        """The first prompt of each object."""
+        """Returns the first prompt of each object."""
         ...
 
     def next(
         self, prompts: Prompts, masks: Tensor, logits: Tensor, valid: Tensor, generator: torch.Generator
     ) -> Prompts:
-        """The prompts with one more click in the error of (N, H, W) `logits`."""
+        """Returns the prompts with one more click where the mask of the (N, H, W) `logits` is wrong."""
         ...
 
 
 def seeded_generator(device: torch.device | str, *numbers: int) -> torch.Generator:
-    """A generator that is a function of some numbers (seed, step, rank): nothing to save, nothing to restore."""
+    """Returns a generator that depends only on the numbers (seed, step, rank), so a checkpoint need not store its state."""
     state = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
     return torch.Generator(device).manual_seed(state)
 
 
 class PromptSampler:
-    """The paper's training prompts: a click or a noisy box, clicks in the error, and rounds with the mask alone.
+    """Draws the paper's training prompts: a click or a noisy box, then clicks in the error, then the mask alone (appendix A).
 
-    With the defaults 11 interactions: the first, 8 clicks, 2 without a new click, one of these at a random place, one last.
-    The length of the schedule never changes, so ranks agree; its random place is drawn once a step, equally on all ranks.
+    The defaults make 11 interactions: the first prompt, 8 clicks, and 2 interactions without a new click, one at a random place
+    and one at the end. The schedule always has the same length and its random place is drawn once per step with the same
+    generator on all ranks, so ranks stay in step.
+
+    Raises ValueError for numbers out of range, naming the config keys.
     """
 
     def __init__(
         self,
         *,
         num_points: int = 8,  # clicks after the first prompt (appendix A: no gain beyond 8)
-        box_probability: float = 0.5,  # appendix A: point or box with equal probability, for each object
-        num_mask_only: int = 2,  # appendix A: one at a random place, one last
-        box_noise: float = 0.1,  # standard deviation on each coordinate, of the side's length (appendix A)
-        box_noise_max: float = 20 / 1024,  # of the input's side: 20 pixels at 1024 (appendix A; frame is our reading)
+        box_probability: float = 0.5,  # appendix A: point or box with equal probability, drawn per object
+        num_mask_only: int = 2,  # interactions without a new click; appendix A: one at a random place, one at the end
+        box_noise: float = 0.1,  # standard deviation of each coordinate, as a share of the box's side (appendix A)
+        box_noise_max: float = 20 / 1024,  # share of the input's side: 20 pixels of 1024 (appendix A; the frame is our reading)
     ) -> None:
         if num_points < 0 or num_mask_only not in (0, 1, 2):
             raise ValueError(
-                f"prompts.num_points is {num_points} and prompts.num_mask_only {num_mask_only}: "
-                "take 0 or more points, and 0, 1 (last) or 2 (random place and last) interactions with the mask alone"
+                f"prompts.num_points is {num_points} and prompts.num_mask_only is {num_mask_only}: "
+                "set 0 or more points, and 0, 1 (at the end) or 2 (at a random place and at the end) for the mask alone"
             )
         if not 0 <= box_probability <= 1:
-            raise ValueError(f"prompts.box_probability is {box_probability}: take a number from 0 to 1")
+            raise ValueError(f"prompts.box_probability is {box_probability}: set a probability from 0 to 1")
         self.num_points = num_points
         self.box_probability = box_probability
         self.num_mask_only = num_mask_only
@@ -69,14 +77,16 @@ class PromptSampler:
         self.box_noise_max = box_noise_max
 
     def schedule(self, generator: torch.Generator) -> list[str]:
+        """Returns the kinds of all interactions; only the place of the first interaction without a click is random."""
         steps = [FIRST] + [POINT] * self.num_points
         if self.num_mask_only == 2:
-            # the gaps: after the first prompt, after each click
+            # it may follow the first prompt or any click
             gap = int(torch.randint(1, self.num_points + 2, (), generator=generator))
             steps.insert(gap, MASK)
         return steps + [MASK] * (self.num_mask_only > 0)
 
     def first(self, masks: Tensor, valid: Tensor, generator: torch.Generator) -> Prompts:
+        """Returns a click drawn uniformly from each object, or its noisy box with `box_probability`."""
         points, found = uniform_points(masks & valid, generator)
         boxes = self._noisy_boxes(masks & valid, valid, generator)
         draw = torch.rand(len(masks), generator=generator, device=masks.device)
@@ -85,47 +95,55 @@ class PromptSampler:
     def next(
         self, prompts: Prompts, masks: Tensor, logits: Tensor, valid: Tensor, generator: torch.Generator
     ) -> Prompts:
+        """Returns the prompts with one more click, drawn uniformly from the pixels where the prediction is wrong."""
         predicted = logits > 0
         region = _where_to_click(masks & valid, (predicted != masks) & valid, valid)
         coords, _ = uniform_points(region, generator)
         return prompts.with_point(coords, _labels_at(coords, masks, valid))
 
     def _noisy_boxes(self, masks: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:
-        """Each coordinate moved by a Gaussian; clipped to the image, and the clean box where nothing would be left."""
+        """Returns (N, 4) boxes with Gaussian noise on each coordinate, clipped to the image."""
         clean = masks_to_boxes_xyxy(masks)
         sides = (clean[:, 2:] - clean[:, :2]).repeat(1, 2)
+
+        # noise in proportion to the box's side, at most `box_noise_max` of the input's side
         noise = torch.randn(clean.shape, generator=generator, device=clean.device) * sides * self.box_noise
         limit = self.box_noise_max * masks.shape[-1]
         noisy = clip_boxes_xyxy(clean + noise.clamp(-limit, limit), _sizes(valid))
+
+        # thin objects keep their true box where the noise would leave no area
         vanished = (noisy[:, 2:] <= noisy[:, :2]).any(dim=1)
         return torch.where(vanished[:, None], clean, noisy)
 
 
 class CentreSampler:
-    """The evaluation protocol: the point farthest from the border, of the object first and of its error then (appendix D).
+    """Clicks as the paper's evaluation does: at the centre of the object, then at the centre of the error (appendix D).
 
-    Deterministic but for a random first click (the paper's second protocol). The larger of missing and surplus region is
-    clicked, measured by its inner radius (RITM's rule).
+    The centre is the pixel farthest from the region's border. Of the missing and the surplus regions the one with the largest
+    such distance is clicked (RITM's rule). Nothing is random, except the first click with `first="random"` (the paper's second
+    protocol).
     """
 
     def __init__(self, *, num_points: int = 5, first: str = "point") -> None:
-        """`num_points` counts the first click; `first` is "point", "box", or "random": a click anywhere on the object."""
+        """`num_points` includes the first click; `first` is "point", "box", or "random" for a click anywhere on the object."""
         if first not in ("point", "box", "random"):
-            raise ValueError(f"first is {first!r}: take 'point', 'box' or 'random'")
+            raise ValueError(f"first is {first!r}: set 'point', 'box' or 'random'")
         self.num_points = num_points
         self.kind = first
 
     def schedule(self, generator: torch.Generator | None = None) -> list[str]:
+        """Returns the kinds of all interactions; `generator` is not used."""
         return [FIRST] + [POINT] * (self.num_points - 1)
 
     def first(self, masks: Tensor, valid: Tensor, generator: torch.Generator | None = None) -> Prompts:
+        """Returns each object's box, its centre, or a random click; only the random click needs the generator."""
         objects = masks & valid
         boxes = masks_to_boxes_xyxy(objects)
         found = objects.flatten(1).any(dim=1)
         if self.kind == "box":
             return first_prompts(boxes[:, :2], boxes, found, found)
         if self.kind == "random":
-            assert generator is not None, "what is random has a seed"
+            assert generator is not None, "a random first click needs a generator"
             points, _ = uniform_points(objects, generator)
         else:
             points, _ = centre_points(objects)
@@ -134,11 +152,14 @@ class CentreSampler:
     def next(
         self, prompts: Prompts, masks: Tensor, logits: Tensor, valid: Tensor, generator: torch.Generator | None = None
     ) -> Prompts:
+        """Returns the prompts with one more click at the centre of the largest error."""
+        # the larger region, by its inner radius
         predicted = logits > 0
         missing, missing_radius = centre_points(masks & ~predicted & valid)
         surplus, surplus_radius = centre_points(predicted & ~masks & valid)
         coords = torch.where((missing_radius > surplus_radius)[:, None], missing, surplus)
-        # no error left: the middle of the background, or of the object where it is all there is
+
+        # where no error is left: the centre of the background, or of the object if it covers the whole image
         perfect = (missing_radius == 0) & (surplus_radius == 0)
         if perfect.any():
             region = _where_to_click(masks[perfect] & valid[perfect], torch.zeros_like(masks[perfect]), valid[perfect])
@@ -147,7 +168,11 @@ class CentreSampler:
 
 
 def first_prompts(points_N2: Tensor, boxes_N4: Tensor, use_box_N: Tensor, found_N: Tensor) -> Prompts:
-    """Two tokens an object: a click and the padding token, or a box's corners; two padding tokens where nothing is found."""
+    """Returns prompts of two tokens per object: a click and a padding token, or the two corners of a box.
+
+    points_N2 are clicks (x, y), boxes_N4 xyxy; `use_box_N` (bool) chooses between them. Objects with `found_N` False, which
+    have no pixel, get two padding tokens.
+    """
     box = boxes_N4.view(-1, 2, 2)
     click = torch.stack([points_N2, torch.zeros_like(points_N2)], dim=1)
     kinds = torch.tensor(
@@ -163,7 +188,7 @@ def first_prompts(points_N2: Tensor, boxes_N4: Tensor, use_box_N: Tensor, found_
 
 
 def _where_to_click(objects: Tensor, error: Tensor, valid: Tensor) -> Tensor:
-    """The error; without one the background; without that the object (paper silent, DESIGN.md)."""
+    """Returns (N, H, W) bool: the error, else the background, else (it covers the image) the object; the paper is silent."""
     has_error = error.flatten(1).any(dim=1)[:, None, None]
     background = valid & ~objects
     has_background = background.flatten(1).any(dim=1)[:, None, None]
@@ -171,14 +196,14 @@ def _where_to_click(objects: Tensor, error: Tensor, valid: Tensor) -> Tensor:
 
 
 def _labels_at(coords_N2: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
-    """Foreground on the object, background off it; padding for an object that is empty."""
+    """Returns (N,) int64: foreground for a click on the object, background for one beside it, padding for an empty object."""
     x, y = coords_N2.long().unbind(dim=1)
     rows = torch.arange(len(masks), device=masks.device)
-    labels = masks[rows, y, x].long()  # 1 is PointLabel.FOREGROUND, 0 BACKGROUND
+    labels = masks[rows, y, x].long()  # True becomes 1, PointLabel.FOREGROUND; False becomes 0, BACKGROUND
     empty = ~(masks & valid).flatten(1).any(dim=1)
     return torch.where(empty, torch.full_like(labels, PointLabel.PADDING), labels)
 
 
 def _sizes(valid_NHW: Tensor) -> Tensor:
-    """(N, 2) height and width of the valid rectangle."""
+    """Returns (N, 2), the height and width of the valid rectangle of each object's image."""
     return torch.stack([valid_NHW[:, :, 0].sum(dim=1), valid_NHW[:, 0, :].sum(dim=1)], dim=1)

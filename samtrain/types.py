@@ -1,27 +1,28 @@
-"""The page to read first: the letters in shape names, and the three things that modules hand to one another.
+"""Read this page first: it declares the letters in shape names and the data that modules pass to one another.
 
-Shape legend, written into the names of tensors that are juggled (``masks_NHW``):
+The letters below are written into the names of tensors (``masks_NHW`` is N masks of H x W):
 
 ====== =========================================================================================
 letter meaning
 ====== =========================================================================================
 B      images of a batch
-N      prompts, one an object; the objects of all images of a batch stand in one list
-K      prompt tokens: clicks, the two corners of a box, the padding token
-M      masks a prompt: 3 for an ambiguous prompt, 1 otherwise
+N      objects, each with one prompt; the objects of all images of a batch form one list
+K      prompt tokens per object: clicks, the two corners of a box, the padding token
+M      masks per prompt: 3 for an ambiguous prompt, 1 otherwise
 C      channels
 S      side of the square network input, in pixels (1024 in the paper)
-H W    height and width of the frame at hand
+H W    height and width of the frame in question
 h w    height and width of the decoder's own mask grid (256 x 256 in the paper)
 g      side of the image embedding's grid (64 in the paper)
 ====== =========================================================================================
 
-Points are ``(x, y)``, sizes ``(H, W)``. *Input frame* means pixels of the S x S network input, *original frame* pixels of the
-image as stored.
+Points are ``(x, y)``, sizes ``(H, W)``. The *input frame* counts pixels of the S x S network input, the *original frame* counts
+pixels of the image as stored.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 
@@ -32,7 +33,7 @@ Size = tuple[int, int]  # (H, W)
 
 
 class PointLabel(IntEnum):
-    """What a prompt token is; the numbers are those of Meta's ONNX model and of SAM 2."""
+    """Names the kind of a prompt token; the numbers are those of Meta's ONNX model and of SAM 2."""
 
     PADDING = -1
     BACKGROUND = 0
@@ -43,14 +44,14 @@ class PointLabel(IntEnum):
 
 @dataclass
 class Prompts:
-    """What is said about N objects.
+    """Holds the prompts of N objects, all with equally many tokens.
 
-    A click is one token, a box two; an object without a box carries a padding token, so objects begun by a click and by a box
-    have equally many tokens and share a batch.
+    A click is one token and a box is two. An object without a box carries a padding token, so that objects prompted by a click
+    and objects prompted by a box have the same number of tokens and fit into one batch.
 
     coords:       (N, K, 2) float32, (x, y) in the input frame
     labels:       (N, K) int64, `PointLabel`
-    mask_logits:  (N, 1, h, w) float32, unthresholded logits of an earlier prediction, or None
+    mask_logits:  (N, 1, h, w) float32, logits of an earlier prediction before any threshold, or None
     """
 
     coords: Tensor
@@ -61,7 +62,7 @@ class Prompts:
         return self.coords.shape[0]
 
     def with_point(self, coords_N2: Tensor, labels_N: Tensor) -> Prompts:
-        """One more token for each object, put before the others so that a box stays at the end."""
+        """Returns the prompts with one more token per object, placed before the others so that a box stays at the end."""
         return replace(
             self,
             coords=torch.cat([coords_N2[:, None], self.coords], dim=1),
@@ -69,26 +70,26 @@ class Prompts:
         )
 
     def with_mask(self, logits_N1hw: Tensor | None) -> Prompts:
-        """The same clicks beside the logits of an earlier prediction."""
+        """Returns the same clicks and boxes together with the logits of an earlier prediction."""
         return replace(self, mask_logits=logits_N1hw)
 
     def select(self, rows: Tensor | slice) -> Prompts:
-        """The prompts of some of the objects."""
+        """Returns the prompts of the objects in `rows`."""
         mask = None if self.mask_logits is None else self.mask_logits[rows]
         return Prompts(self.coords[rows], self.labels[rows], mask)
 
 
 @dataclass
 class Batch:
-    """B images and the N objects chosen in them.
+    """Holds B images and the N objects that were chosen in them.
 
     images:          (B, 3, S, S) uint8 RGB; resized, zero in the padding at the bottom and on the right
     masks:           (N, S, S) bool, the objects in the input frame
-    image_index:     (N,) int64, ascending: the image an object lies in
-    weights:         (N,) float32, 1 for an object, 0 for one that only fills the batch
+    image_index:     (N,) int64, ascending: the image that each object belongs to
+    weights:         (N,) float32, 1 for an object, 0 for a placeholder that only fills the batch
     input_sizes:     (B, 2) int64, (H, W) of the part that is not padding
     original_sizes:  (B, 2) int64, (H, W) of the image as stored
-    keys:            B names, for logs and panels
+    keys:            B names of the images, for logs and panels
     """
 
     images: Tensor
@@ -100,40 +101,41 @@ class Batch:
     keys: list[str]
 
     def valid(self) -> Tensor:
-        """(B, S, S) bool, False where an image is padding."""
+        """Returns (B, S, S) bool, False in the padding of each image."""
         return valid_pixels(self.input_sizes, self.images.shape[-1])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The batch on another device."""
+        """Returns the batch on another device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; PyTorch's loader calls this."""
+        """Returns the batch in page-locked memory; PyTorch's DataLoader calls this method."""
         return self._map(lambda tensor: tensor.pin_memory())
 
-    def _map(self, function) -> Batch:
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Returns a batch with `function` applied to every tensor."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return Batch(**{name: function(v) if isinstance(v, Tensor) else v for name, v in values.items()})
 
 
 @dataclass
 class SamOutput:
-    """What the mask decoder says.
+    """Holds what the mask decoder predicts for N prompts.
 
-    low_res_logits:   (N, M, h, w), mask where above 0
-    iou_predictions:  (N, M), estimated IoU of each mask with the object; unbounded, there is no sigmoid
+    low_res_logits:   (N, M, h, w); a pixel belongs to the mask where its logit is above 0
+    iou_predictions:  (N, M), the estimated IoU of each mask with the object; unbounded, because no sigmoid is applied
     """
 
     low_res_logits: Tensor
     iou_predictions: Tensor
 
     def best(self) -> Tensor:
-        """(N,) int64, the mask of highest predicted IoU."""
+        """Returns (N,) int64, the index of the mask with the highest predicted IoU."""
         return self.iou_predictions.argmax(dim=1)
 
 
 def valid_pixels(sizes_B2: Tensor, side: int) -> Tensor:
-    """(B, S, S) bool, True inside each (H, W) counted from the top left corner."""
+    """Returns (B, S, S) bool, True in the top left rectangle of each (H, W) in `sizes_B2`."""
     steps = torch.arange(side, device=sizes_B2.device)
-    rows, columns = steps[None] < sizes_B2[:, :1], steps[None] < sizes_B2[:, 1:]
-    return rows[:, :, None] & columns[:, None, :]
+    rows_BS, columns_BS = steps[None] < sizes_B2[:, :1], steps[None] < sizes_B2[:, 1:]
+    return rows_BS[:, :, None] & columns_BS[:, None, :]

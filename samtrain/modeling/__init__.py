@@ -1,4 +1,4 @@
-"""The model: the three boxes of the paper's figure 4, how they are built, loaded, saved and grown."""
+"""Defines the model, one file per box of the paper's figure 4, and builds, loads, saves and grows it."""
 
 from samtrain.modeling.build import build_sam, load_sam, sam_config
 from samtrain.modeling.checkpoints import save_official, save_safetensors

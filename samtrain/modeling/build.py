@@ -1,4 +1,4 @@
-"""From a name or a file to a model."""
+"""Builds a model from its name or loads it from a file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,21 @@ from samtrain.modeling.weights import StateDict, config_differences, infer_confi
 def build_sam(
     model: str, *, checkpoint: str | Path | None = None, image_size: int | None = None, **overrides: Any
 ) -> Sam:
-    """A SAM by name, in evaluation mode: from a checkpoint, or with random weights.
+    """Builds a SAM by name, with the weights of a checkpoint or with random ones.
 
-    `model` is one of SAM_CONFIGS; `image_size` defaults to the model's own (1024 for vit_b, vit_l and vit_h), positions
-    of a checkpoint of another size are resized; `overrides` are other fields of SamConfig. Raises ValueError for an
-    unknown model or field, and for a checkpoint that is not exactly this model.
+    Args:
+        model: a name from `SAM_CONFIGS`: "vit_b", "vit_l", "vit_h" (paper, section 3), or our own "vit_tiny" and "vit_small".
+        checkpoint: a file that `load_sam` reads; None initialises the weights at random.
+        image_size: side of the network input in pixels. None takes the model's own, 1024 for the paper's models. The positions
+            of a checkpoint of another size are resized.
+        **overrides: other fields of `SamConfig`, for example `decoder_depth=3`.
+
+    Returns:
+        The model on the CPU, in evaluation mode, in float32.
+
+    Raises:
+        ValueError: for an unknown model or field, for sizes that do not fit together, for a file that cannot be read, and for a
+            checkpoint of another model.
     """
     config = sam_config(model, image_size=image_size, **overrides)
     if checkpoint is None:
@@ -31,18 +41,27 @@ def build_sam(
     found = _config_of(weights, config)
     if differences := config_differences(found, config):
         raise ValueError(
-            f"{weights.path} is a checkpoint of {_describe(found)}, asked for was {_describe(config)}: it has "
-            f"{', '.join(differences)}. Set the model to fit the file, or give another checkpoint; load_sam takes the "
+            f"{weights.path} is a checkpoint of {_describe(found)}, but the model is {_describe(config)}: the checkpoint has "
+            f"{', '.join(differences)}. Set the model that fits the file, or another checkpoint. load_sam takes the "
             "model from the file"
         )
     return _fill(config, weights)
 
 
 def load_sam(path: str | Path, *, image_size: int | None = None) -> Sam:
-    """The SAM that a file holds, in evaluation mode; its sizes come from the file's config, or from its shapes.
+    """Loads the SAM that a file holds; no model name is needed.
 
-    `image_size` defaults to the file's own; for another one positions are resized. Raises ValueError for a file that is
-    no SAM.
+    The sizes come from the config in the file, or from the shapes of its tensors. No code in the file is ever executed.
+
+    Args:
+        path: Meta's `.pth`, a Lightning `.ckpt` of ours, `.safetensors` under our or Meta's names, or transformers' SamModel.
+        image_size: side of the network input in pixels; None takes the file's own. For another size positions are resized.
+
+    Returns:
+        The model on the CPU, in evaluation mode, in float32.
+
+    Raises:
+        ValueError: for a file that is missing, cut short, would execute code, or does not hold a SAM.
     """
     weights = read_weights(path)
     config = _config_of(weights)
@@ -50,9 +69,9 @@ def load_sam(path: str | Path, *, image_size: int | None = None) -> Sam:
 
 
 def sam_config(model: str, *, image_size: int | None = None, **overrides: Any) -> SamConfig:
-    """The sizes of a named model with some of them set anew; ValueError names what is unknown and what there is."""
+    """Returns the sizes of a named model, some of them overridden; raises ValueError for an unknown model or field."""
     if model not in SAM_CONFIGS and not is_timm(model):
-        raise ValueError(f"unknown model {model!r}: take one of {', '.join(sorted(SAM_CONFIGS))} (model), or timm/NAME")
+        raise ValueError(f"unknown model {model!r}: set one of {', '.join(sorted(SAM_CONFIGS))} (model), or timm/NAME")
     known = [field.name for field in fields(SamConfig) if field.name != "model"]
     if unknown := sorted(set(overrides) - set(known)):
         raise ValueError(f"unknown model settings {', '.join(unknown)}: there are {', '.join(known)} (model.*)")
@@ -61,6 +80,7 @@ def sam_config(model: str, *, image_size: int | None = None, **overrides: Any) -
 
 
 def _config_of(weights: Weights, asked: SamConfig | None = None) -> SamConfig:
+    """Returns the config that the file carries, or the one that its tensors' shapes imply."""
     if weights.config is not None:
         return weights.config
     try:
@@ -74,7 +94,7 @@ def _describe(config: SamConfig) -> str:
 
 
 def _fill(config: SamConfig, weights: Weights) -> Sam:
-    """A model that takes the file's tensors as its own: no random numbers are drawn, no second copy is held."""
+    """Returns a model whose parameters are the file's tensors: no random numbers are drawn and nothing is held twice."""
     with torch.device("meta"):
         sam = Sam(config)
     sam.register_constants()
@@ -94,7 +114,7 @@ def _aligned(weight: Tensor) -> Tensor:
 
 
 def check_state_dict(module: torch.nn.Module, state: StateDict, source: str) -> None:
-    """Raises ValueError that names the missing and the unexpected keys, and the tensors of another shape."""
+    """Raises ValueError if keys are missing or unexpected, or if tensors have another shape; the message lists them."""
     wanted = module.state_dict()
     problems = {
         "missing": sorted(set(wanted) - set(state)),

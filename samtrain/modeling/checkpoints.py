@@ -1,4 +1,4 @@
-"""Files of weights: read without executing anything from them, written whole or not at all."""
+"""Reads and writes files of weights; reading executes nothing in them, and writing is atomic."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from samtrain.modeling.weights import StateDict, official_state_dict, to_our_lay
 
 log = logging.getLogger(__name__)
 
-CONFIG_KEY = "sam_config"  # where a file of ours carries its SamConfig.to_dict()
-LIT_PREFIX = "sam."  # the model's name in our LightningModule
+CONFIG_KEY = "sam_config"  # our files carry SamConfig.to_dict() under this key
+LIT_PREFIX = "sam."  # prefix of the model's keys in our Lightning checkpoints
 
 
 @dataclass
 class Weights:
-    """The tensors of a file in our layout, and the config where the file carries one."""
+    """Holds the tensors of a file in our layout, and the config if the file carries one."""
 
     path: Path
     state_dict: StateDict
@@ -36,21 +36,22 @@ class Weights:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Whatever a file holds: official `.pth` (flat or under "model"), our Lightning `.ckpt`, `.safetensors`.
+    """Reads an official `.pth` (flat or under "model"), our Lightning `.ckpt`, or `.safetensors`.
 
-    Raises ValueError for a file that is missing, cut, holds no tensors, or would run code on loading (it never does).
+    Raises ValueError for a file that is missing, cut short or without tensors, and for one that would execute code if it were
+    loaded by other programs; nothing in it is executed here.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"there is no file {path} (checkpoint): give the path of a .pth, .ckpt or .safetensors file")
+        raise ValueError(f"there is no file {path} (checkpoint): set the path of a .pth, .ckpt or .safetensors file")
     with path.open("rb") as file:
-        is_safetensors = file.read(9)[8:] == b"{"  # the length of a JSON header, then the header
+        is_safetensors = file.read(9)[8:] == b"{"  # eight bytes of length, then a JSON header
     state, config = _read_safetensors(path) if is_safetensors else _read_torch(path)
-    state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}  # torch.compile's mark
+    state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}  # added by torch.compile
     if any(key.startswith(LIT_PREFIX) for key in state):
         state = {key.removeprefix(LIT_PREFIX): v for key, v in state.items() if key.startswith(LIT_PREFIX)}
     if not state:
-        raise ValueError(f"{path} holds no tensors (checkpoint): give a file with a SAM's state_dict")
+        raise ValueError(f"{path} holds no tensors (checkpoint): set a file that holds a SAM's state_dict")
     return Weights(path, to_our_layout(state), _sam_config(path, config) if config else None)
 
 
@@ -59,8 +60,8 @@ def _sam_config(path: Path, values: Any) -> SamConfig:
         return SamConfig.from_dict(values)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} carries a {CONFIG_KEY} that is not one of this version's (checkpoint): {error}. "
-            "Update samtrain, or export the weights with the version that wrote them: task=export export.path=FILE.pth"
+            f"{path} carries a {CONFIG_KEY} of another version (checkpoint): {error}. "
+            "Update samtrain, or export the weights with the version that wrote them (task=export export.path=FILE.pth)"
         ) from error
 
 
@@ -82,14 +83,14 @@ def _read_torch(path: Path) -> tuple[StateDict, dict | None]:
             if isinstance(content.get(wrapper), dict):
                 content = content[wrapper]
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__} (checkpoint): give a file with a SAM's state_dict")
+        raise ValueError(f"{path} holds a {type(content).__name__} (checkpoint): set a file that holds a SAM's state_dict")
     return {key: value for key, value in content.items() if isinstance(value, Tensor)}, config
 
 
 def load_without_code(path: str | Path, key: str = "checkpoint") -> Any:
-    """What `torch.save` wrote, on the CPU, as long as it is tensors and plain Python values.
+    """Returns what `torch.save` wrote, on the CPU, if it consists of tensors and plain Python values.
 
-    Raises ValueError that names the config's `key` for anything else, before anything of it has run.
+    Raises ValueError for anything else before any code in the file has run; the message names the config's `key`.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -97,23 +98,34 @@ def load_without_code(path: str | Path, key: str = "checkpoint") -> Any:
         name = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
             f"{path} was refused and nothing in it was executed ({key}): "
-            + (f"it names {name[1]}, code that would run on loading. " if name else "it is no plain file of tensors. ")
-            + "Weights need tensors only: save model.state_dict() alone, or safetensors, where its source is trusted"
+            + (f"it names {name[1]}, code that would run on loading. " if name else "it is not a plain file of tensors. ")
+            + "Weights need nothing but tensors: where you trust the file, save model.state_dict() alone, or safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(_unreadable(path, error, key)) from error
 
 
 def _unreadable(path: str | Path, error: Exception, key: str = "checkpoint") -> str:
+    """Returns the message for a file that could not be read."""
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    return f"{path} cannot be read as weights ({key}): cut short, or no such file? Fetch it again. ({reason})"
+    return f"{path} cannot be read as weights ({key}). It may be cut short or of another kind: download it again. ({reason})"
 
 
 def save_official(sam: Sam, path: str | Path) -> Path:
-    """Writes the flat file of `segment_anything`: same names, float32, loadable by its strict loader.
+    """Writes Meta's format: a flat `.pth` with the names of `segment_anything`, which its own strict loader reads.
 
-    Sizes that shapes do not tell travel as an attribute of the dictionary, which `segment_anything` does not look at.
-    Raises ValueError for a decoder that it cannot build.
+    The tensors are float32 on the CPU. Sizes that their shapes do not show are stored as an attribute of the dictionary, which
+    `segment_anything` ignores. The file is written completely or not at all.
+
+    Args:
+        sam: the model, in any precision and on any device.
+        path: the file to write.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: for a decoder that `segment_anything` cannot build (`decoder_depth` other than 2).
     """
     state = OrderedDict(official_state_dict(sam))
     setattr(state, CONFIG_KEY, sam.config.to_dict())
@@ -123,7 +135,17 @@ def save_official(sam: Sam, path: str | Path) -> Path:
 
 
 def save_safetensors(sam: Sam, path: str | Path) -> Path:
-    """Writes our own names with the config in the metadata; any model of ours fits."""
+    """Writes a `.safetensors` file with our names and the model's config in its metadata; it takes any model of ours.
+
+    The tensors keep their precision. The file is written completely or not at all.
+
+    Args:
+        sam: the model, on any device.
+        path: the file to write.
+
+    Returns:
+        The path.
+    """
     state = {key: value.detach().cpu().contiguous() for key, value in sam.state_dict().items()}
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata={CONFIG_KEY: json.dumps(sam.config.to_dict()), "format": "pt"})

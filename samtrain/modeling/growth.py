@@ -1,4 +1,4 @@
-"""How the data engine's model becomes larger from one round to the next (paper, section 4: ViT-B to ViT-H)."""
+"""Grows the data engine's model from one round to the next (paper, section 4: ViT-B to ViT-H)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from torch import nn
 from samtrain.modeling.mae import load_mae
 from samtrain.modeling.sam import Sam, SamConfig
 
-# what growth by depth may change; all else must be the parent's
+# fields that growth by depth may change; all others must equal the parent's
 _MAY_GROW = ("model", "encoder_depth", "global_attn_indexes", "drop_path", "dropout")
-# what decides the shapes of prompt encoder and mask decoder
+# fields that decide the shapes of prompt encoder and mask decoder
 _CARRIED = ("prompt_dim", "mask_in_chans", "decoder_depth", "decoder_heads", "decoder_mlp_dim", "iou_head_dim")
 
 
 def next_model(
     parent: Sam, config: SamConfig, mae: str | Path | None = None, *, seed: int = 0, key: str = "data_engine.rounds"
 ) -> Sam:
-    """The model of the next round: grown from the parent, or with an encoder from MAE weights and the parent's decoder.
+    """Returns the model of the next round, in evaluation mode on the parent's device.
 
-    `seed` decides new weights, `key` is the config key that errors name. Raises ValueError where sizes do not allow it.
+    Without `mae` the parent grows in depth (`grow`). With `mae` the encoder starts from MAE weights, while prompt encoder and
+    mask decoder are the parent's. `seed` decides all new weights; `key` is the config key that errors name. Raises
+    ValueError if the sizes do not allow it.
     """
     if mae is None:
         return grow(parent, config, seed=seed, key=key)
@@ -33,20 +35,25 @@ def next_model(
 
 
 def grow(parent: Sam, config: SamConfig, *, seed: int = 0, key: str = "model") -> Sam:
-    """A deeper model that computes what its parent does, to the bit: its new blocks begin as identities.
+    """Returns a deeper model that computes exactly what its parent does, because its new blocks start as identities.
 
-    The parent's blocks keep their order, windowed ones stay windowed, global ones global. An equal config gives a copy.
-    Raises ValueError where more than the depth differs, or where the parent's blocks do not fit into the child's.
+    The parent's blocks keep their order; windowed blocks stay windowed and global blocks global. An equal config gives a copy.
+    Outputs are equal to the bit if the parent's weights begin at multiples of 16 bytes in memory, as those of built and loaded
+    models do. Raises ValueError if more than the depth differs, or if the parent's blocks do not fit into the child's.
     """
     check_depth_growth(parent.config, config, key=key)
     places = _places(parent.config, config, key)
     child = _seeded(config, seed)
+
+    # Copy everything outside the blocks
     state = {
         name: value
         for name, value in parent.state_dict().items()
-        if not name.startswith("image_encoder.blocks.")  # these find their places below
+        if not name.startswith("image_encoder.blocks.")
     }
     child.load_state_dict(state, strict=False)
+
+    # Copy the parent's blocks to their places, and turn the other blocks into identities
     for place, block in zip(places, parent.image_encoder.blocks, strict=True):
         child.image_encoder.blocks[place].load_state_dict(block.state_dict())
     for place in set(range(config.encoder_depth)) - set(places):
@@ -55,7 +62,7 @@ def grow(parent: Sam, config: SamConfig, *, seed: int = 0, key: str = "model") -
 
 
 def check_depth_growth(parent: SamConfig, child: SamConfig, *, key: str = "model") -> None:
-    """Raises ValueError where `grow` would, from the sizes alone."""
+    """Raises ValueError if `grow` would refuse these sizes."""
     if differences := _differences(parent, child, [n for n in child.to_dict() if n not in _MAY_GROW]):
         raise ValueError(
             f"{key}: {parent.model} cannot grow into {child.model}, which changes {differences}. A model grows by depth alone: "
@@ -65,7 +72,7 @@ def check_depth_growth(parent: SamConfig, child: SamConfig, *, key: str = "model
 
 
 def carry_over(parent: Sam, child: Sam, *, key: str = "model") -> None:
-    """Copies prompt encoder and mask decoder, position encoding included, into a child of any encoder."""
+    """Copies prompt encoder (with its position encoding) and mask decoder; raises ValueError if their sizes differ."""
     if differences := _differences(parent.config, child.config, _CARRIED):
         raise ValueError(
             f"{key}: the decoder of {parent.config.model} does not fit {child.config.model}, which changes "
@@ -76,12 +83,13 @@ def carry_over(parent: Sam, child: Sam, *, key: str = "model") -> None:
 
 
 def _differences(parent: SamConfig, child: SamConfig, names: Iterable[str]) -> str:
+    """Returns the fields in which the configs differ, in words; empty if there is none."""
     a, b = parent.to_dict(), child.to_dict()
     return ", ".join(f"{name} {a[name]} to {b[name]}" for name in names if a[name] != b[name])
 
 
 def _places(parent: SamConfig, child: SamConfig, key: str) -> list[int]:
-    """For each block of the parent the first free block of the child that is of its kind."""
+    """Returns, for each block of the parent, the first free block of the child of the same kind (windowed or global)."""
     places: list[int] = []
     for block in range(parent.encoder_depth):
         kind = block in parent.global_attn_indexes
@@ -90,7 +98,8 @@ def _places(parent: SamConfig, child: SamConfig, key: str) -> list[int]:
         if place is None:
             raise ValueError(
                 f"{key}: block {block} of {parent.model} ({'global' if kind else 'windowed'}) finds no place in "
-                f"{child.model}, whose {child.encoder_depth} blocks are global at {child.global_attn_indexes}: "
+                f"{child.model}, where {len(child.global_attn_indexes)} of {child.encoder_depth} blocks are global (at "
+                f"{child.global_attn_indexes}): "
                 "set encoder_depth and global_attn_indexes so that the parent's blocks fit in order"
             )
         places.append(place)
@@ -98,14 +107,14 @@ def _places(parent: SamConfig, child: SamConfig, key: str) -> list[int]:
 
 
 def _make_identity(block: nn.Module) -> None:
-    """Zero where the block's two branches end: it adds nothing, yet its last layers have gradients."""
+    """Sets the last layer of both branches to zero, so that the block adds nothing, yet these layers have gradients."""
     for name in ("attn.proj", "mlp.fc2"):
         for parameter in block.get_submodule(name).parameters():
             nn.init.zeros_(parameter)
 
 
 def _seeded(config: SamConfig, seed: int) -> Sam:
-    """New weights as a function of a seed; the process's own generator is left as it was."""
+    """Returns a model with weights drawn from a seed; PyTorch's global generator is left unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Sam(config)

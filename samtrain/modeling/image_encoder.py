@@ -1,4 +1,4 @@
-"""The image encoder: timm's SAM ViT with drop path by sample, and relative positions that take no memory."""
+"""Implements the image encoder: timm's ViT of SAM, with memory-efficient relative positions and drop path per sample."""
 
 from __future__ import annotations
 
@@ -16,36 +16,38 @@ from timm.models.vision_transformer_sam import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from samtrain.modeling.recompute import leaving_little
+from samtrain.modeling.recompute import recompute_in_backward
 from samtrain.ops.rel_pos_attention import rel_pos_attention
 
-TOKENS_AT_A_TIME = 1024  # of the MLP without gradients; the one size tried (experiments/LOG.md, 2026-11-24)
+TOKENS_AT_A_TIME = 1024  # in the MLP without gradients; the only size that was tried (experiments/LOG.md, 2026-11-24)
 
 
 class RelPosAttention(Attention):
-    """timm's attention, its decomposed relative positions by `rel_pos_attention`."""
+    """Replaces timm's attention with `rel_pos_attention`, which needs no N x N bias for the decomposed relative positions."""
 
     def attend(self, qkv_BHW3C: Tensor) -> Tensor:
-        """(B, H, W, C) before the last projection."""
+        """Returns (B, H, W, C), the attended values before the output projection."""
         B, H, W, C = qkv_BHW3C.shape
         qkv = qkv_BHW3C.view(B, H * W, 3, self.num_heads, self.head_dim)
         tables = _distance_table(self.rel_pos_h, H), _distance_table(self.rel_pos_w, W)
         return rel_pos_attention(qkv, *tables, self.scale).view(B, H, W, C // 3)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, H, W, C) for x of the same shape."""
         return self.proj(self.attend(self.qkv(x)))
 
 
 def _distance_table(rel_pos: Tensor, size: int) -> Tensor:
-    """(size, size, C): the embedding of each distance; index_select keeps its backward reproducible on CPU."""
+    """Returns (size, size, C), the embedding of the distance between each two positions along one axis."""
     assert rel_pos.shape[0] == 2 * size - 1, "relative positions are resized when weights are loaded"
     steps = torch.arange(size, device=rel_pos.device)
     distance = steps[:, None] - steps[None, :] + size - 1
+    # index_select, because the backward pass of fancy indexing is not reproducible on CPU
     return rel_pos.index_select(0, distance.flatten()).view(size, size, -1)
 
 
 class EncoderBlock(Block):
-    """timm's block whose drop path drops whole samples: after the windows are put together again, as in ViTDet."""
+    """Changes timm's block so that drop path drops whole samples, after the windows are merged again, as in ViTDet."""
 
     def __init__(self, dim: int, num_heads: int, *, input_size=None, window_size: int = 0, **kwargs) -> None:
         super().__init__(dim, num_heads, input_size=input_size, window_size=window_size, **kwargs)
@@ -53,24 +55,30 @@ class EncoderBlock(Block):
         self.attn = RelPosAttention(dim, num_heads, use_rel_pos=True, input_size=size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, H, W, C) for x of the same shape."""
         H, W = x.shape[1:3]
-        y = self.attn.attend(leaving_little(self._qkv, x))
+
+        # Attention, in windows or over the whole image
+        y = self.attn.attend(recompute_in_backward(self._qkv, x))
         if self.window_size > 0:
-            # the padding took part as keys; what became of it is thrown away, before the projection
+            # windows are padded, and the padding is attended to (released code); it is cut off before the projection
             rows, columns = (math.ceil(side / self.window_size) * self.window_size for side in (H, W))
             y = window_unpartition(y, self.window_size, (H, W), (rows, columns))
         x = x + self.drop_path1(self.attn.proj(y))
+
+        # MLP
         return x + self.drop_path2(self._mlp(x))
 
     def _qkv(self, x: Tensor) -> Tensor:
-        """(B, H, W, 3 C), of windows where the block has them."""
+        """Returns queries, keys and values, (B, H, W, 3 C), or those of the windows if the block is windowed."""
         y = self.norm1(x)
         return self.attn.qkv(window_partition(y, self.window_size)[0] if self.window_size > 0 else y)
 
     def _mlp(self, x: Tensor) -> Tensor:
+        """Returns the block's MLP of x, (B, H, W, C)."""
         if torch.is_grad_enabled():
-            return leaving_little(self._contract, leaving_little(self._expand, x))
-        # in parts, so that the encoder's widest tensor stays small and is not mapped anew each time
+            return recompute_in_backward(self._contract, recompute_in_backward(self._expand, x))
+        # in parts, so that the encoder's widest tensor stays small and its memory is reused
         parts = x.flatten(0, 2).split(TOKENS_AT_A_TIME)
         return torch.cat([self._contract(self._expand(part)) for part in parts]).view(x.shape)
 
@@ -82,7 +90,10 @@ class EncoderBlock(Block):
 
 
 class ImageEncoder(VisionTransformerSAM):
-    """(B, 3, S, S) normalised images to (B, C, g, g) embeddings; keys are timm's, `checkpoints` knows Meta's."""
+    """Encodes (B, 3, S, S) normalised images as (B, C, g, g) embeddings (paper, section 3).
+
+    Parameters have timm's names; `weights` translates Meta's.
+    """
 
     def __init__(
         self,
@@ -104,7 +115,7 @@ class ImageEncoder(VisionTransformerSAM):
             embed_dim=dim,
             depth=depth,
             num_heads=num_heads,
-            # segment_anything's; timm's default of 1e-5 costs parity
+            # segment_anything's epsilon; with timm's default of 1e-5 the outputs would differ
             norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]
             block_fn=EncoderBlock,
             use_rel_pos=True,
@@ -115,8 +126,14 @@ class ImageEncoder(VisionTransformerSAM):
         )
 
     def forward(self, images_B3SS: Tensor) -> Tensor:
+        """Returns (B, C, g, g) embeddings of (B, 3, S, S) normalised images."""
+        # Patches and absolute positions
         x = self.patch_embed(images_B3SS).contiguous() + self.pos_embed
+
+        # Blocks, windowed except at `global_attn_indexes`
         for block in self.blocks:
             checkpointed = self.grad_checkpointing and self.training
             x = checkpoint(block, x, use_reentrant=False) if checkpointed else block(x)
+
+        # Neck: two convolutions that bring the width down to the prompts'
         return self.neck(x.permute(0, 3, 1, 2))

@@ -1,15 +1,15 @@
-"""How a model begins that is trained from scratch: so that a click means something at the first step.
+"""Initialises a model that is trained from scratch, so that a click has an effect from the first step.
 
-With PyTorch's default initialisation each linear layer shrinks its input by about 1.7, and what depends on the click is lost in
-what does not: a small model then answers every click with an empty mask for some hundred steps. Four measures, which leave
-architecture and checkpoint keys alone (experiments/LOG.md has the comparisons):
+With PyTorch's default initialisation each linear layer shrinks its input by about 1.7. The part of a token that depends on the
+click is then lost among the parts that do not, and a small model answers every click with an empty mask for some hundred steps.
+Four changes prevent this; architecture and checkpoint keys stay the same (experiments/LOG.md has the comparisons):
 
-- layers keep the variance of their input (LeCun et al. 1998; He et al. 2015 before a ReLU), those of the encoder half of it:
-  for ViT-B that is the customary normal of 0.02, for narrower encoders more;
-- absolute positions are a normal of 0.02 and no zeros, from which small models hardly start;
-- between tokens and image, keys begin as queries: the inner product of two positions is then largest where they are equal, so
-  that a click begins by looking at its own place, and the place at the click;
-- the classifiers of the pixels begin small, so that the first steps are not spent on unlearning random masks.
+- Layers keep the variance of their input (LeCun et al. 1998; He et al. 2015 before a ReLU), layers of the encoder half of it.
+  For ViT-B this is the usual standard deviation of 0.02, for narrower encoders it is larger.
+- Absolute positions are drawn with standard deviation 0.02. Small models hardly start to learn from zeros.
+- Between tokens and image, keys start equal to queries. The product of two positions is then largest where they are equal, so a
+  click first attends to its own place in the image, and that place to the click.
+- The classifiers of the pixels start small, so that the first steps are not spent on unlearning random masks.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from samtrain.modeling.timm_encoder import TimmEncoder
 from samtrain.modeling.transformer import Attention, MLPBlock
 
 ENCODER_GAIN = 0.5**0.5  # 0.02 is 0.55 of what keeps the variance of 768 channels
-SHARPNESS = 1.5  # of the first attention; 1.5 took off earlier than 1, and 2 no earlier (experiments/LOG.md)
-CLASSIFIER_SCALE = 0.2  # 0.2 took off earlier than 1 (experiments/LOG.md)
+SHARPNESS = 1.5  # of attention between tokens and image; learning starts earlier than with 1, not later than with 2 (LOG.md)
+CLASSIFIER_SCALE = 0.2  # learning starts earlier than with 1 (experiments/LOG.md)
 
 
 @torch.no_grad()
@@ -33,35 +33,42 @@ def init_from_scratch(
     image_encoder: ImageEncoder | TimmEncoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder
 ) -> None:
     """Sets the weights of all layers in place; tokens keep PyTorch's unit normal, relative positions their zeros."""
+    # All layers keep the variance of their input, those of the encoder half of it
     for part, gain in ((image_encoder, ENCODER_GAIN), (prompt_encoder, 1.0), (mask_decoder, 1.0)):
         for module in part.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
                 _keep_variance(module, gain)
+
+    # Absolute positions
     nn.init.trunc_normal_(image_encoder.pos_embed, std=0.02)
+
+    # Layers before a ReLU, which halves the variance (He et al. 2015)
     for module in mask_decoder.modules():
         if isinstance(module, MLPBlock | MLP):
             before_relu = [module.lin1] if isinstance(module, MLPBlock) else list(module.layers)[:-1]
             for linear in before_relu:
                 linear.weight.mul_(2**0.5)
 
-    # where tokens and image meet, a position recognises itself
+    # Attention between tokens and image: keys equal queries, so that a position attends to itself
     transformer = mask_decoder.transformer
-    meetings: list[Attention] = [transformer.final_attn_token_to_image]
+    cross_attentions: list[Attention] = [transformer.final_attn_token_to_image]
     for layer in transformer.layers:
-        meetings += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
-    for attention in meetings:
+        cross_attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+    for attention in cross_attentions:
         attention.q_proj.weight.mul_(SHARPNESS)
         attention.k_proj.weight.copy_(attention.q_proj.weight)
 
+    # Classifiers of the pixels
     for mlp in mask_decoder.output_hypernetworks_mlps:
         mlp.layers[-1].weight.mul_(CLASSIFIER_SCALE)
 
 
 def _keep_variance(module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, gain: float) -> None:
+    """Draws weights whose output has `gain`**2 times the variance of the input, and sets the bias to zero."""
     if isinstance(module, nn.Linear):
         fan_in = module.in_features
     elif isinstance(module, nn.ConvTranspose2d):
-        fan_in = module.in_channels  # kernel and stride are equal here: one input a pixel
+        fan_in = module.in_channels  # kernel and stride are equal here, so each output pixel has one input cell
     else:
         fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
     nn.init.trunc_normal_(module.weight, std=gain * fan_in**-0.5)

@@ -1,4 +1,4 @@
-"""What is cheap to compute twice is not kept for the backward pass."""
+"""Saves memory by recomputing cheap operations in the backward pass instead of keeping their results."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-WORTH_IT = 2**20  # bytes of x: less is kept, for to compute it again costs a laptop's step 5 % (experiments/LOG.md)
+# Bytes of x. Smaller tensors are kept: recomputing them would cost 5 % of a laptop-scale step (experiments/LOG.md)
+MIN_BYTES = 2**20
 
 
-def leaving_little(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """What cheap steps, and at most a matrix product at their end, make of x, keeping x alone for the backward pass.
+def recompute_in_backward(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Returns `function(x)` and keeps only x for the backward pass.
 
-    The cheap steps are taken again there and the product is not: PyTorch stops once it has what had been saved. 2.4 in
-    place of 3.2 GB for ViT-B at 1024 px (experiments/LOG.md, 2026-11-24).
+    `function` should consist of cheap operations, with at most one matrix product at their end. The backward pass recomputes
+    the cheap operations but not the product, because PyTorch stops as soon as it has every tensor that had been saved. For
+    ViT-B at 1024 pixels this takes 2.4 instead of 3.2 GB (experiments/LOG.md, 2026-11-24).
     """
-    small = x.numel() * x.element_size() < WORTH_IT
-    if small or not torch.is_grad_enabled() or torch.compiler.is_compiling():  # which decides such things itself
+    is_small = x.numel() * x.element_size() < MIN_BYTES
+    # torch.compile decides by itself what to recompute
+    if is_small or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(x)
     return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)

@@ -1,4 +1,4 @@
-"""Segment Anything: the three boxes of the paper's figure 4, and the sizes they come in."""
+"""Defines Segment Anything: image encoder, prompt encoder and mask decoder (paper, figure 4), and the model sizes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from samtrain.modeling.prompt_encoder import PromptEncoder
 from samtrain.modeling.timm_encoder import TimmEncoder, is_timm
 from samtrain.types import Prompts, SamOutput, valid_pixels
 
-PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, on 0 to 255 (segment_anything)
+PIXEL_MEAN = (123.675, 116.28, 103.53)  # of ImageNet, for pixels of 0 to 255 (segment_anything)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True)
 class SamConfig:
-    """Everything that decides a SAM's shapes; `build_sam` and our checkpoints speak it."""
+    """Holds the sizes that define a SAM; checkpoints carry it.
+
+    Raises ValueError for sizes that do not fit together, naming the config keys.
+    """
 
     model: str
     encoder_dim: int
@@ -39,15 +42,15 @@ class SamConfig:
     decoder_heads: int = 8
     decoder_mlp_dim: int = 2048
     iou_head_dim: int = 256
-    drop_path: float = 0.0  # encoder, grows linearly with depth; 0.4 to 0.6 in the paper
-    dropout: float = 0.0  # decoder; 0.1 in the paper
+    drop_path: float = 0.0  # in the encoder, growing linearly with depth; 0.4 to 0.6 in the paper
+    dropout: float = 0.0  # in the decoder; 0.1 in the paper
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "global_attn_indexes", tuple(self.global_attn_indexes))
         if self.image_size % self.patch_size:
             raise ValueError(
-                f"image_size {self.image_size} is no multiple of the patch size {self.patch_size}: "
-                f"take {self.image_size // self.patch_size * self.patch_size} (model.image_size)"
+                f"image_size {self.image_size} is not a multiple of the patch size {self.patch_size}: "
+                f"set {self.image_size // self.patch_size * self.patch_size} (model.image_size)"
             )
         for name, dim, heads in (
             ("encoder", self.encoder_dim, self.encoder_heads),
@@ -63,28 +66,29 @@ class SamConfig:
 
     @property
     def grid(self) -> int:
-        """Side of the image embedding."""
+        """The side of the image embedding's grid (g)."""
         return self.image_size // self.patch_size
 
     @property
     def mask_size(self) -> int:
-        """Side of the decoder's masks."""
+        """The side of the decoder's masks (h and w)."""
         return 4 * self.grid
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists, so that a checkpoint with it loads without running code."""
+        """Returns plain numbers, strings and lists, so that a checkpoint that carries them loads without running code."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SamConfig:
+        """Returns the config that `to_dict` wrote; raises ValueError for unknown names."""
         known = {f.name for f in fields(cls)}
         if unknown := set(values) - known:
-            raise ValueError(f"unknown model settings {sorted(unknown)}; there are {sorted(known)}")
+            raise ValueError(f"the model settings {sorted(unknown)} are unknown: use some of {sorted(known)}")
         return cls(**values)
 
 
 def _laptop(model: str, depth: int, global_attn_indexes: tuple[int, ...]) -> SamConfig:
-    """Our own small models: equal width, heads, patch and decoder, so that one grows into the other by depth."""
+    """Returns one of our small models, which differ in depth alone, so that one can grow into the other."""
     return SamConfig(
         model=model,
         encoder_dim=192,
@@ -106,7 +110,7 @@ SAM_CONFIGS = {
     "vit_h": SamConfig("vit_h", 1280, 32, 16, (7, 15, 23, 31)),
     "vit_l": SamConfig("vit_l", 1024, 24, 16, (5, 11, 17, 23)),
     "vit_b": SamConfig("vit_b", 768, 12, 12, (2, 5, 8, 11)),
-    # ours, for two cores
+    # our own, small enough for two cores
     "vit_small": _laptop("vit_small", 6, (1, 3, 5)),
     "vit_tiny": _laptop("vit_tiny", 4, (1, 3)),
 }
@@ -136,7 +140,13 @@ def make_image_encoder(config: SamConfig) -> ImageEncoder | TimmEncoder:
 
 
 class Sam(nn.Module):
-    """Image encoder, prompt encoder and mask decoder; plain PyTorch, gradients flow through every method."""
+    """The Segment Anything model: an image encoder, a prompt encoder and a mask decoder (paper, section 3).
+
+    Every method is plain PyTorch and lets gradients pass. `encode` runs once per image, `decode` once per round of prompts.
+
+    Args:
+        config: the model's sizes, for example one of `SAM_CONFIGS`.
+    """
 
     mask_threshold = 0.0
     image_format = "RGB"
@@ -165,33 +175,56 @@ class Sam(nn.Module):
         self.register_constants()
 
     def register_constants(self) -> None:
-        """Sets what no checkpoint holds; called again where a model was built on "meta", to be filled from a file."""
+        """Registers the buffers that checkpoints do not hold; called again for a model that was built on the "meta" device."""
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(-1, 1, 1), persistent=False)
 
     @property
     def device(self) -> torch.device:
+        """The device of the model."""
         return self.pixel_mean.device
 
     def preprocess(self, images_B3SS: Tensor, input_sizes_B2: Tensor) -> Tensor:
-        """Normalised float images, zero in the padding, from RGB of 0 to 255, any dtype, padded at bottom and right."""
+        """Normalises images with ImageNet's mean and standard deviation and sets their padding to zero.
+
+        Args:
+            images_B3SS: (B, 3, S, S) RGB of 0 to 255, of any dtype, padded at the bottom and on the right.
+            input_sizes_B2: (B, 2) the (H, W) of each image without its padding.
+
+        Returns:
+            (B, 3, S, S) float images, for `encode`.
+        """
         normalised = (images_B3SS.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         return normalised * valid_pixels(input_sizes_B2, images_B3SS.shape[-1])[:, None]
 
     def encode(self, images_B3SS: Tensor) -> Tensor:
-        """(B, C, g, g) embeddings of preprocessed images; done once an image, whatever is asked of it."""
+        """Encodes preprocessed images, once per image, whatever is asked about it later.
+
+        Args:
+            images_B3SS: (B, 3, S, S) images from `preprocess`.
+
+        Returns:
+            (B, C, g, g) embeddings; (B, 256, 64, 64) for the paper's models.
+        """
         return self.image_encoder(images_B3SS)
 
     def projection_cache(self, image_embeddings_BCgg: Tensor) -> ProjectionCache:
-        """The embeddings with what every prompt on them needs; `decode` takes it in their place."""
+        """Returns a cache of what all prompts on these embeddings share; `decode` takes it instead of the embeddings."""
         return ProjectionCache(image_embeddings_BCgg, self.prompt_encoder.dense_pe())
 
     def decode(
         self, images: Tensor | ProjectionCache, image_index_N: Tensor, prompts: Prompts, multimask_output: bool
     ) -> SamOutput:
-        """Masks for N prompts spread over B images: three each where the prompt is ambiguous, else the single one.
+        """Predicts masks for N prompts spread over B images.
 
-        images: (B, C, g, g) embeddings, or their `projection_cache` if they are decoded many times without gradients
+        Args:
+            images: (B, C, g, g) embeddings, or their `projection_cache` if they are decoded many times without gradients.
+            image_index_N: (N,) int64, the image of each prompt.
+            prompts: clicks, boxes and masks in the input frame.
+            multimask_output: three masks per prompt, for ambiguous prompts, or the single mask.
+
+        Returns:
+            `SamOutput` with logits (N, M, h, w) and predicted IoUs (N, M); M is 3 or 1.
         """
         cache = images if isinstance(images, ProjectionCache) else self.projection_cache(images)
         tokens, image = self.prompt_encoder(prompts, cache, image_index_N)
@@ -205,23 +238,36 @@ class Sam(nn.Module):
         prompts: Prompts,
         multimask_output: bool,
     ) -> SamOutput:
-        """From padded RGB images and prompts in the input frame to low-resolution masks and predicted IoUs."""
+        """Preprocesses and encodes images, then decodes prompts; see `preprocess`, `encode` and `decode` for shapes."""
         embeddings = self.encode(self.preprocess(images_B3SS, input_sizes_B2))
         return self.decode(embeddings, image_index_N, prompts, multimask_output)
 
     def postprocess_masks(
         self, low_res_logits_NMhw: Tensor, input_size: tuple[int, int], original_size: tuple[int, int]
     ) -> Tensor:
-        """(N, M, H, W) logits in the original frame: up to S x S, the padding cut off, then to the image's size."""
-        # float32, in which a processor interpolates faster than in bfloat16
+        """Returns (N, M, H, W) logits in the original frame.
+
+        The logits are upscaled to S x S, their padding is cut off, and they are resized to the image's size, bilinearly as in
+        segment_anything.
+
+        Args:
+            low_res_logits_NMhw: (N, M, h, w) logits from `decode`.
+            input_size: (H, W) of the image in the network input, without padding.
+            original_size: (H, W) of the image as stored.
+        """
+        # in float32, because a CPU interpolates it faster than bfloat16
         masks = low_res_logits_NMhw.float() if low_res_logits_NMhw.dtype == torch.bfloat16 else low_res_logits_NMhw
+
+        # to the network input
         factor, rest = divmod(self.config.image_size, self.config.mask_size)
         if rest == 0:
-            # what is padding is not wanted: cells end with the one after the last that is seen, which its edge reaches into
+            # leave the padding out: one cell beyond the last visible one is enough, because interpolation reaches no further
             h, w = (min(side // factor + 2, self.config.mask_size) for side in input_size)
             masks = F.interpolate(masks[..., :h, :w], (h * factor, w * factor), mode="bilinear", align_corners=False)
         else:
             masks = F.interpolate(masks, (self.config.image_size,) * 2, mode="bilinear", align_corners=False)
+
+        # to the image
         masks = F.interpolate(
             masks[..., : input_size[0], : input_size[1]], original_size, mode="bilinear", align_corners=False
         )

@@ -1,4 +1,4 @@
-"""The two-way transformer: tokens attend to the image, the image attends to the tokens (paper, figure 14)."""
+"""Implements the two-way transformer: tokens attend to the image and the image to the tokens (paper, figure 14)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from samtrain.modeling.image_tokens import OwnImage, PromptedImage
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose inner width is the outer one divided by `downsample_rate`.
+    """Computes multi-head attention; its inner width is the outer one divided by `downsample_rate`.
 
-    Between tokens it is the plain one. Where tokens meet the image, each pair of a head and a token is a row of its own, zero
-    in the channels of the other heads, and the image stays as it is (`image_tokens`).
+    Attention among tokens is the usual one (`forward`). Attention between the few tokens and the many cells of the image avoids
+    projecting the image for every prompt: each pair of a head and a token becomes one row of R = heads * T rows, zero in the
+    channels of the other heads, and `image_tokens` multiplies these rows with what the prompts of an image share.
     """
 
     def __init__(self, dim: int, num_heads: int, downsample_rate: int = 1) -> None:
@@ -30,48 +31,54 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(inner, dim)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(N, Lq, C), (N, Lk, C), (N, Lk, C) to (N, Lq, C)."""
+        """Returns (N, Lq, C) for queries (N, Lq, C), keys (N, Lk, C) and values (N, Lk, C)."""
         q, k, v = (
             layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for layer, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
         )
         return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
-    def look_at_image(self, tokens_NTC: Tensor, image: PromptedImage | OwnImage) -> Tensor:
-        """(N, T, C): what each token takes from the cells of the image."""
-        queries_NRD = self._apart(self.q_proj(tokens_NTC) * self.scale)
-        weights_NRG = image.scores(queries_NRD, self.k_proj).softmax(dim=-1)
-        return self.out_proj(self._together(image.weighted(weights_NRG, self.v_proj)))
+    def token_to_image(self, tokens_NTC: Tensor, image: PromptedImage | OwnImage) -> Tensor:
+        """Returns (N, T, C), what each token reads from the cells of the image."""
+        queries_NRD = self.split_heads(self.q_proj(tokens_NTC) * self.scale)
+        attention_NRG = image.scores(queries_NRD, self.k_proj).softmax(dim=-1)
+        return self.out_proj(self.merge_heads(image.weighted_sum(attention_NRG, self.v_proj)))
 
-    def look_at_tokens(
+    def image_to_token(
         self, image: PromptedImage | OwnImage, keys_NTC: Tensor, values_NTC: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What each cell takes from the tokens, as (N, R, G) weights and (N, R, C) values whose product it is."""
-        keys_NRD = self._apart(self.k_proj(keys_NTC) * self.scale)
+        """Returns what each cell reads from the tokens, as (N, R, G) attention and (N, R, C) values.
+
+        Their product, (N, G, R) @ (N, R, C), is left to the caller, which adds it to the image in one operation.
+        """
+        keys_NRD = self.split_heads(self.k_proj(keys_NTC) * self.scale)
         scores_NRG = image.scores(keys_NRD, self.q_proj)
-        weights_NRG = scores_NRG.unflatten(1, (self.num_heads, -1)).softmax(dim=2).flatten(1, 2)
-        # a cell's weights are 1 in each head, so its heads share out the bias
+        attention_NRG = scores_NRG.unflatten(1, (self.num_heads, -1)).softmax(dim=2).flatten(1, 2)
+        # a cell's attention sums to 1 in each head, so each head's values carry an equal share of the bias
         bias = self.out_proj.bias / self.num_heads
-        return weights_NRG, F.linear(self._apart(self.v_proj(values_NTC)), self.out_proj.weight, bias)
+        return attention_NRG, F.linear(self.split_heads(self.v_proj(values_NTC)), self.out_proj.weight, bias)
 
-    def _apart(self, x_NTD: Tensor) -> Tensor:
-        """(N, heads * T, D): a row for each head and token."""
-        return (x_NTD[:, None] * _channels(self.num_heads, x_NTD.shape[-1], x_NTD.dtype, x_NTD.device)).flatten(1, 2)
+    def split_heads(self, x_NTD: Tensor) -> Tensor:
+        """Returns (N, R, D), one row per head and token with zeros in the channels of the other heads."""
+        return (x_NTD[:, None] * _head_channels(self.num_heads, x_NTD.shape[-1], x_NTD.dtype, x_NTD.device)).flatten(1, 2)
 
-    def _together(self, x_NRD: Tensor) -> Tensor:
-        """(N, T, D): of each row the channels of its head."""
-        own = _channels(self.num_heads, x_NRD.shape[-1], x_NRD.dtype, x_NRD.device)
+    def merge_heads(self, x_NRD: Tensor) -> Tensor:
+        """Returns (N, T, D), each channel taken from the row of its head."""
+        own = _head_channels(self.num_heads, x_NRD.shape[-1], x_NRD.dtype, x_NRD.device)
         return (x_NRD.unflatten(1, (self.num_heads, -1)) * own).sum(dim=1)
 
 
 @lru_cache(maxsize=64)
-def _channels(heads: int, D: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(heads, 1, D), 1 where a channel is a head's."""
-    with torch.inference_mode(False):  # or a validation's would be refused by the next training step
+def _head_channels(heads: int, D: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Returns (heads, 1, D), 1 in the channels of each head and 0 elsewhere."""
+    # a tensor made during a validation in inference mode could not be used by the next training step
+    with torch.inference_mode(False):
         return torch.eye(heads, dtype=dtype, device=device).repeat_interleave(D // heads, dim=1)[:, None]
 
 
 class MLPBlock(nn.Module):
+    """Applies the two linear layers of a transformer block, with ReLU between them."""
+
     def __init__(self, dim: int, mlp_dim: int) -> None:
         super().__init__()
         self.lin1 = nn.Linear(dim, mlp_dim)
@@ -82,7 +89,11 @@ class MLPBlock(nn.Module):
 
 
 class TwoWayAttentionBlock(nn.Module):
-    """Self-attention of the tokens, tokens to image, MLP, image to tokens; dropout after each (paper, appendix A)."""
+    """Applies one decoder layer: self-attention, token-to-image attention, MLP, image-to-token attention (paper, figure 14).
+
+    Each step is followed by dropout, a residual connection and a layer norm (paper, appendix A). Positions are added to the
+    tokens and to the image wherever they attend to each other.
+    """
 
     def __init__(self, dim: int, num_heads: int, mlp_dim: int, dropout: float, is_first: bool) -> None:
         super().__init__()
@@ -100,8 +111,8 @@ class TwoWayAttentionBlock(nn.Module):
     def forward(
         self, tokens: Tensor, image: PromptedImage | OwnImage, token_pe: Tensor
     ) -> tuple[Tensor, OwnImage]:
-        """(N, T, C) tokens, with what says where they are, and the image."""
-        # self-attention; in the first block tokens are their own positions, and there is no residual (released code)
+        """Returns the updated (N, T, C) tokens and image; `token_pe` (N, T, C) are the tokens as they entered the decoder."""
+        # Self-attention of the tokens; the first block has no residual and adds no positions (released code)
         if self.is_first:
             tokens = self.dropout(self.self_attn(tokens, tokens, tokens))
         else:
@@ -109,26 +120,28 @@ class TwoWayAttentionBlock(nn.Module):
             tokens = tokens + self.dropout(self.self_attn(q, q, tokens))
         tokens = self.norm1(tokens)
 
-        # tokens look at the image
-        attended = self.cross_attn_token_to_image.look_at_image(tokens + token_pe, image)
+        # Token-to-image attention
+        attended = self.cross_attn_token_to_image.token_to_image(tokens + token_pe, image)
         tokens = self.norm2(tokens + self.dropout(attended))
 
-        # MLP
+        # MLP of each token
         tokens = self.norm3(tokens + self.dropout(self.mlp(tokens)))
 
-        # the image looks at the tokens
-        weights, values = self.cross_attn_image_to_token.look_at_tokens(image, tokens + token_pe, tokens)
-        return tokens, OwnImage(image.cache, self.norm4(self._add(image.cells(), weights, values)))
+        # Image-to-token attention; from here on each prompt has its own version of the image
+        attention, values = self.cross_attn_image_to_token.image_to_token(image, tokens + token_pe, tokens)
+        return tokens, OwnImage(image.cache, self.norm4(self._add_attended(image.cells(), attention, values)))
 
-    def _add(self, cells_NGC: Tensor, weights_NRG: Tensor, values_NRC: Tensor) -> Tensor:
-        weights_NGR = weights_NRG.transpose(1, 2)
+    def _add_attended(self, cells_NGC: Tensor, attention_NRG: Tensor, values_NRC: Tensor) -> Tensor:
+        """Returns (N, G, C), the cells plus what they read from the tokens."""
+        attention_NGR = attention_NRG.transpose(1, 2)
         if self.dropout.p and self.training:
-            return cells_NGC + self.dropout(torch.bmm(weights_NGR, values_NRC))
-        return torch.baddbmm(cells_NGC, weights_NGR, values_NRC)
+            return cells_NGC + self.dropout(torch.bmm(attention_NGR, values_NRC))
+        # without dropout, product and sum are one operation
+        return torch.baddbmm(cells_NGC, attention_NGR, values_NRC)
 
 
 class TwoWayTransformer(nn.Module):
-    """`depth` two-way blocks and a last look of the tokens at the image."""
+    """Applies `depth` two-way blocks, then a last token-to-image attention."""
 
     def __init__(self, *, depth: int, dim: int, num_heads: int, mlp_dim: int, dropout: float) -> None:
         super().__init__()
@@ -140,10 +153,12 @@ class TwoWayTransformer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens_NTC: Tensor, prompted: PromptedImage) -> tuple[Tensor, Tensor]:
-        """(N, T, C) tokens and (N, G, C) cells of the image."""
+        """Returns the updated (N, T, C) tokens and the (N, G, C) cells of each prompt's image."""
         tokens: Tensor = tokens_NTC
         image: PromptedImage | OwnImage = prompted
         for layer in self.layers:
             tokens, image = layer(tokens, image, tokens_NTC)
-        attended = self.final_attn_token_to_image.look_at_image(tokens + tokens_NTC, image)
+
+        # Final token-to-image attention
+        attended = self.final_attn_token_to_image.token_to_image(tokens + tokens_NTC, image)
         return self.norm_final_attn(tokens + self.dropout(attended)), image.cells()

@@ -1,7 +1,7 @@
-"""What the entries of a SAM state dict are called, what their shapes say, and how positions are resized.
+"""Translates the names of SAM weights, infers a model's sizes from their shapes, and resizes positions.
 
-Three layouts are known: ours (timm's names in the encoder: `mlp.fc1`), Meta's official one (`mlp.lin1`) and that of
-`transformers`' SamModel. Everything past `to_our_layout` speaks ours.
+Three layouts are known: ours (timm's names in the encoder: `mlp.fc1`), Meta's official one (`mlp.lin1`), and that of
+transformers' SamModel. All functions except `to_our_layout` take ours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ StateDict = dict[str, Tensor]
 
 _ENCODER_MLP = re.compile(r"^(image_encoder\.blocks\.\d+\.mlp)\.(fc|lin)([12])\.")
 
-# transformers' names, in the order in which they are replaced; the last ones are for single modules
+# patterns of transformers' names and their replacements, applied in this order
 _TRANSFORMERS = [
     (r"^shared_image_embedding\.positional_embedding", "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
     (r"^vision_encoder\.layers\.", "image_encoder.blocks."),
@@ -45,18 +45,18 @@ _TRANSFORMERS = [
     (r"(mlps\.\d|iou_prediction_head)\.proj_in\.", r"\1.layers.0."),
     (r"(mlps\.\d|iou_prediction_head)\.proj_out\.", r"\1.layers.2."),
 ]
-_TRANSFORMERS_DUPLICATE = "prompt_encoder.shared_embedding.positional_embedding"  # of shared_image_embedding
+_TRANSFORMERS_DUPLICATE = "prompt_encoder.shared_embedding.positional_embedding"  # the same as shared_image_embedding
 
 
 def to_our_layout(state: StateDict) -> StateDict:
-    """The same tensors under our names, whichever of the three layouts they came in."""
+    """Returns the same tensors under our names, from any of the three layouts."""
     if any(key.startswith("vision_encoder.") for key in state):
         state = {_from_transformers(key): value for key, value in state.items() if key != _TRANSFORMERS_DUPLICATE}
     return {_ENCODER_MLP.sub(r"\1.fc\3.", key): value for key, value in state.items()}
 
 
 def official_state_dict(sam: Sam) -> StateDict:
-    """The model's tensors under Meta's names, in float32 on the CPU.
+    """Returns the model's tensors under Meta's names, in float32 on the CPU.
 
     Raises ValueError for a decoder that `segment_anything` cannot build.
     """
@@ -74,38 +74,44 @@ def official_state_dict(sam: Sam) -> StateDict:
 
 
 def _from_transformers(key: str) -> str:
+    """Returns our name for a name of transformers' SamModel."""
     for pattern, replacement in _TRANSFORMERS:
         key = re.sub(pattern, replacement, key)
     return key
 
 
-# what else decides how a file's tensors are used; image_size is resized, drop_path and dropout have no tensors
+# settings in which a file may differ from the model: positions are resized, drop_path and dropout have no tensors
 _FREE_FIELDS = ("model", "image_size", "drop_path", "dropout")
 
 
 def config_differences(found: SamConfig, asked: SamConfig) -> list[str]:
-    """In plain words, what keeps the tensors of one model from being those of the other."""
+    """Returns the differences that keep the tensors of one model from fitting the other, in words."""
     a, b = found.to_dict(), asked.to_dict()
     return [f"{key} {a[key]} instead of {b[key]}" for key in a if key not in _FREE_FIELDS and a[key] != b[key]]
 
 
 def infer_config(state: StateDict, asked: SamConfig | None = None) -> SamConfig:
-    """The sizes of the model whose tensors these are, in our layout.
+    """Returns the sizes of the model that tensors in our layout belong to.
 
-    Shapes do not tell the decoder's heads, nor windows that are as large as the grid: these come from `asked` or from a
-    model of ours of equal shapes, else the heads are 8 as in all official models. ValueError where this is no SAM.
+    Shapes do not show the number of the decoder's heads, nor a window as large as the grid. These come from `asked`, or from a
+    model in `SAM_CONFIGS` with equal shapes; otherwise the heads are 8, as in all official models. Raises ValueError if the
+    tensors are not those of a SAM.
     """
     facts, image_size = _facts_of_tensors(state)
+
+    # a known model with equal shapes
     for config in [*([asked] if asked else []), *SAM_CONFIGS.values()]:
         if image_size % config.patch_size == 0:
             candidate = replace(config, image_size=image_size)
             if _facts_of_config(candidate) == facts:
                 return candidate
+
+    # an unknown model: the lengths of its position tables tell windowed from global blocks
     tables = facts.pop("relative_position_tables")
     grid = image_size // facts["patch_size"]
     windows = {length for length in tables if length != 2 * grid - 1}
     if len(windows) > 1:
-        raise ValueError(f"blocks of several window sizes ({sorted(windows)} relative positions): no SAM is built so")
+        raise ValueError(f"blocks have windows of several sizes ({sorted(windows)} relative positions), which no SAM has")
     return SamConfig(
         model="custom",
         image_size=image_size,
@@ -116,7 +122,7 @@ def infer_config(state: StateDict, asked: SamConfig | None = None) -> SamConfig:
 
 
 def _facts_of_config(config: SamConfig) -> dict:
-    """What `_facts_of_tensors` would read from the config's tensors."""
+    """Returns what `_facts_of_tensors` would read from a model of this config."""
     facts = {
         key: value
         for key, value in config.to_dict().items()
@@ -128,7 +134,7 @@ def _facts_of_config(config: SamConfig) -> dict:
 
 
 def _facts_of_tensors(state: StateDict) -> tuple[dict, int]:
-    """The sizes that shapes tell, and the image size."""
+    """Returns the sizes that the tensors' shapes show, and the image size."""
     depth = _count(state, r"^image_encoder\.blocks\.(\d+)\.")
     tables = [f"image_encoder.blocks.{i}.attn.rel_pos_h" for i in range(max(depth, 1))]
     dim, patch = _shape(state, "image_encoder.patch_embed.proj.weight", 0, 2)
@@ -149,22 +155,23 @@ def _facts_of_tensors(state: StateDict) -> tuple[dict, int]:
 
 
 def _count(state: StateDict, pattern: str) -> int:
-    """How many numbered modules there are."""
+    """Returns the number of numbered modules that match."""
     return 1 + max((int(match[1]) for match in (re.match(pattern, key) for key in state) if match), default=-1)
 
 
 def _shape(state: StateDict, key: str, *axes: int) -> list[int]:
+    """Returns the lengths of some axes of a tensor; raises ValueError if it is missing."""
     if key not in state:
         held = ", ".join(sorted(state)[:5])
-        raise ValueError(f"not the weights of a SAM: {key} is missing; there are {len(state)} entries ({held}, ...)")
+        raise ValueError(f"these are not the weights of a SAM: {key} is missing among {len(state)} entries ({held}, ...)")
     return [state[key].shape[axis] for axis in axes]
 
 
 def resize_positions(state: StateDict, config: SamConfig) -> StateDict:
-    """The tensors for another image size: absolute positions bicubic, those of global blocks linear.
+    """Returns the tensors for another image size.
 
-    Tables of windows stay: a window has as many positions at any image size. The linear resize is what segment_anything
-    does at run time.
+    Absolute positions are resized bicubically, the relative positions of global blocks linearly, as segment_anything does at
+    run time. Windowed blocks stay as they are, because a window has the same number of positions at any image size.
     """
     state = resize_timm_positions(dict(state), config.grid)
     key = "image_encoder.pos_embed"
@@ -179,6 +186,7 @@ def resize_positions(state: StateDict, config: SamConfig) -> StateDict:
 
 
 def _resize_table(table_LC: Tensor, length: int) -> Tensor:
+    """Returns (length, C), a table of relative positions resized linearly."""
     if len(table_LC) == length:
         return table_LC
     return F.interpolate(table_LC.T[None], size=length, mode="linear")[0].T.contiguous()

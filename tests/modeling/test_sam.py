@@ -126,7 +126,7 @@ def test_positions_stay_exact_under_autocast():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": 100}, "image_size 100 is no multiple of the patch size 8: take 96"),
+        ({"image_size": 100}, "image_size 100 is not a multiple of the patch size 8: set 96"),
         ({"encoder_depth": 3}, "global_attn_indexes"),
         ({"encoder_heads": 5}, "encoder_heads 5"),
         ({"decoder_heads": 7}, "decoder_heads 7"),
@@ -161,7 +161,7 @@ def test_what_is_made_again_in_the_backward_pass_has_the_same_gradients(monkeypa
     kept = gradients()
     calls = []
     real = recompute.checkpoint
-    monkeypatch.setattr(recompute, "WORTH_IT", 0)
+    monkeypatch.setattr(recompute, "MIN_BYTES", 0)
     monkeypatch.setattr(recompute, "checkpoint", lambda *a, **k: calls.append(1) or real(*a, **k))
     for a, b in zip(kept, gradients(), strict=True):
         assert (a is None) == (b is None)
