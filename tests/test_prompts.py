@@ -229,7 +229,7 @@ def test_variants_by_settings() -> None:
     ("settings", "message"),
     [
         ({"num_points": -1}, "prompts.num_points is -1"),
-        ({"num_mask_only": 3}, "num_mask_only 3"),
+        ({"num_mask_only": 3}, "num_mask_only is 3"),
         ({"box_probability": 1.5}, "prompts.box_probability is 1.5"),
     ],
 )

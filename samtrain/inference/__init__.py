@@ -1,1 +1,1 @@
-"""Using a trained model: predictors, stored embeddings, the automatic mask generator."""
+"""Uses a trained model: predictors, stored embeddings, the automatic mask generator."""

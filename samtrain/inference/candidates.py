@@ -1,7 +1,7 @@
-"""Masks of the automatic generator, tested one by one: which of a click's three are worth being compared with others.
+"""Filters the masks of the automatic generator one by one, before they are compared with each other.
 
-Nothing is made at full size before it must be. A mask goes early only by its predicted IoU, or where bounds of its logits
-prove that it is unstable (`ops.logit_frame`); the others are made where they can be, not in the whole image.
+Masks are rendered at full size as late as possible. A mask is dropped early by its predicted IoU, or if bounds of its logits
+prove that it is unstable (`ops.logit_frame`). The others are rendered only in the rectangle where they can have pixels.
 """
 
 from __future__ import annotations
@@ -18,19 +18,23 @@ from samtrain.ops.logit_frame import ROUNDING, LogitFrame
 from samtrain.ops.rle import runs_of
 from samtrain.types import Size
 
-NEAR_EDGE = 20  # pixels: a mask that comes so near to an inner edge of its crop is taken to be cut (segment_anything)
-PIXELS_AT_A_TIME = 2**23  # of masks at full size, for the device is waited for once in so many
+NEAR_EDGE = 20  # pixels; a mask this close to an inner edge of its crop is assumed to be cut off (segment_anything)
+PIXELS_AT_A_TIME = 2**23  # pixels rendered between two synchronisations with the device
 Reach = tuple[slice, slice]
-NOTHING: Reach = (slice(0, 1), slice(0, 1))  # where a mask without a pixel is made
+NOTHING: Reach = (slice(0, 1), slice(0, 1))  # the rectangle in which a mask without pixels is rendered
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of an image that is encoded.
+    """Describes a part of an image that is encoded by itself.
 
+    image:         number of the image
+    layer:         crop layer, 0 for the whole image
     box:           in pixels of the image, x1 and y1 one past the last
-    box_in_frame:  in the frame of the records, which is the image's or a smaller one; xyxy
+    input_size:    (H, W) in the network input, without padding
+    box_in_frame:  xyxy in the frame of the records, which is that of the image or a smaller one
     frame_size:    (H, W) of that frame
+    frame:         maps the crop's logits to that frame
     """
 
     image: int
@@ -43,15 +47,16 @@ class Crop:
 
     @property
     def size(self) -> Size:
+        """(H, W) of the crop in pixels of the image."""
         x0, y0, x1, y1 = self.box
         return y1 - y0, x1 - x0
 
 
 @dataclass
 class Candidate:
-    """A mask on its way to a record; run lengths, click and inclusive xyxy box in the frame of the records.
+    """Holds a mask that may become a record; click, inclusive xyxy box and run lengths are in the frame of the records.
 
-    low_res_logits:  (h, w), where they were asked for; `crop.frame` renders them
+    low_res_logits:  (h, w), kept on request; `crop.frame` renders them
     """
 
     crop: Crop
@@ -66,7 +71,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class MaskTests:
-    """What a mask has to pass; `max_area` is a share of the frame. `keep_logits` leaves them with those that do."""
+    """Holds the thresholds that a mask must pass.
+
+    `max_area` is a share of the frame. With `keep_logits` the masks that pass keep their low-resolution logits.
+    """
 
     pred_iou_thresh: float
     stability_score_thresh: float
@@ -76,20 +84,23 @@ class MaskTests:
     keep_logits: bool = False
 
     def passing(self, logits_nMhw: Tensor, ious_nM: Tensor, crops: Sequence[Crop], points_n2: np.ndarray) -> list[Candidate]:
-        """Those of M masks for each of n clicks that pass, in the order of clicks and masks.
+        """Returns the masks that pass, of M masks for each of n clicks, in the order of clicks and masks.
 
-        logits float32, low-resolution; crops and clicks, in pixels of their crop, n of each
+        logits_nMhw:  float32, low-resolution
+        ious_nM:      predicted IoUs
+        crops:        the crop of each click
+        points_n2:    the clicks (x, y), in pixels of their crop
         """
-        # predicted IoU; 0 means that all pass, as in segment_anything
+        # Predicted IoU; with a threshold of 0 all masks pass, as in segment_anything
         kept = ious_nM > self.pred_iou_thresh if self.pred_iou_thresh > 0 else torch.ones_like(ious_nM, dtype=torch.bool)
         logits_mhw, ious = logits_nMhw[kept], ious_nM[kept].tolist()
         clicks = kept.nonzero()[:, 0].tolist()
         owners = [crops[click] for click in clicks]
 
-        # stability, as far as bounds tell, then in full
+        # Stability by its bounds; the masks that are left are rendered and tested in full
         reaches = self._reaches(logits_mhw, owners)
         passed = []
-        for batch in _of_few_pixels(self._hopeful(logits_mhw, owners, reaches), reaches):
+        for batch in _batches_by_pixels(self._possibly_stable(logits_mhw, owners, reaches), reaches):
             masks = [self._at_full_size(logits_mhw[i], owners[i], reaches[i]) for i in batch]
             numbers = torch.stack([counts for _, counts in masks]).tolist()
             for i, (mask_WH, _), counts in zip(batch, masks, numbers, strict=True):
@@ -104,19 +115,19 @@ class MaskTests:
         return passed
 
     def _reaches(self, logits_mhw: Tensor, crops: list[Crop]) -> list[Reach]:
-        """The rectangle outside of which a mask and its outer cut have no pixel, rows and columns counted in the crop."""
+        """Returns the rectangle of each crop (rows, columns) outside of which mask and outer cut have no pixel."""
         hot = logits_mhw > self.mask_threshold - self.stability_score_offset - ROUNDING
         sides = [edge for axis in (2, 1) for edge in _ends(hot.any(dim=axis))]
         cells = torch.stack([*sides, hot.flatten(1).any(dim=1)], dim=1).tolist() if len(hot) else []
         reaches = []
         for (*edges, any_hot), crop in zip(cells, crops, strict=True):
             reach = crop.frame.reach(edges) if any_hot else NOTHING
-            # logits in the padding take part in no pixel
+            # no pixel depends on logits in the padding
             reaches.append(reach if all(s.start < s.stop for s in reach) else NOTHING)
         return reaches
 
-    def _hopeful(self, logits_mhw: Tensor, crops: list[Crop], reaches: list[Reach]) -> list[int]:
-        """Masks that are not proven to be unstable."""
+    def _possibly_stable(self, logits_mhw: Tensor, crops: list[Crop], reaches: list[Reach]) -> list[int]:
+        """Returns the masks that the bounds do not prove to be unstable."""
         if self.stability_score_thresh <= 0 or not crops:
             return list(range(len(crops)))
         bounds = [
@@ -127,7 +138,11 @@ class MaskTests:
         return (most >= self.stability_score_thresh * fewest).nonzero()[:, 0].tolist()
 
     def _at_full_size(self, logits_hw: Tensor, crop: Crop, reach: Reach) -> tuple[Tensor, Tensor]:
-        """The (W', H') bool mask in its rectangle, and of it (7,): pixels of inner cut, outer cut and mask, its extents."""
+        """Renders a mask in its rectangle.
+
+        Returns the bool mask (W', H'), and seven numbers (7,): the pixels of the inner cut, the outer cut and the mask, then
+        the first and last column and row of the mask.
+        """
         logits_WH = crop.frame.render(logits_hw, reach)
         inner, outer = (logits_WH > self.mask_threshold + sign * self.stability_score_offset for sign in (1, -1))
         mask = logits_WH > self.mask_threshold
@@ -136,6 +151,7 @@ class MaskTests:
         return mask, torch.stack([*counts, *(edge[0] for edge in extents)])
 
     def _passes(self, crop: Crop, score: float, area: int, box: tuple[int, int, int, int]) -> bool:
+        """Returns whether a rendered mask is stable, not too large, and not cut off by its crop."""
         # compared as float32, as segment_anything does: 19 of 20 pixels are 0.95
         if self.stability_score_thresh > 0 and np.float32(score) < np.float32(self.stability_score_thresh):
             return False
@@ -159,7 +175,7 @@ def _candidate(
     mask_WH: Tensor,
     reach: Reach,
 ) -> Candidate:
-    """In the frame of the records."""
+    """Returns the candidate, with click, box and mask in the frame of the records."""
     frame = crop.frame
     runs = runs_of(mask_WH.cpu().numpy(), (reach[0].start + frame.top, reach[1].start + frame.left), crop.frame_size)
     x0, y0, x1, y1 = crop.box_in_frame
@@ -169,25 +185,25 @@ def _candidate(
 
 
 def _placed(box: tuple[int, int, int, int], crop: Crop) -> tuple[int, int, int, int]:
-    """A box of the crop in the frame of the records."""
+    """Returns a box of the crop in the frame of the records."""
     left, top = crop.frame.left, crop.frame.top
     return box[0] + left, box[1] + top, box[2] + left, box[3] + top
 
 
 def _box(extents: list[int], reach: Reach) -> tuple[int, int, int, int]:
-    """Inclusive xyxy in the crop, of the first and last column and row in the rectangle."""
+    """Returns the inclusive xyxy box in the crop, from the first and last column and row in the rectangle."""
     left, right, top, bottom = extents
     return left + reach[1].start, top + reach[0].start, right + reach[1].start, bottom + reach[0].start
 
 
 def _ends(used_nL: Tensor) -> tuple[Tensor, Tensor]:
-    """(n,) first and last true of each row."""
+    """Returns the places of the first and of the last True in each row, both (n,)."""
     used = used_nL.to(torch.uint8)
     return used.argmax(dim=1), used_nL.shape[1] - 1 - used.flip(1).argmax(dim=1)
 
 
-def _of_few_pixels(masks: list[int], reaches: list[Reach]) -> Iterator[list[int]]:
-    """The masks in their order, in lists of so many as have few pixels together."""
+def _batches_by_pixels(masks: list[int], reaches: list[Reach]) -> Iterator[list[int]]:
+    """Yields the masks in their order, in batches that end once they have `PIXELS_AT_A_TIME` pixels."""
     batch: list[int] = []
     pixels = 0
     for i in masks:

@@ -1,7 +1,7 @@
-"""Image embeddings kept on disk, so that an image is encoded once ever: a file an image, float16, mapped when read.
+"""Stores image embeddings on disk, so that no image is encoded twice: one float16 file per image, mapped when it is read.
 
-A file is safetensors, from which nothing runs: the tensor `embedding` (1, C, g, g), and in the header whose it is, the
-encoder's digest and the image's, and both sizes of the image. It gets its name when it is whole.
+A file is safetensors, which never executes code. It holds the tensor `embedding` (1, C, g, g); its header holds the digests of
+encoder and image, and both sizes of the image. Files are written completely or not at all.
 """
 
 from __future__ import annotations
@@ -25,29 +25,45 @@ from samtrain.modeling.sam import Sam
 
 log = logging.getLogger(__name__)
 
-HEADER = "image_embedding"  # where a file carries its `Header`
-FORMAT = 2  # raise it when a file gets another form, or the same image and weights another embedding
-# what of a SamConfig an embedding depends on and no weight's shape shows
+HEADER = "image_embedding"  # the entry of a file's metadata that holds its `Header`
+FORMAT = 2  # to be raised when the file format changes, or when the same image and weights give another embedding
+# fields of SamConfig that change the embedding and cannot be seen in any weight
 ENCODER_SETTINGS = ("image_size", "patch_size", "encoder_heads", "window_size", "global_attn_indexes")
-_ENCODERS: WeakKeyDictionary[Sam, tuple[list, str]] = WeakKeyDictionary()  # a model's weights as last seen, their digest
+_ENCODERS: WeakKeyDictionary[Sam, tuple[list, str]] = WeakKeyDictionary()  # a model's weights when last seen, and their digest
 
 
 class EmbeddingStore:
-    """A folder of embeddings, found by the image's pixels and the encoder's weights, whatever either is called.
+    """Stores image embeddings in a folder and finds them by the image's pixels and the encoder's weights.
 
-    Models share it: each encoder has a folder of its own in it, and keeps it while the decoder goes on learning. So do
-    processes: two that embed one image write the same file twice, each time whole.
+    File names of images and models do not matter. Several models can share the folder: each encoder has a subfolder, which
+    stays valid while only the decoder is trained. Several processes can share it, too: if two of them encode the same image,
+    both write the same complete file.
+
+    Args:
+        folder: the folder; it is created when the first embedding is written.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     def set_image(self, predictor: SamPredictor, image: np.ndarray, image_format: str = "RGB") -> bool:
-        """`predictor.set_image`, from disk where the folder has the image; else it is encoded and written.
+        """Sets the predictor's image from the stored embedding, or encodes the image and stores it.
 
-        Returns whether it was there. Either way the predictor gets what the disk has, so that an image's answers stay
-        the same. A file that cannot be used is logged and written anew: its name says what belongs in it, so nothing
-        else is lost. Raises as `predictor.set_image` and `save_embedding`.
+        In both cases the predictor gets the stored (rounded) embedding, so that its predictions do not depend on who encoded
+        the image. A file that cannot be used is logged and overwritten.
+
+        Args:
+            predictor: the predictor that gets the image.
+            image: (H, W, 3) uint8.
+            image_format: "RGB" or "BGR".
+
+        Returns:
+            True if the embedding was found, False if the image was encoded.
+
+        Raises:
+            ValueError: for another array or format, and for a model in training mode.
+            OSError: if the disk is full.
+            RuntimeError: for a `TiledPredictor`.
         """
         image = as_rgb(image, image_format)
         digest = image_digest(image)
@@ -57,21 +73,21 @@ class EmbeddingStore:
                 load_embedding(predictor, path, digest=digest)
                 return True
             except ValueError as error:
-                log.warning("%s; it is written anew", error)
+                log.warning("%s. The file is overwritten.", error)
         predictor.set_image(image)
         save_embedding(predictor, path, digest=digest)
         load_embedding(predictor, path, digest=digest)
         return False
 
     def path(self, model: Sam, digest: str) -> Path:
-        """Where this model's embedding of the image of an `image_digest` lies, or would."""
-        # half a digest tells all images of the world apart; the header has it whole
+        """Returns the path of this model's embedding for the image with this `image_digest`."""
+        # half a digest is enough to tell images apart; the header holds all of it
         return self.folder / encoder_digest(model)[:32] / f"{digest[:32]}.safetensors"
 
 
 @dataclass(frozen=True)
 class Header:
-    """Whose embedding a file holds; `image` is None where whoever wrote it did not say."""
+    """Identifies the embedding in a file; `image` is None if the digest was not given to `save_embedding`."""
 
     encoder: str
     image: str | None
@@ -81,80 +97,97 @@ class Header:
 
 
 def save_embedding(predictor: SamPredictor, path: str | Path, *, digest: str | None = None) -> Path:
-    """Writes the embedding of the image that is set, whole or not at all; `digest` is its `image_digest`.
+    """Writes the embedding of the predictor's image, completely or not at all.
 
-    It is rounded to float16, or kept as float32 where a number is beyond float16's 65504. Raises ValueError for a model
-    in training mode, OSError where the disk is full, RuntimeError before `set_image` and for a `TiledPredictor`.
+    The embedding is rounded to float16, or kept in float32 if a number exceeds float16's largest, 65504.
+
+    Args:
+        predictor: the predictor; its image must be set.
+        path: the file to write, usually with the ending `.safetensors`.
+        digest: the image's `image_digest`, which `load_embedding` can compare.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: for a model in training mode.
+        OSError: if the disk is full.
+        RuntimeError: before `set_image`, and for a `TiledPredictor`.
     """
     embedding = predictor.get_image_embedding().detach().float().cpu().contiguous()
     if predictor.model.image_encoder.training:
-        raise ValueError("the model is in training mode, where drop path makes every embedding another: call sam.eval()")
+        raise ValueError("the model is in training mode, where drop path makes each embedding different: call sam.eval()")
     half = embedding.half()
     tensors = {"embedding": half if torch.equal(half.isfinite(), embedding.isfinite()) else embedding}
     header = Header(encoder_digest(predictor.model), digest, predictor.original_size, predictor.input_size)
-    # one entry, for their order is by chance; written by Python, for save_file says nothing of a full disk
+    # a single metadata entry, because several have no fixed order; written by Python, because save_file ignores a full disk
     content = save(tensors, {HEADER: json.dumps(asdict(header))})
     path = Path(path)
-    cure = "free some disk space and do the same again: what is already written stays"
-    write_bytes(path, content, cure)
+    write_bytes(path, content, "free some disk space and try again: what is already written stays")
     return path
 
 
 def load_embedding(predictor: SamPredictor, path: str | Path, *, digest: str | None = None) -> None:
-    """Sets the image whose embedding `save_embedding` wrote; the image itself is not needed.
+    """Sets the predictor's image from a file that `save_embedding` wrote; the image itself is not needed.
 
-    Raises ValueError, and leaves the predictor as it was, for a file that is missing, cut or no embedding, that another
-    encoder made or another format has, or that is not of the image of `digest` where that is given; RuntimeError for a
-    `TiledPredictor`.
+    Args:
+        predictor: the predictor; it stays unchanged if the file cannot be used.
+        path: the file.
+        digest: the `image_digest` that the file should have; None accepts any image.
+
+    Raises:
+        ValueError: for a file that is missing, cut short or not an embedding, and for one of another encoder, format or image.
+        RuntimeError: for a `TiledPredictor`.
     """
     path = Path(path)
     header, embedding = _read(path)
     if problem := _problem(header, embedding, predictor.model, digest):
-        raise ValueError(f"{path} {problem}: encode the image anew, set_image(image), then save_embedding")
+        raise ValueError(f"{path} {problem}: encode the image again with set_image(image), then save_embedding")
     predictor.set_image_embedding(embedding, header.original_size, header.input_size)
 
 
 def _read(path: Path) -> tuple[Header, Tensor]:
+    """Returns the header and the embedding of a file."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}: save_embedding(predictor, path) writes one")
     try:
-        with safe_open(path, framework="pt") as file:  # maps it, and has seen that it is whole
+        with safe_open(path, framework="pt") as file:  # maps the file and checks that it is complete
             return Header(**json.loads((file.metadata() or {})[HEADER])), file.get_tensor("embedding")
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} cannot be read as an image embedding: cut short, or another program's or version's? Encode the "
-            f"image anew: set_image(image), then save_embedding ({error})"
+            f"{path} cannot be read as an image embedding. It may be cut short or of another program or version: encode the "
+            f"image again with set_image(image), then save_embedding ({error})"
         ) from error
 
 
 def _problem(header: Header, embedding: Tensor, model: Sam, digest: str | None) -> str | None:
-    """Why a file cannot stand for this image's embedding by this model; None where it can."""
+    """Returns why a file cannot be used for this model and image, or None if it can."""
     shape = (1, model.config.prompt_dim, model.config.grid, model.config.grid)
     if header.format != FORMAT:
-        return f"has format {header.format}, this version of samtrain writes and reads {FORMAT}"
+        return f"has format {header.format}, but this version of samtrain reads and writes format {FORMAT}"
     if header.encoder != encoder_digest(model):
         return "was made by another image encoder than this model's"
     if digest not in (None, header.image):
         return "is of another image"
     if embedding.shape != shape or embedding.dtype not in (torch.float16, torch.float32):
-        return f"holds {tuple(embedding.shape)} {embedding.dtype}, an embedding of this model is {shape} float16"
+        return f"holds {tuple(embedding.shape)} {embedding.dtype}, but an embedding of this model is {shape} float16"
     return None
 
 
 def image_digest(image: np.ndarray) -> str:
-    """The name of an (H, W, 3) uint8 RGB image: sha256 of its shape and pixels."""
+    """Returns the sha256 digest of shape and pixels of an (H, W, 3) uint8 RGB image."""
     state = hashlib.sha256(repr(tuple(image.shape)).encode())
     state.update(np.ascontiguousarray(image).data)
     return state.hexdigest()
 
 
 def encoder_digest(model: Sam) -> str:
-    """The name of what maps images to embeddings: sha256 of the encoder's weights to the bit, and of its settings.
+    """Returns the sha256 digest of everything that turns images into embeddings: the encoder's weights and settings.
 
-    Computed once for a model, and again once its weights are others.
+    It is computed once per model, and again after its weights have changed.
     """
     tensors = {**model.image_encoder.state_dict(), "mean": model.pixel_mean, "std": model.pixel_std}
-    # writing through `.data` counts no version, so a number of each is looked at
+    # changes through `.data` do not count as a version, so the first number of each tensor is compared as well
     weights = [(tensor.data_ptr(), tensor._version, tensor.flatten()[0].item()) for tensor in tensors.values()]
     known = _ENCODERS.get(model)
     if known is None or known[0] != weights:

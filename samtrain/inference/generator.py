@@ -1,4 +1,4 @@
-"""All masks of an image, from a grid of clicks: `SamAutomaticMaskGenerator`, as segment_anything's and as SA-1B was made."""
+"""Generates all masks of an image from a grid of clicks, as segment_anything does and as SA-1B was made."""
 
 from __future__ import annotations
 
@@ -27,21 +27,35 @@ Progress = Callable[[int, int], None]
 
 
 class SamAutomaticMaskGenerator:
-    """Generates masks for whole images; parameters, defaults, order and records are those of segment_anything's class.
+    """Generates masks for whole images (paper, section 4 and appendix B).
 
-    points_per_side or point_grids:  a grid of n x n clicks, or one (K, 2) array of (x, y) in 0 to 1 for each crop layer
-    pred_iou_thresh, stability_score_thresh, stability_score_offset:  what a mask must reach to be kept
-    box_nms_thresh, crop_nms_thresh:  box IoU above which the lesser of two masks of a crop, and of several crops, goes
-    crop_n_layers, crop_overlap_ratio, crop_n_points_downscale_factor:  also look at 2^i x 2^i crops, for i up to the layers
-    min_mask_region_area:  pixels; smaller holes are filled and smaller islands removed
+    The positional arguments, their defaults, and the order and content of the records are those of segment_anything's class.
+    The keyword-only arguments are additions and off by default.
 
-    Beyond segment_anything, and off by default:
+    Args:
+        model: the model, in evaluation mode, on any device.
+        points_per_side: n for a grid of n x n clicks; None if `point_grids` is given.
+        points_per_batch: clicks decoded together.
+        pred_iou_thresh: predicted IoU that a mask must exceed; 0 keeps all masks.
+        stability_score_thresh: stability that a mask must reach, the IoU of the masks cut at two logits.
+        stability_score_offset: distance of these two logits from the mask threshold.
+        box_nms_thresh: box IoU above which the worse of two masks of one crop is dropped.
+        crop_n_layers: number of layers of crops beside the whole image; layer i has 2^i x 2^i crops.
+        crop_nms_thresh: box IoU above which the mask of the larger of two crops is dropped.
+        crop_overlap_ratio: overlap of the crops of layer 1, as a share of the image's short side.
+        crop_n_points_downscale_factor: factor by which each layer of crops has fewer clicks per side than the one before.
+        point_grids: one (K, 2) array of (x, y) in 0 to 1 for the image and for each layer of crops, instead of
+            `points_per_side`.
+        min_mask_region_area: pixels; smaller holes are filled and smaller islands removed. 0 changes nothing.
+        output_mode: "binary_mask", "uncompressed_rle" or "coco_rle", the form of `segmentation` in the records.
+        drop_small_masks: drops a mask if its largest island is smaller than `min_mask_region_area` (SA-1B, appendix B).
+        max_mask_area: share of the image at which a mask is dropped for its size (SA-1B: 0.95).
+        mask_nms_thresh: mask IoU above which the mask of lower predicted IoU is dropped, as the last step.
+        crops_per_batch: crops encoded together, of one image or of several. None: 1 on a CPU, 8 elsewhere.
+        bf16: runs the model under bfloat16 autocast; masks are computed in float32 from its logits.
 
-    drop_small_masks:  a mask whose largest island is smaller than `min_mask_region_area` goes whole (SA-1B, appendix B)
-    max_mask_area:     share of the image; masks of so much and more go (SA-1B: 0.95)
-    mask_nms_thresh:   mask IoU above which of two masks the one of lower predicted IoU goes, at the very end
-    crops_per_batch:   crops encoded together, of one image or of several; None: 1 on a CPU, 8 elsewhere
-    bf16:              runs the model under autocast; masks are made in float32 of what comes out
+    Raises:
+        ValueError: for settings out of range.
     """
 
     def __init__(
@@ -68,11 +82,11 @@ class SamAutomaticMaskGenerator:
         bf16: bool = False,
     ) -> None:
         if output_mode not in OUTPUT_MODES:
-            raise ValueError(f"output_mode is {output_mode!r}: take one of {', '.join(OUTPUT_MODES)}")
+            raise ValueError(f"output_mode is {output_mode!r}: use one of {', '.join(OUTPUT_MODES)}")
         if min(points_per_batch, crops_per_batch or 1) < 1:
-            raise ValueError(f"points_per_batch {points_per_batch} and crops_per_batch {crops_per_batch} are at least 1")
+            raise ValueError(f"points_per_batch {points_per_batch} and crops_per_batch {crops_per_batch} must be 1 or more")
         if stability_score_offset < 0:
-            raise ValueError(f"stability_score_offset is {stability_score_offset}: take a number of 0 and more")
+            raise ValueError(f"stability_score_offset is {stability_score_offset}: use 0 or more")
         self.predictor = SamPredictor(model)
         self.point_grids = _point_grids(points_per_side, point_grids, crop_n_layers, crop_n_points_downscale_factor)
         self.tests = MaskTests(
@@ -93,12 +107,20 @@ class SamAutomaticMaskGenerator:
     def generate(
         self, image: np.ndarray, *, output_size: Size | None = None, progress: Progress | None = None
     ) -> list[Record]:
-        """Records of an (H, W, 3) uint8 RGB image.
+        """Generates the masks of one image.
 
-        A record has `segmentation` (by `output_mode`), `area` in pixels, `bbox` xywh, `predicted_iou`, `point_coords`
-        [[x, y]] of the click, `stability_score`, and `crop_box` xywh. `output_size` (H, W) puts them all in the frame of
-        the image shrunk to it, while crops are cut from the image as it is (SA-1B: short side 1500). `progress` is
-        called with the clicks done and to do. Raises ValueError for another array, or for a larger output size.
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            output_size: (H, W) of a smaller frame for the records; crops are still cut from the image at full size
+                (SA-1B: short side 1500). None: the image's own.
+            progress: called with the number of clicks done and the number of all clicks.
+
+        Returns:
+            One record per mask: `segmentation` (see `output_mode`), `area` in pixels, `bbox` xywh, `predicted_iou`,
+            `point_coords` [[x, y]] of the click, `stability_score`, and `crop_box` xywh.
+
+        Raises:
+            ValueError: for another array, or for an output size larger than the image.
         """
         return next(self.generate_many([image], output_sizes=[output_size], progress=progress))
 
@@ -109,15 +131,21 @@ class SamAutomaticMaskGenerator:
         output_sizes: Iterable[Size | None] | None = None,
         progress: Progress | None = None,
     ) -> Iterator[list[Record]]:
-        """`generate` for each of many images, in order; crops of neighbouring ones are encoded together.
+        """Generates the masks of many images, as `generate` does for one; crops of successive images are encoded together.
 
-        Images are taken as they are needed, and `progress` counts the clicks of those taken so far.
+        Args:
+            images: (H, W, 3) uint8 RGB images; they are read as they are needed.
+            output_sizes: the `output_size` of each image.
+            progress: called with the number of clicks done, and the number of all clicks of the images read so far.
+
+        Yields:
+            The records of each image, in order.
         """
         for candidates in self._many(images, output_sizes, progress, self.tests):
             yield [self._record(candidate) for candidate in candidates]
 
     def candidates(self, image: np.ndarray) -> list[Candidate]:
-        """What `generate` makes its records of, with the low-resolution logits of each."""
+        """Returns the masks of `generate` as candidates, with their low-resolution logits."""
         return next(self._many([image], None, None, replace(self.tests, keep_logits=True)))
 
     @torch.no_grad()
@@ -128,22 +156,24 @@ class SamAutomaticMaskGenerator:
         progress: Progress | None,
         tests: MaskTests,
     ) -> Iterator[list[Candidate]]:
-        """The candidates that are left of each image, in order."""
-        work: dict[int, _Work] = {}
+        """Yields the candidates of each image that pass all tests, in order."""
+        work: dict[int, _ImageWork] = {}
         done = todo = 0
 
+        # Crops of all images in one queue; an image is read when its first crop is needed
         def queue() -> Iterator[Crop]:
             nonlocal todo
             for number, (image, output_size) in enumerate(zip(images, output_sizes or repeat(None), strict=False)):
                 image = as_rgb(image)
                 crops = self._crops(number, image.shape[:2], output_size or image.shape[:2])
-                work[number] = _Work(image, crops)
+                work[number] = _ImageWork(image, crops)
                 todo += sum(len(self.point_grids[crop.layer]) for crop in crops)
                 yield from crops
 
+        # Batches of crops; an image is finished with its last crop
         waiting, finished = queue(), 0
         while batch := list(islice(waiting, self.crops_per_batch)):
-            for candidates, clicks in self._look(batch, [work[crop.image].image for crop in batch], tests):
+            for candidates, clicks in self._predict(batch, [work[crop.image].image for crop in batch], tests):
                 for candidate in candidates:
                     work[candidate.crop.image].found.append(candidate)
                 done += clicks
@@ -155,19 +185,19 @@ class SamAutomaticMaskGenerator:
                 yield self._best(work.pop(finished))
                 finished += 1
 
-    # ---- look
+    # ---- predict
 
     def _crops(self, number: int, size: Size, output_size: Size) -> list[Crop]:
-        """The image and its crops, each with the way from the decoder's logits to the frame of the records."""
+        """Returns the image and its crops, each with its map from the decoder's logits to the frame of the records."""
         if any(not 1 <= out <= side for out, side in zip(output_size, size, strict=True)):
-            raise ValueError(f"output_size is {tuple(output_size)} (H, W) of an image of {size}: no side is enlarged")
+            raise ValueError(f"output_size is {tuple(output_size)} (H, W) for an image of {size}: no side may be enlarged")
         config, device = self.predictor.model.config, self.predictor.device
         scale = (output_size[1] / size[1], output_size[0] / size[0]) * 2
         crops = []
         for layer, box in crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio):
             x0, y0, x1, y1 = box
             if x0 >= x1 or y0 >= y1:
-                continue  # of an image of few pixels
+                continue  # an image of few pixels has empty crops
             input_size = self.predictor.transform.size((y1 - y0, x1 - x0))
             rows, columns = (
                 axis_of(edges, lengths, length, config.image_size, config.mask_size, device)
@@ -176,20 +206,23 @@ class SamAutomaticMaskGenerator:
                 )
             )
             if not len(rows[1].first) or not len(columns[1].first):
-                continue  # no pixel of the records' frame lies in it
+                continue  # the crop contains no pixel of the records' frame
             a, b, c, d = (edge * factor for edge, factor in zip(box, scale, strict=True))
             crops.append(Crop(number, layer, box, input_size, (a, b, c, d), output_size, LogitFrame(rows, columns)))
         return crops
 
-    def _look(
+    def _predict(
         self, crops: list[Crop], images: list[np.ndarray], tests: MaskTests
     ) -> Iterator[tuple[list[Candidate], int]]:
-        """Candidates of the crops in the order of crops, clicks and masks, with how many clicks they took."""
+        """Yields candidates in the order of crops, clicks and masks, with the number of clicks that were decoded for them."""
+        # Clicks of all crops, in pixels of their crop and in the input frame
         sam, device = self.predictor.model, self.predictor.device
         points = [self.point_grids[crop.layer] * crop.size[::-1] for crop in crops]
         coords = [self.predictor.transform.apply_coords(p, crop.size) for p, crop in zip(points, crops, strict=True)]
         owner = np.repeat(np.arange(len(crops)), [len(p) for p in points])
         points_n2, coords_n2 = np.concatenate(points), np.concatenate(coords)
+
+        # Encode all crops, then decode a batch of clicks at a time
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             cache = sam.projection_cache(self._encode(crops, images))
         for chunk in chunks(len(owner), self.points_per_batch):
@@ -201,7 +234,7 @@ class SamAutomaticMaskGenerator:
             yield tests.passing(logits, ious, owners, points_n2[chunk]), len(owners)
 
     def _encode(self, crops: list[Crop], images: list[np.ndarray]) -> Tensor:
-        """(B, C, g, g) embeddings of the crops."""
+        """Returns (B, C, g, g), the embeddings of the crops."""
         sam, transform, device = self.predictor.model, self.predictor.transform, self.predictor.device
         inputs = torch.zeros(len(crops), 3, sam.config.image_size, sam.config.image_size, dtype=torch.uint8)
         for into, crop, image in zip(inputs, crops, images, strict=True):
@@ -213,13 +246,13 @@ class SamAutomaticMaskGenerator:
 
     # ---- compare
 
-    def _best(self, work: _Work) -> list[Candidate]:
-        """What is left of an image's candidates when each is compared with the others."""
-        # within a crop, the better ones first
+    def _best(self, work: _ImageWork) -> list[Candidate]:
+        """Returns the candidates of an image that are left after comparing them with each other."""
+        # Within a crop, keep the better one of two overlapping boxes
         found = work.found
         kept = _nms(found, [c.predicted_iou for c in found], self.box_nms_thresh, [id(c.crop) for c in found])
         if work.several_crops:
-            # those of smaller crops first
+            # Among crops, keep the one from the smaller crop
             areas = [(c.crop.box[2] - c.crop.box[0]) * (c.crop.box[3] - c.crop.box[1]) for c in kept]
             kept = _nms(kept, [1 / area for area in areas], self.crop_nms_thresh)
         if self.min_mask_region_area > 0:
@@ -229,7 +262,7 @@ class SamAutomaticMaskGenerator:
         return kept
 
     def _without_small_regions(self, found: list[Candidate]) -> list[Candidate]:
-        """Holes filled and islands removed; then boxes are compared again, and masks that were not touched come first."""
+        """Fills holes and removes islands, then compares boxes again; masks that did not change are kept first."""
         cleaned, untouched = [], []
         for candidate in found:
             changed, largest = _clean(candidate, self.min_mask_region_area)
@@ -239,6 +272,7 @@ class SamAutomaticMaskGenerator:
         return _nms(cleaned, untouched, max(self.box_nms_thresh, self.crop_nms_thresh))
 
     def _record(self, candidate: Candidate) -> Record:
+        """Returns the candidate as a record of segment_anything."""
         size = candidate.crop.frame_size
         if self.output_mode == "binary_mask":
             segmentation: Any = runs_to_mask(candidate.runs, size)
@@ -257,8 +291,8 @@ class SamAutomaticMaskGenerator:
         }
 
 
-class _Work:
-    """An image whose crops are being looked at."""
+class _ImageWork:
+    """Holds an image and its candidates until all of its crops are done."""
 
     def __init__(self, image: np.ndarray, crops: list[Crop]) -> None:
         self.image = image
@@ -270,16 +304,16 @@ class _Work:
 def _point_grids(
     per_side: int | None, grids: Sequence[np.ndarray] | None, num_layers: int, downscale: int
 ) -> list[np.ndarray]:
-    """A grid for the image and for each layer of crops; raises ValueError."""
+    """Returns a grid for the image and one for each layer of crops; raises ValueError for settings that do not fit."""
     if (per_side is None) == (grids is None):
-        raise ValueError("give points_per_side or point_grids, and null for the other")
+        raise ValueError("set either points_per_side or point_grids, and the other one to null")
     if grids is None:
         assert per_side is not None
         sides = [int(per_side / downscale**layer) for layer in range(num_layers + 1)]
         if min(sides) < 1:
             raise ValueError(
                 f"points_per_side {per_side} with crop_n_points_downscale_factor {downscale} leaves {sides} points a side in "
-                f"the {num_layers + 1} layers: take more points, fewer layers or a smaller factor"
+                f"the {num_layers + 1} layers: set more points, fewer layers or a smaller factor"
             )
         return [point_grid(side) for side in sides]
     grids = [np.asarray(grid, dtype=np.float64) for grid in grids]
@@ -292,7 +326,7 @@ def _point_grids(
 
 
 def _clicks(coords_N2: np.ndarray, device: torch.device) -> Prompts:
-    """A foreground click each, and the padding that stands where there is no box."""
+    """Returns prompts of one foreground click and the padding token per object."""
     coords = torch.zeros(len(coords_N2), 2, 2)
     coords[:, 0] = torch.from_numpy(coords_N2)
     labels = torch.tensor([PointLabel.FOREGROUND, PointLabel.PADDING]).repeat(len(coords), 1)
@@ -302,18 +336,18 @@ def _clicks(coords_N2: np.ndarray, device: torch.device) -> Prompts:
 def _nms(
     found: list[Candidate], scores: list[float], thresh: float, groups: list[int] | None = None
 ) -> list[Candidate]:
-    """Those whose box no better one of the same group covers, groups in their order, in each the best first."""
+    """Returns the candidates left by non-maximum suppression of boxes within each group: groups in order, best ones first."""
     if not found:
         return []
     order = {group: i for i, group in enumerate(dict.fromkeys(groups or [0]))}
     index = torch.tensor([order[group] for group in groups] if groups else [0] * len(found))
     boxes = torch.tensor([c.box for c in found], dtype=torch.float32)
     kept = batched_nms(boxes, torch.tensor(scores), index, thresh)
-    return [found[i] for i in sorted(kept.tolist(), key=lambda i: int(index[i]))]  # sorting keeps the order of equals
+    return [found[i] for i in sorted(kept.tolist(), key=lambda i: int(index[i]))]  # a stable sort: best first within a group
 
 
 def _mask_nms(found: list[Candidate], thresh: float) -> list[Candidate]:
-    """Those whose mask none of higher predicted IoU covers, in the order that they came in."""
+    """Returns the candidates left by non-maximum suppression of masks by predicted IoU, in their original order."""
     rles = [{"size": list(c.crop.frame_size), "counts": runs_to_counts(c.runs)} for c in found]
     ious = rle_iou(rles, rles)
     kept: list[int] = []
@@ -324,9 +358,9 @@ def _mask_nms(found: list[Candidate], thresh: float) -> list[Candidate]:
 
 
 def _clean(candidate: Candidate, min_area: int) -> tuple[bool, int]:
-    """Fill holes and remove islands in place; whether there were any, and the size of the largest island."""
+    """Fills holes and removes islands in place; returns whether there were any, and the size of the largest island."""
     size = candidate.crop.frame_size
-    # with a margin in which background that goes on beyond it is large enough to be no hole
+    # cut out the mask with a margin so wide that background reaching beyond it is never taken for a small hole
     x0, y0, x1, y1 = candidate.box
     top, left = max(y0 - min_area, 0), max(x0 - min_area, 0)
     mask = runs_to_mask(candidate.runs, size)[top : y1 + 1 + min_area, left : x1 + 1 + min_area]
@@ -342,6 +376,6 @@ def _clean(candidate: Candidate, min_area: int) -> tuple[bool, int]:
 
 
 def _xywh(box: Sequence[float]) -> list[float]:
-    """Differences, without the pixel that inclusive edges would add (as segment_anything writes); whole numbers as such."""
+    """Returns xywh as segment_anything writes it: sides are differences of coordinates, and whole numbers are integers."""
     x0, y0, x1, y1 = (int(edge) if edge == int(edge) else edge for edge in box)
     return [x0, y0, x1 - x0, y1 - y0]

@@ -1,4 +1,4 @@
-"""Images in, masks out: `set_image` once, `predict` often; signatures, dtypes and frames are segment_anything's."""
+"""Predicts masks from prompts: `set_image` once, `predict` often, with segment_anything's signatures, dtypes and frames."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from samtrain.modeling.sam import Sam
 from samtrain.ops.masks import longest_side_size
 from samtrain.types import PointLabel, Prompts, SamOutput, Size
 
-OBJECTS_AT_A_TIME = 64  # decoded together; segment_anything's generator takes as many
-LOGITS_AT_A_TIME = 2**24  # at the image's size: 64 MiB of float32, 3 objects in 1500 x 1000 pixels; more is slower on CPU
+OBJECTS_AT_A_TIME = 64  # objects decoded together, as in segment_anything's generator
+LOGITS_AT_A_TIME = 2**24  # upscaled together: 64 MiB of float32, 3 objects of 1500 x 1000 pixels; more is slower on a CPU
 
 
 class ResizeLongestSide:
-    """Between the original frame and the input frame, in which the longest side has `target_length` pixels."""
+    """Converts images and prompts to the input frame, where the longest side has `target_length` pixels."""
 
     def __init__(self, target_length: int) -> None:
         self.target_length = target_length
 
     def size(self, original_size: Size) -> Size:
-        """(H, W) in the input frame."""
+        """Returns (H, W) in the input frame."""
         return longest_side_size(original_size, self.target_length)
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 resized by PIL's bilinear filter, as the model was trained."""
+        """Returns the (H, W, 3) uint8 image resized with PIL's bilinear filter, as in training."""
         height, width = self.size(image.shape[:2])
         return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
     def apply_image_torch(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) float resized on its device; nearly, not exactly, what `apply_image` gives."""
+        """Returns (B, 3, H, W) float images resized on their device; close to `apply_image`, but not equal."""
         size = self.size((image.shape[2], image.shape[3]))
         return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
 
     def apply_coords(self, coords: np.ndarray, original_size: Size) -> np.ndarray:
-        """(..., 2) float64 (x, y) in the input frame; each axis is scaled by its own, rounded, size."""
+        """Returns (..., 2) float64 (x, y) in the input frame; each axis has its own scale, because sizes are rounded."""
         return np.asarray(coords, dtype=np.float64) * self._scale(original_size)
 
     def apply_boxes(self, boxes: np.ndarray, original_size: Size) -> np.ndarray:
-        """(N, 4) float64 xyxy in the input frame."""
+        """Returns (N, 4) float64 xyxy in the input frame."""
         return self.apply_coords(np.reshape(boxes, (-1, 2, 2)), original_size).reshape(-1, 4)
 
     def apply_coords_torch(self, coords: Tensor, original_size: Size) -> Tensor:
-        """(..., 2) float32 (x, y) in the input frame, to the bit what `predict` makes of them."""
+        """Returns (..., 2) float32 (x, y) in the input frame, equal to the bit to those of `predict`."""
         scaled = self.apply_coords(coords.cpu().numpy(), original_size)
         return torch.as_tensor(scaled, dtype=torch.float32, device=coords.device)
 
     def apply_boxes_torch(self, boxes: Tensor, original_size: Size) -> Tensor:
-        """(N, 4) float32 xyxy in the input frame."""
+        """Returns (N, 4) float32 xyxy in the input frame."""
         return self.apply_coords_torch(boxes.reshape(-1, 2, 2), original_size).reshape(-1, 4)
 
     def _scale(self, original_size: Size) -> np.ndarray:
@@ -63,7 +63,11 @@ class ResizeLongestSide:
 
 
 class SamPredictor:
-    """Encodes one image and answers prompts on it; a drop-in for `segment_anything.SamPredictor`."""
+    """Encodes one image and predicts masks for prompts on it; a drop-in replacement for `segment_anything.SamPredictor`.
+
+    Args:
+        sam_model: the model, in evaluation mode, on any device.
+    """
 
     def __init__(self, sam_model: Sam) -> None:
         self.model = sam_model
@@ -79,18 +83,34 @@ class SamPredictor:
         return self.model.device
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
-        """Encodes an (H, W, 3) uint8 image; ValueError for another array, or a format other than "RGB" and "BGR"."""
+        """Encodes an image, on which `predict` then works.
+
+        Args:
+            image: (H, W, 3) uint8, of any size.
+            image_format: "RGB" or "BGR".
+
+        Raises:
+            ValueError: for another array or format.
+        """
         image = as_rgb(image, image_format)
         resized = torch.as_tensor(self.transform.apply_image(image), device=self.device)
         self.set_torch_image(resized.permute(2, 0, 1)[None], image.shape[:2])
 
     @torch.no_grad()
     def set_torch_image(self, transformed_image: Tensor, original_image_size: Size) -> None:
-        """Encodes a (1, 3, H, W) RGB image of 0 to 255 whose longest side is the model's image size."""
+        """Encodes an image that is already in the input frame.
+
+        Args:
+            transformed_image: (1, 3, H, W) RGB of 0 to 255, not normalised; its longest side is the model's image size.
+            original_image_size: (H, W) of the image as stored.
+
+        Raises:
+            ValueError: for another shape.
+        """
         side = self.model.config.image_size
         shape = tuple(transformed_image.shape)
         if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) != side:
-            raise ValueError(f"set_torch_image takes a (1, 3, H, W) image whose longest side is {side}, got {shape}")
+            raise ValueError(f"set_torch_image takes a (1, 3, H, W) image; its longest side is {side}, got {shape}")
         self.reset_image()
         padded = F.pad(transformed_image.to(self.device), (0, side - shape[3], 0, side - shape[2]))
         sizes = torch.tensor([shape[2:]], device=self.device)
@@ -98,10 +118,15 @@ class SamPredictor:
         self.set_image_embedding(embedding, original_image_size, shape[2:])
 
     def set_image_embedding(self, embedding: Tensor, original_size: Size, input_size: Size | None = None) -> None:
-        """Sets an image of `original_size` by the (1, C, g, g) that `get_image_embedding` gave of it; nothing is encoded.
+        """Sets an image by its embedding, without encoding anything.
 
-        `input_size` is what `set_torch_image` was given; None: what `set_image` resizes to. Raises ValueError for an
-        embedding of another shape than this model's.
+        Args:
+            embedding: (1, C, g, g) from `get_image_embedding`.
+            original_size: (H, W) of the image as stored.
+            input_size: (H, W) in the input frame, without padding; None for the size that `set_image` resizes to.
+
+        Raises:
+            ValueError: for an embedding of another shape than this model's.
         """
         config = self.model.config
         if embedding.shape != (shape := (1, config.prompt_dim, config.grid, config.grid)):
@@ -122,16 +147,27 @@ class SamPredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Masks of one object, from prompts in pixels of the image.
+        """Predicts masks of one object; prompts are in the original frame.
 
-        point_coords (K, 2) xy, point_labels (K,) 1 foreground 0 background, box (4,) xyxy, mask_input (1, h, w) the low
-        resolution logits of an earlier prediction. Returns masks (M, H, W) bool, or float32 logits; IoU predictions
-        (M,) float32; low resolution logits (M, h, w) float32. M is 3 with `multimask_output`, else 1. Raises
-        RuntimeError before `set_image`, ValueError for prompts of another shape.
+        Args:
+            point_coords: (K, 2) clicks (x, y).
+            point_labels: (K,) 1 for foreground, 0 for background.
+            box: (4,) xyxy.
+            mask_input: (1, h, w) low-resolution logits of an earlier prediction.
+            multimask_output: three masks, for an ambiguous prompt such as one click (paper, section 3), or one mask.
+            return_logits: float32 logits instead of bool masks.
+
+        Returns:
+            Masks (M, H, W) bool or float32 in the original frame, IoU predictions (M,) float32, and low-resolution logits
+            (M, h, w) float32. M is 3 with `multimask_output`, else 1.
+
+        Raises:
+            RuntimeError: before `set_image`.
+            ValueError: for prompts of another shape, and for unknown labels.
         """
         self._check_image_set()
         if box is not None and np.size(box) != 4:
-            raise ValueError(f"box is one box of 4 numbers, xyxy, got shape {np.shape(box)}; more: predict_many")
+            raise ValueError(f"box is one box of 4 numbers, xyxy, got shape {np.shape(box)}; predict_many takes several boxes")
         points, labels, masks = (
             None if given is None else np.asarray(given)[None] for given in (point_coords, point_labels, mask_input)
         )
@@ -150,13 +186,26 @@ class SamPredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Masks of N objects in one call, each as `predict` gives them; prompts in pixels of the image.
+        """Predicts masks of N objects in one call, as `predict` does for one; prompts are in the original frame.
 
-        point_coords (N, K, 2) xy, point_labels (N, K), boxes (N, 4) xyxy, mask_input (N, 1, h, w). An object of fewer
-        clicks than the others may be filled up with label -1, padding, a token that the model sees. Returns masks
-        (N, M, H, W) bool, or float32 logits; IoU predictions (N, M); low resolution logits (N, M, h, w). Apart from
-        what is returned, memory does not grow with N: few objects at a time are brought to the image's size. Raises
-        as `predict`.
+        Apart from what is returned, memory does not grow with N: a few objects at a time are upscaled to the image's size.
+
+        Args:
+            point_coords: (N, K, 2) clicks (x, y).
+            point_labels: (N, K) 1 for foreground, 0 for background. An object with fewer clicks than the others may be filled
+                up with -1, padding, a token that the model does see.
+            boxes: (N, 4) xyxy.
+            mask_input: (N, 1, h, w) low-resolution logits of an earlier prediction.
+            multimask_output: three masks per object instead of one.
+            return_logits: float32 logits instead of bool masks.
+
+        Returns:
+            Masks (N, M, H, W) bool or float32 in the original frame, IoU predictions (N, M) float32, and low-resolution logits
+            (N, M, h, w) float32. M is 3 with `multimask_output`, else 1.
+
+        Raises:
+            RuntimeError: before `set_image`.
+            ValueError: for prompts of another shape, and for unknown labels.
         """
         self._check_image_set()
         if boxes is not None and (np.ndim(boxes) != 2 or np.shape(boxes)[1] != 4):
@@ -182,10 +231,23 @@ class SamPredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Masks of N objects, from prompts in the input frame (`transform` brings them there).
+        """Predicts masks of N objects from tensors; prompts are in the input frame, where `transform` brings them.
 
-        point_coords (N, K, 2), point_labels (N, K), boxes (N, 4), mask_input (N, 1, h, w). Returns masks (N, M, H, W)
-        bool or logits in the original frame, IoU predictions (N, M), low resolution logits (N, M, h, w).
+        Args:
+            point_coords: (N, K, 2) clicks (x, y).
+            point_labels: (N, K) 1 for foreground, 0 for background, -1 for padding.
+            boxes: (N, 4) xyxy.
+            mask_input: (N, 1, h, w) low-resolution logits of an earlier prediction.
+            multimask_output: three masks per object instead of one.
+            return_logits: logits instead of bool masks.
+
+        Returns:
+            Masks (N, M, H, W) bool or logits in the original frame, IoU predictions (N, M), and low-resolution logits
+            (N, M, h, w), on the model's device.
+
+        Raises:
+            RuntimeError: before `set_image`.
+            ValueError: for prompts of another shape, and for unknown labels.
         """
         self._check_image_set()
         prompts = self._prompts(point_coords, point_labels, boxes, mask_input)
@@ -194,36 +256,36 @@ class SamPredictor:
         return masks, output.iou_predictions, output.low_res_logits
 
     def decoder(self, *, points_per_batch: int = OBJECTS_AT_A_TIME) -> ImageDecoder:
-        """What `interact` talks to: prompts and masks in pixels of the image."""
+        """Returns the decoder that `interact` takes, with prompts and masks in the original frame."""
         return ImageDecoder(self, points_per_batch=points_per_batch)
 
     def answer_in_frame(self, prompts: Prompts, multimask_output: bool) -> tuple[Tensor, SamOutput]:
-        """(N, M, H, W) logits in the original frame for prompts in the input frame, and the output they are made of."""
+        """Returns (N, M, H, W) logits in the original frame for prompts in the input frame, and the decoder's output."""
         output = self.answer(prompts, multimask_output)
         return self.to_original(output.low_res_logits), output
 
     @torch.no_grad()
     def answer(self, prompts: Prompts, multimask_output: bool) -> SamOutput:
-        """Decodes prompts in the input frame."""
+        """Returns the decoder's output for prompts in the input frame."""
         self._check_image_set()
         owner = torch.zeros(len(prompts), dtype=torch.int64, device=self.device)
-        # whoever sets `features`, as one may with segment_anything's, gets an image of them
+        # a caller may assign `features`, as with segment_anything; then the cache is made again
         if self._cache is None or self._cache.source is not self.features:
             self._cache = self.model.projection_cache(self.features)
         return self.model.decode(self._cache, owner, prompts, multimask_output)
 
     @torch.no_grad()
     def to_original(self, low_res_logits_NMhw: Tensor) -> Tensor:
-        """(N, M, H, W) logits in the original frame."""
+        """Returns (N, M, H, W) logits in the original frame."""
         return self.model.postprocess_masks(low_res_logits_NMhw, self.input_size, self.original_size)
 
     def get_image_embedding(self) -> Tensor:
-        """(1, C, g, g) of the image that is set."""
+        """Returns the embedding (1, C, g, g) of the image that is set; raises RuntimeError before `set_image`."""
         self._check_image_set()
         return self.features
 
     def reset_image(self) -> None:
-        """Forgets the image; its sizes stay readable, as in segment_anything."""
+        """Forgets the image; its sizes can still be read, as in segment_anything."""
         self.is_image_set = False
         self.features = None
         self._cache = None
@@ -239,7 +301,7 @@ class SamPredictor:
         boxes: np.ndarray | None,
         masks: np.ndarray | None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """What `predict_torch` takes, of arrays in pixels of the image."""
+        """Returns the arguments of `predict_torch` for arrays in the original frame."""
         size = self.original_size
         points = None if points is None else self.transform.apply_coords(points, size)
         boxes = None if boxes is None else self.transform.apply_boxes(boxes, size)
@@ -256,7 +318,7 @@ class SamPredictor:
     def _prompts(
         self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
     ) -> Prompts:
-        """One list of tokens an object: its clicks, then the box, or the padding token where there are clicks alone."""
+        """Returns prompts in one order of tokens: the clicks, then the box, or a padding token if there are only clicks."""
         _check_prompts(points, labels, boxes, masks, self.model.config.mask_size)
         N = next((len(given) for given in (points, boxes, masks) if given is not None), 1)
         coords, kinds = [torch.zeros(N, 0, 2)], [torch.zeros(N, 0, dtype=torch.int64)]
@@ -277,10 +339,10 @@ class SamPredictor:
 
 
 class ImageDecoder:
-    """Answers prompts on the image that a predictor has set, all in pixels of the image; see `interact`.
+    """Answers prompts on the image that a predictor holds, all in the original frame; see `interact`.
 
-    `points_per_batch` objects are decoded, and brought to the image's size, at a time. Everything lies on the
-    predictor's device.
+    `points_per_batch` objects are decoded, and upscaled to the image's size, at a time. All tensors are on the predictor's
+    device.
     """
 
     def __init__(self, predictor: SamPredictor, *, points_per_batch: int = OBJECTS_AT_A_TIME) -> None:
@@ -288,7 +350,7 @@ class ImageDecoder:
         self.points_per_batch = points_per_batch
 
     def decode(self, prompts: Prompts, multimask_output: bool) -> SamOutput:
-        """Low-resolution masks for prompts whose coordinates are in the original frame."""
+        """Returns low-resolution masks for prompts in the original frame."""
         predictor = self.predictor
         coords = predictor.transform.apply_coords_torch(prompts.coords, predictor.original_size)
         scaled = Prompts(coords.to(predictor.device), prompts.labels.to(predictor.device), prompts.mask_logits)
@@ -296,7 +358,7 @@ class ImageDecoder:
         return concatenated([predictor.answer(scaled.select(chunk), multimask_output) for chunk in rows])
 
     def to_frame(self, low_res_logits_N1hw: Tensor) -> Tensor:
-        """(N, 1, H, W) logits in the original frame."""
+        """Returns (N, 1, H, W) logits in the original frame."""
         N, M = low_res_logits_N1hw.shape[:2]
         frame = low_res_logits_N1hw.new_empty(N, M, *self.predictor.original_size)
         for chunk in chunks(N, self.points_per_batch):
@@ -305,9 +367,9 @@ class ImageDecoder:
 
 
 def as_rgb(image: np.ndarray, image_format: str = "RGB") -> np.ndarray:
-    """The image as (H, W, 3) uint8 RGB; ValueError where it is anything else, with what to do."""
+    """Returns the image as (H, W, 3) uint8 RGB; raises ValueError for any other array or format."""
     if image_format not in ("RGB", "BGR"):
-        raise ValueError(f"image_format is {image_format!r}: take 'RGB' or 'BGR'")
+        raise ValueError(f"image_format is {image_format!r}: use 'RGB' or 'BGR'")
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(
@@ -318,13 +380,13 @@ def as_rgb(image: np.ndarray, image_format: str = "RGB") -> np.ndarray:
 
 
 def chunks(count: int, size: int) -> Iterator[slice]:
-    """Slices that cover `count` rows, at least one even where there are none."""
+    """Yields slices that cover `count` rows; a single empty slice if there are none."""
     for start in range(0, max(count, 1), size):
         yield slice(start, min(start + size, count))
 
 
 def concatenated(outputs: list[SamOutput]) -> SamOutput:
-    """One output of the parts."""
+    """Returns the parts as one output."""
     return SamOutput(
         torch.cat([output.low_res_logits for output in outputs]),
         torch.cat([output.iou_predictions for output in outputs]),
@@ -336,7 +398,7 @@ def _check_prompts(
 ) -> None:
     if (points is None) != (labels is None):
         missing = "point_coords" if points is None else "point_labels"
-        raise ValueError(f"{missing} is missing: each click is a place (x, y) and a label, 1 foreground, 0 background")
+        raise ValueError(f"{missing} is missing: a click has a place (x, y) and a label, 1 foreground or 0 background")
     if points is not None and labels is not None:
         shapes = f"{tuple(points.shape[1:])} and {tuple(labels.shape[1:])}"
         if points.ndim != 3 or points.shape[2] != 2 or labels.shape != points.shape[:2]:
@@ -352,4 +414,4 @@ def _check_prompts(
         )
     counts = {len(given) for given in (points, boxes) if given is not None}
     if len(counts) > 1 or (masks is not None and counts and len(masks) not in (1, *counts)):
-        raise ValueError("clicks, boxes and masks are of different numbers of objects: give each as many rows")
+        raise ValueError("clicks, boxes and masks have different numbers of objects: give each the same number of rows")

@@ -1,4 +1,4 @@
-"""Prediction at the image's own scale, for models trained on crops of native pixels (nuclei, remote sensing)."""
+"""Predicts at the image's own scale, for models trained on crops of native pixels (nuclei, remote sensing)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from samtrain.inference.predictor import ImageDecoder, ResizeLongestSide, SamPre
 from samtrain.modeling.sam import Sam
 from samtrain.types import PointLabel, Prompts, SamOutput
 
-OUTSIDE_LOGIT = -32.0  # beyond the tile: surely no mask; SAM 2's predictor clamps its logits there
+OUTSIDE_LOGIT = -32.0  # beyond the tile, certainly no mask; SAM 2's predictor clamps its logits to this value
 
 
 class NativeScale(ResizeLongestSide):
-    """The input frame is the original one."""
+    """Leaves images and prompts as they are: the input frame is the original frame."""
 
     def size(self, original_size: Size) -> Size:
         return original_size
@@ -30,25 +30,35 @@ class NativeScale(ResizeLongestSide):
 
 
 class TiledPredictor(SamPredictor):
-    """Cuts the image into overlapping S x S tiles and lets the tile in which an object is most central answer for it.
+    """Cuts the image into overlapping S x S tiles and predicts each object in the tile where it is most central.
 
-    An object's tile is found from its box's centre or its first click, and stays its tile however often it is clicked:
-    low resolution logits lie in the tile's frame. Tiles are encoded when they are first asked. What lies beyond the
-    tile is no mask, so objects larger than S pixels are cut; clicks beyond it are not seen, boxes are clipped to it. A
-    image smaller than S is padded at the bottom and on the right. The input frame of `predict_torch` is the original
+    An object's tile follows from the centre of its box or from its first click, and stays the same for all later clicks,
+    because low-resolution logits are in the tile's frame. Tiles are encoded when they are first needed. Nothing beyond the tile
+    belongs to the mask, so objects larger than S pixels are cut off; clicks beyond the tile are ignored and boxes are clipped
+    to it. An image smaller than S is padded at the bottom and on the right. The input frame of `predict_torch` is the original
     frame.
+    Methods and frames are those of `SamPredictor`, but there is no embedding of the whole image to get, set or store.
+
+    Args:
+        sam_model: the model, in evaluation mode, on any device.
+        overlap: share of a tile that neighbouring tiles have in common, from 0 to below 1. With 0.5 an object of S / 2 pixels
+            fits into one of them completely.
+        tiles_per_batch: tiles encoded together.
+
+    Raises:
+        ValueError: for an overlap out of range.
     """
 
     def __init__(self, sam_model: Sam, *, overlap: float = 0.5, tiles_per_batch: int = 4) -> None:
-        """`overlap` of neighbouring tiles: with 0.5 an object of S / 2 pixels fits whole into one of them."""
         if not 0 <= overlap < 1:
-            raise ValueError(f"overlap is {overlap}: take a share of the tile from 0 to below 1")
+            raise ValueError(f"overlap is {overlap}: use a share of the tile from 0 to below 1")
         super().__init__(sam_model)
         self.transform = NativeScale(sam_model.config.image_size)
         self.overlap = overlap
         self.tiles_per_batch = tiles_per_batch
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+        """Cuts an (H, W, 3) uint8 image into tiles; raises ValueError for another array or format. Nothing is encoded yet."""
         image = as_rgb(image, image_format)
         self.reset_image()
         side = self.model.config.image_size
@@ -61,40 +71,46 @@ class TiledPredictor(SamPredictor):
         self.is_image_set = True
 
     def set_torch_image(self, transformed_image: Tensor, original_image_size: Size) -> None:
+        """Raises RuntimeError: a tiled image has no single input frame."""
         raise RuntimeError("a TiledPredictor works at the image's own scale: use set_image")
 
     def set_image_embedding(self, embedding: Tensor, original_size: Size, input_size: Size | None = None) -> None:
+        """Raises RuntimeError: each tile has its own embedding."""
         raise RuntimeError("a TiledPredictor has an embedding for each tile, and takes none from outside: use set_image")
 
     def get_image_embedding(self) -> Tensor:
+        """Raises RuntimeError: each tile has its own embedding; see `encode_tiles`."""
         raise RuntimeError(
             "a TiledPredictor has an embedding for each tile, and none to keep on disk: encode_tiles(indices) gives them"
         )
 
     def reset_image(self) -> None:
+        """Forgets the image and its tiles."""
         super().reset_image()
-        self.features = {}  # a tile's number to its embedding (C, g, g)
+        self.features = {}  # the embedding (C, g, g) of each tile that was encoded, by its number
 
     def answer_in_frame(self, prompts: Prompts, multimask_output: bool) -> tuple[Tensor, SamOutput]:
+        """Returns (N, M, H, W) logits in the original frame, and the decoder's output in each object's tile."""
         if prompts.labels.shape[1] == 0 and len(self.tiles) > 1:
-            raise ValueError("a mask alone does not say which tile it is of: give its click or box as well")
-        # the first click of predict() is its first token
+            raise ValueError("a mask alone does not show which tile it belongs to: give its click or box as well")
+        # in `predict` the first click is the first token
         tiles_N = self.tile_of(_anchors(prompts, first=0))
         output = self.answer_in(tiles_N, prompts, multimask_output)
         return self.paste(tiles_N, output.low_res_logits), output
 
     def decoder(self, *, points_per_batch: int = 64) -> TiledDecoder:
+        """Returns the decoder that `interact` takes, with prompts and masks in the original frame."""
         return TiledDecoder(self, points_per_batch=points_per_batch)
 
     def tile_of(self, anchors_N2: Tensor) -> Tensor:
-        """(N,) the tile whose centre is nearest to each point, along the axis on which it is farther."""
+        """Returns (N,), the tile with its centre nearest to each point, by the larger of the distances along x and y."""
         height, width = self.input_size
         centres_T2 = self.tiles + torch.tensor([(width - 1) / 2, (height - 1) / 2], device=self.device)
         return (anchors_N2[:, None] - centres_T2).abs().amax(dim=2).argmin(dim=1)
 
     @torch.no_grad()
     def encode_tiles(self, indices: list[int]) -> Tensor:
-        """(T, C, g, g) embeddings of these tiles; each is computed once an image."""
+        """Returns (T, C, g, g), the embeddings of some tiles; each tile is encoded once per image."""
         side, (height, width) = self.model.config.image_size, self.input_size
         missing = [index for index in indices if index not in self.features]
         for chunk in chunks(len(missing), self.tiles_per_batch):
@@ -109,40 +125,41 @@ class TiledPredictor(SamPredictor):
 
     @torch.no_grad()
     def answer_in(self, tiles_N: Tensor, prompts: Prompts, multimask_output: bool) -> SamOutput:
-        """Decodes prompts in the original frame, each in its tile."""
+        """Returns the decoder's output for prompts in the original frame, each decoded in its tile."""
         needed, owner_N = tiles_N.unique(return_inverse=True)
         embeddings = self.encode_tiles(needed.tolist() or [0])
         return self.model.decode(embeddings, owner_N, self._in_tile(tiles_N, prompts), multimask_output)
 
     @torch.no_grad()
     def paste(self, tiles_N: Tensor, low_res_logits_NMhw: Tensor) -> Tensor:
-        """(N, M, H, W) logits in the original frame, OUTSIDE_LOGIT beyond each object's tile."""
+        """Returns (N, M, H, W) logits in the original frame, OUTSIDE_LOGIT beyond each object's tile."""
         height, width = self.input_size
         frame = low_res_logits_NMhw.new_full((*low_res_logits_NMhw.shape[:2], *self.original_size), OUTSIDE_LOGIT)
-        # equal sizes: the tile's pixels are the image's
+        # equal sizes, because a tile has the pixels of the image
         logits = self.model.postprocess_masks(low_res_logits_NMhw, self.input_size, self.input_size)
         for row, (x, y) in enumerate(self.tiles[tiles_N].tolist()):
             frame[row, :, y : y + height, x : x + width] = logits[row]
         return frame
 
     def _in_tile(self, tiles_N: Tensor, prompts: Prompts) -> Prompts:
-        """Coordinates from the tile's corner; boxes clipped to it, clicks beyond it turned into padding."""
+        """Returns the prompts in their tiles' frames; boxes are clipped to the tile, clicks beyond it become padding."""
         limits = torch.tensor([self.input_size[1] - 1, self.input_size[0] - 1], device=self.device)
         coords = prompts.coords - self.tiles[tiles_N][:, None]
         clipped = coords.clamp(min=0).minimum(limits.to(coords.dtype))
         is_box = prompts.labels >= PointLabel.BOX_TOP_LEFT
-        # half a pixel is still the border pixel's own
+        # up to half a pixel beyond the tile still belongs to its last pixel
         unseen = ~is_box & ((coords - clipped).abs() > 0.5).any(dim=2)
         labels = prompts.labels.masked_fill(unseen, int(PointLabel.PADDING))
         return Prompts(torch.where(is_box[..., None], clipped, coords), labels, prompts.mask_logits)
 
 
 class TiledDecoder(ImageDecoder):
-    """Answers prompts on a tiled image; an object's tile follows from its first prompt, whose tokens stand last."""
+    """Answers prompts on a tiled image; an object's tile follows from its first prompt, the last of its tokens."""
 
     predictor: TiledPredictor
 
     def decode(self, prompts: Prompts, multimask_output: bool) -> SamOutput:
+        """Returns low-resolution masks, in each object's tile, for prompts in the original frame."""
         device = self.predictor.device
         prompts = Prompts(prompts.coords.to(device), prompts.labels.to(device), prompts.mask_logits)
         self.tiles_N = self.predictor.tile_of(_anchors(prompts, first=-1))
@@ -152,7 +169,7 @@ class TiledDecoder(ImageDecoder):
         )
 
     def to_frame(self, low_res_logits_N1hw: Tensor) -> Tensor:
-        """(N, 1, H, W) logits in the original frame, for the objects of the last `decode`."""
+        """Returns (N, 1, H, W) logits in the original frame, for the objects of the last `decode`."""
         N, M = low_res_logits_N1hw.shape[:2]
         assert len(self.tiles_N) == N, f"{N} masks for the {len(self.tiles_N)} objects decoded last"
         frame = low_res_logits_N1hw.new_empty(N, M, *self.predictor.original_size)
@@ -162,7 +179,7 @@ class TiledDecoder(ImageDecoder):
 
 
 def _tile_starts(length: int, side: int, overlap: float) -> list[int]:
-    """First pixels of the tiles along one axis: as few as keep the overlap, evenly spread from edge to edge."""
+    """Returns the first pixel of each tile along one axis: as few tiles as the overlap allows, evenly spread."""
     if length <= side:
         return [0]
     count = math.ceil((length - side) / (side * (1 - overlap))) + 1
@@ -170,7 +187,7 @@ def _tile_starts(length: int, side: int, overlap: float) -> list[int]:
 
 
 def _anchors(prompts: Prompts, first: int) -> Tensor:
-    """(N, 2) what an object's tile is chosen by: its box's centre, else its first click, at token `first` (0 or -1)."""
+    """Returns (N, 2), the centre of an object's box, else its first click, which is at token `first` (0 or -1)."""
     coords, labels = prompts.coords, prompts.labels
     N, K = labels.shape
     if K == 0:

@@ -1,4 +1,4 @@
-"""Where the automatic mask generator looks: grids of points, and crops of the image; numbers as segment_anything's."""
+"""Places the clicks and crops of the automatic mask generator, with the numbers of segment_anything."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import math
 
 import numpy as np
 
-Box = tuple[int, int, int, int]  # x0, y0, x1, y1; x1 and y1 are one past the last pixel
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1, where x1 and y1 are one past the last pixel
 
 
 def point_grid(num_per_side: int) -> np.ndarray:
-    """(n * n, 2) float64 (x, y) in 0 to 1, the centres of n x n cells, row by row."""
+    """Returns (n * n, 2) float64 points (x, y) in 0 to 1, the centres of n x n cells, row by row."""
     centres = np.linspace(1 / (2 * num_per_side), 1 - 1 / (2 * num_per_side), num_per_side)
     x, y = np.meshgrid(centres, centres)
     return np.stack([x, y], axis=-1).reshape(-1, 2)
 
 
 def crop_boxes(size: tuple[int, int], num_layers: int, overlap_ratio: float) -> list[tuple[int, Box]]:
-    """(layer, box) of each crop of an (H, W) image: layer 0 is the image, layer i has 2^i crops a side.
+    """Returns (layer, box) of each crop of an (H, W) image; layer 0 is the whole image, layer i has 2^i x 2^i crops.
 
     Crops of layer 1 overlap by `overlap_ratio` of the image's short side, those of each further layer by half as much.
     """

@@ -1,9 +1,9 @@
-"""Low-resolution mask logits as they look in a frame of many more pixels, of which only those that matter are made.
+"""Renders low-resolution mask logits in the frame of the image, but only the rectangle that is needed.
 
-What a mask's logits become in the image are two bilinear interpolations (up to the network input, the padding cut off, then
-to the image), each a weighted mean along rows and along columns. Both together are one matrix for rows and one for columns,
-so any rectangle of the result is two small matrix products. And as means they stay between the least and the greatest logit
-that they are made of, which bounds counts of pixels without making one.
+Two bilinear interpolations lead from a mask's logits to the image: up to the network input, where the padding is cut off, then
+to the image. Each is a weighted mean along rows and along columns. Together they are one matrix for rows and one for columns,
+so any rectangle of the result is two small matrix products. Because each pixel is a mean, it lies between the least and the
+greatest logit that it is computed from. This bounds counts of pixels without rendering one.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ROUNDING = 1e-4  # of logits, far above what float32 loses in the means of them
+ROUNDING = 1e-4  # of logits; far above the rounding error of their means in float32
 
 
 class Axis:
-    """One axis of a frame: how pixel p is made of the logits `first[p]` to `last[p]`, at most three of them.
+    """Describes one axis of a frame: pixel p is a mean of the logits `first[p]` to `last[p]`, at most three of them.
 
-    groups:  neighbouring pixels that are made of the same logits; all three arrays are (num_groups,), `sizes` their pixels
+    Neighbouring pixels that are computed from the same logits form a group; `group_first`, `group_last` and `group_sizes` (the
+    number of pixels) are (num_groups,), and `group_of` is the group of each pixel.
     """
 
     def __init__(self, matrix_Ph: np.ndarray) -> None:
@@ -35,20 +36,23 @@ class Axis:
         self.group_sizes = torch.from_numpy(np.diff(begins, append=len(self.first)).astype(np.float32))
 
     def to(self, device: torch.device) -> Axis:
-        """The same with its matrix on another device."""
+        """Moves the matrix to another device and returns the axis."""
         self.matrix_Ph, self.group_sizes = self.matrix_Ph.to(device), self.group_sizes.to(device)
         return self
 
     def pixels(self, first: int, last: int) -> slice:
-        """Those that any of the logits `first` to `last` takes part in."""
+        """Returns the pixels that depend on any of the logits `first` to `last`."""
         return slice(int(np.searchsorted(self.last, first)), int(np.searchsorted(self.first, last, side="right")))
 
     def logits(self, pixels: slice) -> slice:
-        """Those that take part in the pixels."""
+        """Returns the logits that the pixels depend on."""
         return slice(int(self.first[pixels.start]), int(self.last[pixels.stop - 1]) + 1)
 
     def extremes(self, logits_h: Tensor, offset: int, pixels: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Least and greatest logit of each group along the last axis, which begins with logit `offset`; the groups' sizes."""
+        """Returns the least and the greatest logit of each group of pixels along the last axis, and the groups' sizes.
+
+        The last axis of `logits_h` begins with logit `offset`.
+        """
         groups = slice(self.group_of[pixels.start], self.group_of[pixels.stop - 1] + 1)
         first = torch.from_numpy(self.group_first[groups] - offset).to(logits_h.device)
         last = torch.from_numpy(self.group_last[groups] - offset).to(logits_h.device)
@@ -61,20 +65,25 @@ class Axis:
 def axis_of(
     crop: tuple[int, int], image: tuple[int, int], input_length: int, image_size: int, mask_size: int, device: torch.device
 ) -> tuple[int, Axis]:
-    """The first pixel and the `Axis` of a crop in an image, along rows or along columns.
+    """Returns the first pixel and the `Axis` of a crop in the frame of an image, along rows or along columns.
 
-    crop:          first pixel and one past the last, in the image that was cut
-    image:       that image's pixels, and the pixels it has in the frame: (n, n), or fewer where the frame is smaller
-    input_length:  the crop's pixels in the network input of side `image_size`; mask_size: the logits' side
+    crop:          the crop's first pixel and one past its last, in the image
+    image:         the image's number of pixels along this axis, and that of the frame: equal, or smaller for a smaller frame
+    input_length:  the crop's number of pixels in the network input
+    image_size:    side of the network input
+    mask_size:     side of the logits
     """
     length, pixels = image
-    # pixels of the frame whose centre lies in the crop, where it lies there
+    # pixels of the frame with their centres in the crop, and the places of these centres in the crop
     begin, end = (int(np.ceil(edge * pixels / length - 0.5)) for edge in crop)
     places = (np.arange(begin, end) + 0.5) * (length / pixels) - crop[0]
-    # from there to the input's pixels, and on to the logits
     assert crop[1] > crop[0], "a crop has pixels"
+
+    # interpolate between pixels of the network input, and each of these between logits
     near, far, share = _neighbours(places * (input_length / (crop[1] - crop[0])), input_length)
     low, high, upper = _neighbours((np.arange(image_size) + 0.5) * (mask_size / image_size), mask_size)
+
+    # multiply the two into one matrix from logits to pixels
     matrix = np.zeros((len(places), mask_size))
     rows = np.arange(len(places))
     for pixel, weight in ((near, 1 - share), (far, share)):
@@ -84,31 +93,34 @@ def axis_of(
 
 
 def _neighbours(places: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The pixels before and after each place (0 is the first one's edge), and the share of the one after."""
+    """Returns the pixels before and after each place (0 is the edge of the first), and the weight of the one after."""
     centred = np.maximum(places - 0.5, 0)
     before = np.minimum(centred.astype(np.int64), length - 1)
     return before, np.minimum(before + 1, length - 1), centred - before
 
 
 class LogitFrame:
-    """Low-resolution logits of one crop in the frame of its image."""
+    """Maps the low-resolution logits of one crop to the frame of its image."""
 
     def __init__(self, rows: tuple[int, Axis], columns: tuple[int, Axis]) -> None:
         self.top, self.rows = rows
         self.left, self.columns = columns
 
     def reach(self, cells: tuple[int, int, int, int]) -> tuple[slice, slice]:
-        """Rows and columns of the crop, counted in it, that logits in the rectangle (top, bottom, left, right) take part in."""
+        """Returns the rows and columns of the crop that depend on the logits in the rectangle (top, bottom, left, right)."""
         return self.rows.pixels(cells[0], cells[1]), self.columns.pixels(cells[2], cells[3])
 
     def render(self, logits_hw: Tensor, reach: tuple[slice, slice]) -> Tensor:
-        """(W', H') logits of the rectangle, column by column as run-length codes go through a mask."""
+        """Returns (W', H') logits of the rectangle, column by column, the order of run-length codes."""
         rows, columns = self.rows.logits(reach[0]), self.columns.logits(reach[1])
         along_columns = self.columns.matrix_Ph[reach[1], columns] @ logits_hw[rows, columns].T
         return along_columns @ self.rows.matrix_Ph[reach[0], rows].T
 
     def bounds(self, logits_hw: Tensor, reach: tuple[slice, slice], threshold: float, offset: float) -> Tensor:
-        """(2,) of the rectangle: at most so many pixels exceed threshold + offset, at least so many threshold - offset."""
+        """Returns two bounds (2,) on the pixels of the rectangle.
+
+        At most the first number of pixels exceed threshold + offset, and at least the second exceed threshold - offset.
+        """
         rows, columns = self.rows.logits(reach[0]), self.columns.logits(reach[1])
         least, greatest, widths = self.columns.extremes(logits_hw[rows, columns], columns.start, reach[1])
         least = self.rows.extremes(least.T, rows.start, reach[0])[0]

@@ -1,7 +1,8 @@
-"""Focal and dice loss of low-resolution logits at full resolution, with nothing of full size kept or held for all objects.
+"""Computes focal and dice loss of low-resolution logits at full resolution, in little memory.
 
-A few objects at a time are upscaled, their sums taken, the best of their masks chosen, and its gradient brought back to low
-resolution at once: a backward pass finds it ready. What stands here is the plain formula and its derivative.
+A few objects at a time are upscaled, their losses computed, the best of their masks chosen, and its gradient brought back to
+low resolution, all in the forward pass. The backward pass only scales that gradient, so no tensor of full size is kept, nor
+made for all objects at once. Formulas and derivatives are written out below.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# pixels at a time: on a CPU what stays in its caches, on a GPU what fills it
+# Pixels processed together: few enough for a CPU's cache, enough to fill a GPU
 PIXELS_AT_A_TIME = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 
 @dataclass(frozen=True)
 class MaskLossWeights:
-    """``focal * focal_loss + dice * dice_loss``, with alpha and gamma of the first and the smoothing of the second."""
+    """Holds the weights of the two losses, alpha and gamma of the focal loss, and the smoothing of the dice loss."""
 
     focal: float
     dice: float
@@ -31,16 +32,23 @@ class MaskLossWeights:
 def best_mask_loss(
     logits_NMhw: Tensor, masks_NHW: Tensor, valid_NHW: Tensor, weights: MaskLossWeights
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The loss of the best of each object's M masks, (N,), which alone carries a gradient; and, for the log and the IoU head,
-    its focal (N,) and dice loss (N,), which mask it is (N,) int64, and the hard IoU of every mask (N, M).
+    """Computes the loss of the best of each object's M masks.
 
-    Focal is a mean over the `valid` pixels (Lin et al. 2017), dice has plain sums (V-Net); bool masks of (H, W), logits are
-    upscaled to it bilinearly. The IoU's union counts as one pixel at least, so two empty masks have 0 (as SAM 2 counts).
+    Logits are upscaled bilinearly to the (H, W) of the bool `masks`. The focal loss is a mean over the `valid` pixels (Lin et
+    al. 2017), the dice loss has plain sums (V-Net). Returns
+
+    - (N,) the weighted sum of both losses, for the mask where it is lowest; only this carries a gradient,
+    - (N,) the focal and (N,) the dice loss of that mask, for the log,
+    - (N,) int64, the index of that mask,
+    - (N, M) the IoU of every mask cut at logit 0, the target of the IoU head. A union counts as at least one pixel, so two
+      empty masks have IoU 0, as in SAM 2.
     """
     return _BestMaskLoss.apply(logits_NMhw, masks_NHW, valid_NHW, weights)
 
 
 class _BestMaskLoss(torch.autograd.Function):
+    """Computes loss and gradient of a few objects at a time in its forward pass."""
+
     @staticmethod
     def forward(ctx: Any, logits: Tensor, masks: Tensor, valid: Tensor, weights: MaskLossWeights) -> tuple[Tensor, ...]:
         N, M = logits.shape[:2]
@@ -48,11 +56,11 @@ class _BestMaskLoss(torch.autograd.Function):
         size = max(1, limit // max(1, M * masks.shape[1] * masks.shape[2]))
         gradient = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
         found = []
-        with torch.autocast(logits.device.type, enabled=False):  # sums of a million pixels need more than bfloat16
+        with torch.autocast(logits.device.type, enabled=False):  # sums over a million pixels need more than bfloat16
             for start in range(0, max(N, 1), size):
                 rows = slice(start, start + size)
                 part = None if gradient is None else gradient[rows]
-                found.append(_of_some(logits[rows], masks[rows], valid[rows], weights, part))
+                found.append(_chunk_loss(logits[rows], masks[rows], valid[rows], weights, part))
         loss, focal, dice, chosen, ious = (torch.cat(column) for column in zip(*found, strict=True))
         ctx.gradient = gradient
         ctx.mark_non_differentiable(focal, dice, chosen, ious)
@@ -63,63 +71,89 @@ class _BestMaskLoss(torch.autograd.Function):
         return ctx.gradient * outer[0].to(ctx.gradient.dtype)[:, None, None, None], None, None, None
 
 
-def _of_some(
+def _chunk_loss(
     logits_nMhw: Tensor, masks_nHW: Tensor, valid_nHW: Tensor, weights: MaskLossWeights, gradient_nMhw: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """The results for some objects; their gradients are written to `gradient_nMhw`."""
+    """Returns the results of `best_mask_loss` for n objects, and writes their gradients to `gradient_nMhw`."""
+    # Upscale the logits; P is the number of pixels
     size = masks_nHW.shape[-2:]
-    logits = _at(logits_nMhw.to(torch.promote_types(logits_nMhw.dtype, torch.float32)), size).flatten(2)  # (n, M, P)
+    logits = _upscale(logits_nMhw.to(torch.promote_types(logits_nMhw.dtype, torch.float32)), size).flatten(2)  # (n, M, P)
     masks, valid = masks_nHW.flatten(1), valid_nHW.flatten(1)
     inside, outside = (masks & valid).to(logits.dtype), (valid > masks).to(logits.dtype)  # (n, P)
-    balance = torch.lerp(outside, inside, weights.alpha)  # alpha inside, 1 - alpha outside, 0 in the padding
     area = inside.sum(dim=1, keepdim=True)  # (n, 1)
     pixels = (area + outside.sum(dim=1, keepdim=True)).clamp(min=1)
-    predicted = (logits > 0).to(logits.dtype)
-    ious = _sums(predicted, inside) / (area + _sums(predicted, outside)).clamp(min=1)
 
-    # how wrong a pixel is, from 0 to 1, and its cross-entropy: sigmoid and softplus of the logit against the truth
+    # IoU of the masks cut at logit 0
+    predicted = (logits > 0).to(logits.dtype)
+    ious = _weighted_sums(predicted, inside) / (area + _weighted_sums(predicted, outside)).clamp(min=1)
+
+    # Focal loss: with the sign that makes a high logit wrong, sigmoid is the error (0 to 1) and softplus the cross-entropy
     against = logits * (outside - inside)[:, None]
     wrong, entropy = against.sigmoid(), F.softplus(against)
     power = wrong * wrong if weights.gamma == 2 else wrong**weights.gamma
-    focal = _sums(torch.mul(entropy, power, out=predicted), balance) / pixels
-    # the probability is 1 - wrong inside, wrong outside
-    missed, surplus = _sums(wrong, inside), _sums(wrong, outside)
+    balance = torch.lerp(outside, inside, weights.alpha)  # alpha inside, 1 - alpha outside, 0 in the padding
+    focal = _weighted_sums(torch.mul(entropy, power, out=predicted), balance) / pixels
+
+    # Dice loss: the predicted probability is 1 - wrong inside the object and wrong outside
+    missed, surplus = _weighted_sums(wrong, inside), _weighted_sums(wrong, outside)
     both, sizes = 2 * (area - missed) + weights.smooth, (area - missed) + surplus + area + weights.smooth
     dice = 1 - both / sizes
 
+    # Choose the best mask, and compute its gradient
     loss, chosen = (weights.focal * focal + weights.dice * dice).min(dim=1, keepdim=True)  # (n, 1)
     if gradient_nMhw is not None:
-        wrong, entropy, power = (_of_chosen(each, chosen) for each in (wrong, entropy, power))
-        both, sizes = both.gather(1, chosen), sizes.gather(1, chosen)
-        # by the logit against the truth: d entropy = wrong, d wrong = wrong * (1 - wrong)
-        right = 1 - wrong
-        by_focal = entropy.mul_(right).mul_(weights.gamma).add_(wrong).mul_(power)
-        by_wrong = right.mul_(wrong)
-        by_missed, by_surplus = weights.dice * (2 / sizes - both / sizes**2), weights.dice * both / sizes**2
-        # and by the logit: what lowers the loss inside raises it outside
-        slope = by_focal.mul_(balance).mul_(weights.focal / pixels)
-        slope.addcmul_(by_wrong, inside * by_missed + outside * by_surplus).mul_(outside - inside)
-        low = _back(slope.view(len(slope), 1, *size), logits_nMhw.shape[-2:]).to(gradient_nMhw.dtype)
+        wrong, entropy, power = (_select_mask(each, chosen) for each in (wrong, entropy, power))  # frees those of all masks
+        focal_weights = balance, weights.focal / pixels
+        dice_slopes = _dice_slopes(both.gather(1, chosen), sizes.gather(1, chosen), inside, outside, weights.dice)
+        slope = _focal_and_dice_slope(wrong, entropy, power, weights.gamma, focal_weights, dice_slopes).mul_(outside - inside)
+        low = _downscale_gradient(slope.view(len(slope), 1, *size), logits_nMhw.shape[-2:]).to(gradient_nMhw.dtype)
         gradient_nMhw.scatter_(1, chosen[:, :, None, None].expand_as(low), low)
     return loss[:, 0], focal.gather(1, chosen)[:, 0], dice.gather(1, chosen)[:, 0], chosen[:, 0], ious
 
 
-def _sums(x_nMP: Tensor, weights_nP: Tensor) -> Tensor:
-    """(n, M)"""
+def _focal_and_dice_slope(
+    wrong_nP: Tensor,
+    entropy_nP: Tensor,
+    power_nP: Tensor,
+    gamma: float,
+    focal_weights: tuple[Tensor, Tensor],
+    dice_slopes_nP: Tensor,
+) -> Tensor:
+    """Returns (n, P), the derivative of the loss by the logit times the sign that makes a high logit wrong; works in place.
+
+    With d entropy = wrong and d wrong = wrong * (1 - wrong), the derivative of entropy * wrong**gamma is
+    wrong**gamma * (wrong + gamma * entropy * (1 - wrong)).
+    """
+    balance_nP, scale_n1 = focal_weights
+    right = 1 - wrong_nP
+    by_focal = entropy_nP.mul_(right).mul_(gamma).add_(wrong_nP).mul_(power_nP)
+    d_wrong = right.mul_(wrong_nP)
+    return by_focal.mul_(balance_nP).mul_(scale_n1).addcmul_(d_wrong, dice_slopes_nP)
+
+
+def _dice_slopes(both_n1: Tensor, sizes_n1: Tensor, inside_nP: Tensor, outside_nP: Tensor, weight: float) -> Tensor:
+    """Returns (n, P), the derivative of the dice loss by each pixel's error: missed inside the object, surplus outside."""
+    by_missed, by_surplus = weight * (2 / sizes_n1 - both_n1 / sizes_n1**2), weight * both_n1 / sizes_n1**2
+    return inside_nP * by_missed + outside_nP * by_surplus
+
+
+def _weighted_sums(x_nMP: Tensor, weights_nP: Tensor) -> Tensor:
+    """Returns (n, M), the sums over pixels of x times weights."""
     return torch.bmm(x_nMP, weights_nP[:, :, None])[..., 0]
 
 
-def _of_chosen(x_nMP: Tensor, chosen_n1: Tensor) -> Tensor:
-    """(n, P)"""
+def _select_mask(x_nMP: Tensor, chosen_n1: Tensor) -> Tensor:
+    """Returns (n, P), the chosen mask's values."""
     return x_nMP[:, 0] if x_nMP.shape[1] == 1 else x_nMP[torch.arange(len(x_nMP), device=x_nMP.device), chosen_n1[:, 0]]
 
 
-def _at(x: Tensor, size: torch.Size) -> Tensor:
+def _upscale(x: Tensor, size: torch.Size) -> Tensor:
+    """Returns x resized bilinearly to (H, W)."""
     return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
-def _back(gradient_n1HW: Tensor, size: torch.Size) -> Tensor:
-    """The gradient of `_at`, as two matrix products: PyTorch's own takes five times as long on a CPU."""
+def _downscale_gradient(gradient_n1HW: Tensor, size: torch.Size) -> Tensor:
+    """Returns the gradient of `_upscale`, as two matrix products: PyTorch's own takes five times as long on a CPU."""
     H, W = gradient_n1HW.shape[-2:]
     if size == (H, W):
         return gradient_n1HW
@@ -128,6 +162,6 @@ def _back(gradient_n1HW: Tensor, size: torch.Size) -> Tensor:
 
 
 def _bilinear(low: int, high: int, like: Tensor) -> Tensor:
-    """(high, low): the matrix by which one axis is upscaled."""
+    """Returns (high, low), the matrix that upscales one axis."""
     eye = torch.eye(low, dtype=like.dtype, device=like.device)[None, None]
     return F.interpolate(eye, (high, low), mode="bilinear", align_corners=False)[0, 0]

@@ -1,4 +1,4 @@
-"""Points in masks: drawn uniformly on the device, or found at the centre."""
+"""Chooses points in masks: uniformly at random on the device, or at the centre."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from torch import Tensor
 
 
 def uniform_points(masks_NHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A pixel drawn uniformly from each mask: (N, 2) float32 (x, y), and (N,) bool, False where a mask is empty.
+    """Draws a pixel uniformly from each mask: (N, 2) float32 (x, y), and (N,) bool, False for an empty mask.
 
-    First a row by its number of pixels, then a pixel of the row: no loop, no host round trip, no N x H x W random field.
+    The pixel is found by its row and its place in the row, so there is no loop, no transfer to the host, and only N random
+    numbers instead of N x H x W.
     """
     N, H, W = masks_NHW.shape
     device = masks_NHW.device
     per_row = masks_NHW.sum(dim=2).cumsum(dim=1)
     total = per_row[:, -1]
 
-    # the k-th pixel of the mask, counted row by row; rand < 1 in float64 keeps k below the total
+    # draw the k-th pixel of the mask, counted row by row; in float64 rand < 1 keeps k below the total
     uniform = torch.rand(N, generator=generator, device=device, dtype=torch.float64)
     k = torch.minimum((uniform * total).long(), (total - 1).clamp(min=0))
 
-    # its row, then how many pixels of the row stand before it
+    # find its row, then its place among the pixels of the row
     y = torch.searchsorted(per_row, k[:, None], right=True).squeeze(1).clamp(max=H - 1)
     before = torch.where(y > 0, per_row.gather(1, (y - 1).clamp(min=0)[:, None]).squeeze(1), torch.zeros_like(y))
     row = masks_NHW[torch.arange(N, device=device), y].cumsum(dim=1)
@@ -31,9 +32,10 @@ def uniform_points(masks_NHW: Tensor, generator: torch.Generator) -> tuple[Tenso
 
 
 def centre_points(masks_NHW: Tensor) -> tuple[Tensor, Tensor]:
-    """The pixel farthest from each mask's border: (N, 2) float32 (x, y), and (N,) its distance in pixels, 0 where empty.
+    """Returns the pixel farthest from each mask's border, (N, 2) float32 (x, y), and its distance in pixels, (N,), 0 if empty.
 
-    The image's edge is a border too. Of equal pixels the first in row order is taken. Runs on the host: for evaluation.
+    The image's edge is a border, too. Among equal pixels the first in row order is taken. SciPy computes this on the host,
+    which is fast enough for evaluation.
     """
     found = [_centre(mask) for mask in masks_NHW.cpu().numpy()]
     coords = torch.tensor([[x, y] for x, y, _ in found], dtype=torch.float32).reshape(-1, 2)
@@ -42,7 +44,8 @@ def centre_points(masks_NHW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _centre(mask_HW: np.ndarray) -> tuple[int, int, float]:
-    # the distance transform of the mask's own box is the whole image's, once a border of one pixel is put round it
+    """Returns x, y and the distance to the border of one mask's centre."""
+    # within the mask's box, padded by one pixel, distances are those in the whole image
     rows, columns = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))
     if rows.size == 0:
         return 0, 0, 0.0

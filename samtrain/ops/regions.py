@@ -1,4 +1,4 @@
-"""Connected regions of masks: holes to fill, islands to remove."""
+"""Fills small holes and removes small islands of masks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 
 
 def fill_small_holes(mask_HW: np.ndarray, min_area: int) -> tuple[np.ndarray, bool]:
-    """The bool mask with background regions of fewer than `min_area` pixels filled, and whether there were any.
+    """Fills background regions of fewer than `min_area` pixels; returns the bool mask, and whether there were any.
 
-    Regions are 8-connected, and those at the border count like others, as in segment_anything.
+    Regions are 8-connected, and regions at the image's border are treated like others, as in segment_anything.
     """
     regions, sizes = _regions(~mask_HW)
     small = sizes < min_area
@@ -21,9 +21,10 @@ def fill_small_holes(mask_HW: np.ndarray, min_area: int) -> tuple[np.ndarray, bo
 
 
 def remove_small_islands(mask_HW: np.ndarray, min_area: int) -> tuple[np.ndarray, bool, int]:
-    """The bool mask without 8-connected regions of fewer than `min_area` pixels, whether there were any, the largest's size.
+    """Removes 8-connected regions of fewer than `min_area` pixels.
 
-    Where all are small the largest stays (the first of equal ones), as in segment_anything; SA-1B dropped such a mask.
+    Returns the bool mask, whether there were any such regions, and the size of the largest region. If all regions are small,
+    the largest stays (the first of equal ones), as in segment_anything; SA-1B dropped such masks.
     """
     regions, sizes = _regions(mask_HW)
     largest = int(sizes.max(initial=0))
@@ -36,6 +37,6 @@ def remove_small_islands(mask_HW: np.ndarray, min_area: int) -> tuple[np.ndarray
 
 
 def _regions(mask_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W) labels from 1, in the order of rows, and the size of each."""
+    """Returns (H, W) labels of the regions from 1, in row order, and the size of each region."""
     regions, count = ndimage.label(mask_HW, structure=EIGHT_CONNECTED)
     return regions, np.bincount(regions.ravel(), minlength=count + 1)[1:]

@@ -1,13 +1,12 @@
-"""Attention with decomposed relative positions, without an N x N bias in memory, forward and backward.
+"""Computes attention with decomposed relative positions without an N x N bias in memory, forward and backward.
 
-The scores of a query at (y, x) are ``scale * q·k + q·table_h[y, row of k] + q·table_w[x, column of k]``. Two exact ways:
+The score of a query at (y, x) and a key is ``scale * q·k + q·table_h[y, row of k] + q·table_w[x, column of k]``. There are two
+exact implementations (measurements: experiments/LOG.md, 2026-11-24):
 
-* CPU: a few heads and rows of queries at a time, so that their scores stay in the cache; the backward pass takes them anew
-  from the inputs instead of keeping them. One operator to PyTorch, which `torch.compile` takes as it is.
-* elsewhere: the bias is folded into query and key, ``[scale * q, rel_h, rel_w]·[k, onehot(row), onehot(column)]``, and the
+* On a CPU a few heads and rows of queries are computed at a time, so that their scores stay in the cache. The backward pass
+  recomputes the scores instead of keeping them. This is one custom operator, which `torch.compile` leaves as it is.
+* Elsewhere the bias is folded into query and key, ``[scale * q, rel_h, rel_w]·[k, onehot(row), onehot(column)]``, and the
   device's fused kernel does the rest.
-
-What was measured stands in experiments/LOG.md, 2026-11-24.
 """
 
 from __future__ import annotations
@@ -18,14 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IN_CHUNKS = {"cpu"}  # where a fused kernel would waste more on the folded bias than it saves
-CHUNK = 1 << 21  # scores held at a time, 8 MB in float32: 2^20 to 2^22 equal within noise on two cores, 2^19 slower
+IN_CHUNKS = {"cpu"}  # devices where the folded bias costs a fused kernel more than it saves
+CHUNK = 1 << 21  # scores computed together, 8 MB in float32; on two cores 2^20 to 2^22 are equally fast, 2^19 is slower
 
 
 def rel_pos_attention(qkv_BN3nC: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> Tensor:
-    """(B, N, n * C) from queries, keys and values of N = H * W positions in n heads.
+    """Returns the attended values (B, N, n * C) of N = H * W positions in n heads.
 
-    table_h (H, H, C) holds the embedding of the distance between each two rows, table_w (W, W, C) of each two columns.
+    qkv_BN3nC:  queries, keys and values
+    table_h:    (H, H, C), the embedding of the distance between each two rows
+    table_w:    (W, W, C), the same for columns
+    scale:      factor of the products of queries and keys
     """
     table_h, table_w = table_h.to(qkv_BN3nC.dtype), table_w.to(qkv_BN3nC.dtype)
     if qkv_BN3nC.device.type in IN_CHUNKS:
@@ -34,7 +36,7 @@ def rel_pos_attention(qkv_BN3nC: Tensor, table_h: Tensor, table_w: Tensor, scale
 
 
 def relative_scores(q_PNC: Tensor, table_h: Tensor, table_w: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores of each query against each row (P, N, H) and each column (P, N, W)."""
+    """Returns the position scores of P * N queries with each row, (P, N, H), and each column, (P, N, W)."""
     H, W = len(table_h), len(table_w)
     q = q_PNC.view(-1, H, W, q_PNC.shape[-1])
     rel_h, rel_w = torch.einsum("pyxc,ykc->pyxk", q, table_h), torch.einsum("pyxc,xkc->pyxk", q, table_w)
@@ -45,23 +47,24 @@ def relative_scores(q_PNC: Tensor, table_h: Tensor, table_w: Tensor) -> tuple[Te
 
 
 def _folded(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> Tensor:
+    """Returns the attended values, with the bias in additional channels of query and key."""
     B, N, _, n, C = qkv.shape
     H, W = len(table_h), len(table_w)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     rel_h, rel_w = relative_scores(q.reshape(B * n, N, C), table_h, table_w)
-    # CUDA's kernels want widths that are multiples of 8, and would pad each tensor again
+    # CUDA's kernels need widths that are multiples of 8, and would otherwise copy each tensor to pad it
     spare = -(C + H + W) % 8
     query = torch.cat([q * scale, rel_h.view(B, n, N, H), rel_w.view(B, n, N, W), q.new_zeros(B, n, N, spare)], dim=-1)
     grid = F.pad(one_hot_grid(H, W, k), (0, spare))
     key = torch.cat([k, grid.expand(B, n, N, H + W + spare)], dim=-1)
-    # and equal widths, so the value is padded and cut again
+    # they also need equal widths, so the value is padded and the result cut
     value = F.pad(v, (0, H + W + spare))
     out = F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :C]
     return out.transpose(1, 2).reshape(B, N, n * C)
 
 
 def one_hot_grid(H: int, W: int, like: Tensor) -> Tensor:
-    """(H * W, H + W): for each position of the grid the one-hot of its row, then of its column."""
+    """Returns (H * W, H + W), the one-hot row and the one-hot column of each position of the grid."""
     rows = torch.eye(H, dtype=like.dtype, device=like.device).repeat_interleave(W, dim=0)
     columns = torch.eye(W, dtype=like.dtype, device=like.device).repeat(H, 1)
     return torch.cat([rows, columns], dim=1)
@@ -72,6 +75,7 @@ def one_hot_grid(H: int, W: int, like: Tensor) -> Tensor:
 
 @torch.library.custom_op("samtrain::rel_pos_attention", mutates_args=())
 def _in_chunks(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> Tensor:
+    """Returns the attended values, computed for a few heads and rows of queries at a time."""
     B, N, _, n, C = qkv.shape
     out = qkv.new_empty(B, N, n, C)
     for group in _groups(B, N, n):
@@ -88,6 +92,7 @@ def _in_chunks(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> T
 def _in_chunks_backward(
     grad: Tensor, out: Tensor, qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients of queries, keys and values, and of both tables."""
     B, N, _, n, C = qkv.shape
     H, W = len(table_h), len(table_w)
     grad, out = grad.reshape(B, N, n, C), out.view(B, N, n, C)
@@ -100,16 +105,16 @@ def _in_chunks_backward(
         mean = (grad_out * _of_group(out, group)).sum(dim=-1, keepdim=True)
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for rows in _row_chunks(q):
-            # the softmax's backward, on the scores of these rows
+            # Recompute the attention of these rows, and go backwards through the softmax
             attention = _attention(q, k, rel_h, rel_w, rows, scale)
             grad_v.baddbmm_(attention.transpose(1, 2), grad_out[:, rows])
             grad_scores = torch.bmm(grad_out[:, rows], v.transpose(1, 2)).sub_(mean[:, rows]).mul_(attention)
-            # to query and key; sums over a row's or a column's keys go to the relative positions, whose place they take
+            # Go backwards to query and key; the sums over rows and columns of keys replace the position scores
             grad_q[:, rows] = torch.bmm(grad_scores, k).mul_(scale)
             grad_k.baddbmm_(grad_scores.transpose(1, 2), q[:, rows], alpha=scale)
             grad_scores = grad_scores.unflatten(-1, (H, W))
             rel_h[:, rows], rel_w[:, rows] = grad_scores.sum(dim=-1), grad_scores.sum(dim=-2)
-        # and on to query and tables
+        # Go backwards from the position scores to queries and tables
         grids = (each.view(-1, H, W, each.shape[-1]) for each in (q, grad_q, rel_h, rel_w))
         q_grid, grad_q_grid, grad_h, grad_w = grids
         grad_q_grid += torch.einsum("pyxk,ykc->pyxc", grad_h, table_h)
@@ -122,16 +127,16 @@ def _in_chunks_backward(
 
 
 def _attention(q: Tensor, k: Tensor, rel_h: Tensor, rel_w: Tensor, rows: slice, scale: float) -> Tensor:
-    """(P, rows, N) weights of the softmax for some rows of queries."""
+    """Returns the attention (P, rows, N) of some rows of queries."""
     scores = (rel_h[:, rows, :, None] + rel_w[:, rows, None, :]).flatten(2)
     return scores.baddbmm_(q[:, rows], k.transpose(1, 2), alpha=scale).softmax(dim=-1)
 
 
-Group = tuple[slice, slice]  # of the batch, of the heads
+Group = tuple[slice, slice]  # some images of the batch, some heads
 
 
 def _groups(B: int, N: int, n: int) -> Iterator[Group]:
-    """Parts of batch and heads whose scores fit a chunk, and at least one head a thread."""
+    """Yields groups of images and heads with scores that fit into a chunk, with at least one head per thread."""
     heads = min(n, max(CHUNK // N**2, torch.get_num_threads()))
     images = max(1, CHUNK // (N**2 * n)) if heads == n else 1
     for b in range(0, B, images):
@@ -140,6 +145,7 @@ def _groups(B: int, N: int, n: int) -> Iterator[Group]:
 
 
 def _row_chunks(q_PNC: Tensor) -> Iterator[slice]:
+    """Yields rows of queries with scores that fit into a chunk."""
     P, N = q_PNC.shape[:2]
     size = max(1, CHUNK // (P * N))
     for start in range(0, N, size):
@@ -147,12 +153,13 @@ def _row_chunks(q_PNC: Tensor) -> Iterator[slice]:
 
 
 def _of_group(x_BNnC: Tensor, group: Group) -> Tensor:
-    """(P, N, C) of the images and heads of a group, contiguous."""
+    """Returns (P, N, C), the images and heads of a group, contiguous in memory."""
     images, heads = group
     return x_BNnC[images, :, heads].transpose(1, 2).flatten(0, 1).contiguous()
 
 
 def _to_group(x_BNnC: Tensor, group: Group, part_PNC: Tensor) -> None:
+    """Writes (P, N, C) to the images and heads of a group."""
     images, heads = group
     place = x_BNnC[images, :, heads].transpose(1, 2)
     place.copy_(part_PNC.view(place.shape))
@@ -169,7 +176,7 @@ def _(grad: Tensor, out: Tensor, qkv: Tensor, table_h: Tensor, table_w: Tensor, 
     return qkv.new_empty(qkv.shape), torch.empty_like(table_h), torch.empty_like(table_w)
 
 
-def _keep(ctx, inputs: tuple, output: Tensor) -> None:
+def _save_for_backward(ctx, inputs: tuple, output: Tensor) -> None:
     *tensors, ctx.scale = inputs
     ctx.save_for_backward(output, *tensors)
 
@@ -178,4 +185,4 @@ def _backward(ctx, grad: Tensor) -> tuple:
     return *_in_chunks_backward(grad, *ctx.saved_tensors, ctx.scale), None
 
 
-_in_chunks.register_autograd(_backward, setup_context=_keep)
+_in_chunks.register_autograd(_backward, setup_context=_save_for_backward)

@@ -208,7 +208,7 @@ def test_boxes_and_areas_may_be_missing_or_one_short(making):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"segmentation": encode_mask(np.ones((9, 9)))}, r"annotation 0: RLE has size \(9, 9\), the image"),
+        ({"segmentation": encode_mask(np.ones((9, 9)))}, r"annotation 0: RLE has size \(9, 9\), but the image"),
         ({"segmentation": {"size": [30, 30], "counts": "0"}}, "annotation 0: RLE runs sum to"),
         ({"segmentation": encode_mask(np.zeros((30, 30)))}, "annotation 0: the mask is empty"),
         ({"segmentation": encode_mask(np.zeros((30, 30))), "area": 0}, "annotation 0: the mask is empty"),

@@ -146,7 +146,7 @@ def test_an_encoder_that_learns_gets_embeddings_of_its_own(tmp_path, predictor, 
     store.set_image(predictor, _image())
     path = save_embedding(predictor, tmp_path / "mine.safetensors")
     change(predictor.model)
-    with pytest.raises(ValueError, match=r"mine.safetensors was made by another image encoder .*: encode the image anew"):
+    with pytest.raises(ValueError, match=r"mine.safetensors was made by another image encoder .*: encode the image again"):
         load_embedding(predictor, path)
     assert [store.set_image(predictor, _image()) for _ in range(2)] == [False, True]
     assert len(encoded) == 2
@@ -201,13 +201,13 @@ def _with_header(old: bytes, new: bytes):
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (_cut, "cannot be read as an image embedding: cut short"),
-        (lambda path: path.write_bytes(b""), "cannot be read as an image embedding: cut short"),
+        (_cut, "cannot be read as an image embedding. It may be cut short"),
+        (lambda path: path.write_bytes(b""), "cannot be read as an image embedding. It may be cut short"),
         (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" * 9), "cannot be read as an image embedding"),
         (lambda path: save_file({"embedding": torch.zeros(1, 128, 12, 12)}, path), "cannot be read as an image embedding"),
-        (_with_header(b'\\"format\\": 2', b'\\"format\\": 3'), "has format 3, this version of samtrain writes and reads 2"),
-        (_with_header(b'\\"format\\": 2', b'\\"tamrof\\": 2'), "another program's or version's"),
-        (_of_other_shape, r"holds \(1, 8, 12, 12\) torch.float16, an embedding of this model is \(1, 128, 12, 12\)"),
+        (_with_header(b'\\"format\\": 2', b'\\"format\\": 3'), "has format 3, but this version .* format 2"),
+        (_with_header(b'\\"format\\": 2', b'\\"tamrof\\": 2'), "of another program or version"),
+        (_of_other_shape, r"holds \(1, 8, 12, 12\) torch.float16, but an embedding of this model is \(1, 128, 12, 12\)"),
     ],
 )
 def test_a_file_that_is_no_embedding_is_refused_and_in_the_store_written_anew(

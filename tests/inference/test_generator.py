@@ -158,13 +158,13 @@ def test_nothing_is_dropped_by_a_bound_that_would_have_passed(ours, monkeypatch)
     settings["image"] = ramp
     bounded = generated(ours, **settings)
     dropped = []
-    whole = MaskTests._hopeful
+    whole = MaskTests._possibly_stable
 
     def all_of_them(self, logits, crops, reaches):
         dropped.append(len(crops) - len(whole(self, logits, crops, reaches)))
         return list(range(len(crops)))
 
-    monkeypatch.setattr(MaskTests, "_hopeful", all_of_them)
+    monkeypatch.setattr(MaskTests, "_possibly_stable", all_of_them)
     assert generated(ours, **settings) == bounded
     assert sum(dropped) > 0
 
@@ -257,8 +257,8 @@ def test_records_in_the_frame_of_a_smaller_image(ours) -> None:
         ({"points_per_side": None, "point_grids": [np.zeros((1, 2))], "crop_n_layers": 1}, "2 layers"),
         ({"points_per_side": 4, "crop_n_layers": 3, "crop_n_points_downscale_factor": 2}, "points a side"),
         ({"output_mode": "png"}, "binary_mask"),
-        ({"points_per_batch": 0}, "at least 1"),
-        ({"stability_score_offset": -1.0}, "0 and more"),
+        ({"points_per_batch": 0}, "must be 1 or more"),
+        ({"stability_score_offset": -1.0}, "use 0 or more"),
     ],
 )
 def test_what_cannot_be_is_refused(ours, settings, said) -> None:

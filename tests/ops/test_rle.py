@@ -66,8 +66,8 @@ GOOD = encode_mask(_mask((10, 12), 0.4))
         ({"size": [10, 11], "counts": GOOD["counts"]}, "holds 110 pixels"),
         ({"size": [10, 12], "counts": [100, 10]}, "runs sum to 110"),
         ({"size": [10, 12], "counts": ""}, "runs sum to 0"),
-        ({"size": [10, 12], "counts": [130, -10]}, "whole numbers of 0 and more"),
-        ({"size": [10, 12], "counts": [60.0, 60.0]}, "whole numbers of 0 and more"),
+        ({"size": [10, 12], "counts": [130, -10]}, "whole numbers from 0"),
+        ({"size": [10, 12], "counts": [60.0, 60.0]}, "whole numbers from 0"),
         ({"size": [10, 12], "counts": None}, "a text or a list of runs"),
         ({"size": None, "counts": GOOD["counts"]}, r"size is \[height, width\]"),
         ({"size": [10, 12.0], "counts": GOOD["counts"]}, r"size is \[height, width\]"),
@@ -85,7 +85,7 @@ def test_broken_runs_are_refused(rle, message):
 
 def test_the_size_of_the_image_decides():
     assert decode_rle(GOOD, (10, 12)).shape == (10, 12)
-    with pytest.raises(ValueError, match=r"RLE has size \(10, 12\), the image \(12, 10\)"):
+    with pytest.raises(ValueError, match=r"RLE has size \(10, 12\), but the image has \(12, 10\)"):
         decode_rle(GOOD, (12, 10))
 
 
