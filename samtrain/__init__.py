@@ -1,6 +1,6 @@
 """Trains Segment Anything models from a config and runs SAM's data engine with them.
 
-The names below are imported when first used, so that `import samtrain` costs nothing.
+The names below are imported when they are first used, so that `import samtrain` is fast.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
     "save_safetensors",
 ]
 
-_HOMES = {
+_MODULES = {
     "build_sam": "samtrain.modeling.build",
     "load_sam": "samtrain.modeling.build",
     "save_official": "samtrain.modeling.checkpoints",
@@ -44,9 +44,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"samtrain has no {name!r}; it has {', '.join(sorted(_HOMES))}")
-    return getattr(import_module(_HOMES[name]), name)
+    """Imports a public name when it is first used."""
+    if name not in _MODULES:
+        raise AttributeError(f"samtrain has no {name!r}: use one of {', '.join(sorted(_MODULES))}")
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

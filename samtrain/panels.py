@@ -1,4 +1,4 @@
-"""Images of masks and prompts: for validation, the report, the preview."""
+"""Draws images with masks and prompts for validation, report and preview."""
 
 from __future__ import annotations
 
@@ -14,22 +14,27 @@ from PIL import Image, ImageDraw, ImageFont
 from samtrain.files import write_bytes
 from samtrain.types import PointLabel, Prompts
 
-COLOURS = np.array(  # told apart by most colour-blind people (Okabe and Ito 2008), without black
+COLOURS = np.array(  # distinct for most colour-blind people (Okabe and Ito 2008), without black
     [(0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66)],
     dtype=np.uint8,
 )
 FOREGROUND, BACKGROUND, BOX = (30, 200, 80), (230, 40, 60), (255, 214, 0)
 PAPER, INK = (255, 255, 255), (40, 40, 40)
-FILL = 0.45  # how much a mask covers the image
+FILL = 0.45  # opacity of a mask
 CAPTION = 20  # height of a caption in pixels
 
 
 @dataclass(frozen=True)
 class ClickedObject:
-    """One object of a validation and what was made of each click, in pixels of the model's input.
+    """Holds one object of a validation and the mask after each of K clicks, in the input frame.
 
-    key, number: the image's key, and which object of the batch. image: (S, S, 3) uint8. truth: (S, S) bool. predicted: K of
-    these. clicks: K of (x, y, label). ious: K.
+    key:        the image's key
+    number:     the object's number in the batch
+    image:      (S, S, 3) uint8
+    truth:      (S, S) bool, the true mask
+    predicted:  K masks (S, S) bool
+    clicks:     K of (x, y, label)
+    ious:       K IoUs
     """
 
     key: str
@@ -50,26 +55,29 @@ def draw_panel(
     caption: str = "",
     side: int = 256,
 ) -> np.ndarray:
-    """One tile, (side + CAPTION, side, 3) uint8: a uint8 RGB image, bool masks filled with colours, all prompts.
+    """Draws one tile, (side + CAPTION, side, 3) uint8: the image, its masks and prompts, and a caption above.
 
-    Masks, `truth_HW` (a white outline) and prompts are in the image's pixels. The image is fitted into the tile.
+    image_HWC:  (H, W, 3) uint8 RGB, fitted into the tile
+    masks_NHW:  bool, each filled with a colour
+    prompts:    clicks and boxes in pixels of the image
+    truth_HW:   bool, drawn as a white outline
     """
     H, W = image_HWC.shape[:2]
     scale = side / max(H, W)
-    size = max(1, round(W * scale)), max(1, round(H * scale))  # PIL's order
+    size = max(1, round(W * scale)), max(1, round(H * scale))  # (width, height), as PIL takes it
     image = np.asarray(Image.fromarray(image_HWC).resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
 
-    # masks, then the outline of what should be
+    # Masks, then the outline of the true mask
     for number, mask_HW in enumerate(masks_NHW):
         mask, colour = _resize(mask_HW, size), COLOURS[number % len(COLOURS)]
         image[mask] = (1 - FILL) * image[mask] + FILL * colour
         image[_outline(mask, 2)] = colour
     if truth_HW is not None:
         truth = _resize(truth_HW, size)
-        image[_outline(truth, 3)] = INK  # what is left of it inside keeps the white visible on white
+        image[_outline(truth, 3)] = INK  # its dark rim keeps the white line visible on white
         image[_outline(truth, 2)] = PAPER
 
-    # prompts, each at the centre of its pixel
+    # Prompts, each at the centre of its pixel
     tile = Image.new("RGB", (side, side + CAPTION), PAPER)
     tile.paste(Image.fromarray(image.astype(np.uint8)), (0, CAPTION))
     draw = ImageDraw.Draw(tile)
@@ -81,7 +89,7 @@ def draw_panel(
 
 
 def tile_panels(rows: Sequence[Sequence[np.ndarray]], *, gap: int = 6) -> np.ndarray:
-    """Tiles of one size set in rows on white, (H, W, 3) uint8; shorter rows end earlier."""
+    """Arranges tiles of one size in rows on white, (H, W, 3) uint8; rows may have different lengths."""
     height, width = rows[0][0].shape[:2]
     columns = max(len(row) for row in rows)
     sheet = np.full((len(rows) * (height + gap) + gap, columns * (width + gap) + gap, 3), PAPER, dtype=np.uint8)
@@ -93,7 +101,7 @@ def tile_panels(rows: Sequence[Sequence[np.ndarray]], *, gap: int = 6) -> np.nda
 
 
 def _draw_prompts(draw: ImageDraw.ImageDraw, coords_K2: np.ndarray, labels_K: np.ndarray, radius: float) -> None:
-    """Box first, clicks on top of it, the newest (it stands first) larger than the others."""
+    """Draws the box, then the clicks; the newest click, which comes first in the prompts, is larger than the others."""
     corners = [tuple(coords_K2[labels_K == label][0]) for label in (2, 3) if (labels_K == label).any()]
     if len(corners) == 2:
         box = [*np.minimum(*corners), *np.maximum(*corners)]
@@ -107,7 +115,7 @@ def _draw_prompts(draw: ImageDraw.ImageDraw, coords_K2: np.ndarray, labels_K: np
 
 
 def _draw_click(draw: ImageDraw.ImageDraw, xy: np.ndarray, colour: tuple[int, int, int], radius: float) -> None:
-    """A disc with a white rim: a plus on the object's colour, a minus on the background's."""
+    """Draws a disc with a white rim: green with a plus for foreground, red with a minus for background."""
     x, y = xy.tolist()
     draw.ellipse([x - radius - 1.5, y - radius - 1.5, x + radius + 1.5, y + radius + 1.5], fill=PAPER)
     draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=colour)
@@ -118,11 +126,12 @@ def _draw_click(draw: ImageDraw.ImageDraw, xy: np.ndarray, colour: tuple[int, in
 
 
 def _resize(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Returns the mask resized to PIL's (width, height)."""
     return np.asarray(Image.fromarray(mask_HW.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)) > 127
 
 
 def _outline(mask_HW: np.ndarray, width: int) -> np.ndarray:
-    """The mask's pixels that are `width` steps or less from what is not the mask; the image's edge is a border too."""
+    """Returns the mask's pixels within `width` steps of its border; the image's edge is a border, too."""
     inner = np.pad(mask_HW, 1)
     for _ in range(width):
         inner[1:-1, 1:-1] &= inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]

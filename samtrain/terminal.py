@@ -1,4 +1,4 @@
-"""The terminal: one console for everything that is live, so that lines of the log do not run into it."""
+"""Shares one console among progress bars and log, so that they do not overwrite each other in a terminal."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ T = TypeVar("T")
 
 @lru_cache
 def console() -> Console:
-    """What is written to is `sys.stdout` as it is at the time."""
+    """Returns the shared console, which writes to the current `sys.stdout`."""
     return Console(highlight=False)
 
 
 def log_through_console() -> None:
-    """Where the output is a terminal, let the log's lines pass the live display; elsewhere they stay as they are."""
+    """Prints log lines through the shared console if the output is a terminal, so that progress bars stay below them."""
     root, plain = logging.getLogger(), NullHighlighter()
     if not console().is_terminal:
         return
     for handler in [each for each in root.handlers if type(each) is logging.StreamHandler and each.stream is sys.stdout]:
         ours = RichHandler(console=console(), show_path=False, show_level=False, log_time_format="%H:%M:%S", highlighter=plain)
         ours.setLevel(handler.level)
-        ours.setFormatter(_Words("%(message)s"))
+        ours.setFormatter(_LevelFormatter("%(message)s"))
         root.removeHandler(handler)
         root.addHandler(ours)
 
 
-class _Words(logging.Formatter):
-    """The message, and before it what it is where it is more than information."""
+class _LevelFormatter(logging.Formatter):
+    """Puts the level before messages of warnings and errors."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Returns the line for one record."""
         text = super().format(record)
         return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
 
 
 def follow(items: Iterable[T], words: str, total: int) -> Iterator[T]:
-    """The items one by one, with a bar that goes away at the end; where there is no terminal, only the items."""
+    """Yields the items with a progress bar that disappears at the end; without a terminal there is no bar."""
     if not console().is_terminal:
         yield from items
         return

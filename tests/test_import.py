@@ -19,5 +19,5 @@ def test_every_name_is_there():
     for name in samtrain.__all__:
         assert getattr(samtrain, name).__name__ == name
     assert dir(samtrain) == sorted(samtrain.__all__)
-    with pytest.raises(AttributeError, match="it has EmbeddingStore, SamAutomaticMaskGenerator, SamPredictor"):
+    with pytest.raises(AttributeError, match="use one of EmbeddingStore, SamAutomaticMaskGenerator, SamPredictor"):
         _ = samtrain.build_sma

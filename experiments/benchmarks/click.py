@@ -1,6 +1,6 @@
-"""One click on an image that is encoded: NumPy in, masks of the image's size out, against segment_anything and transformers.
+"""Times one click on an encoded image, from NumPy to masks of the image's size, against segment_anything and transformers.
 
-bf16 is asked where the package takes tensors: at `predict_torch`, the models cast before the clock runs.
+bf16 is measured through `predict_torch`, which takes tensors; the models are cast before the clock starts.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def in_float32(theirs, own, transformed, pairs: int) -> list[Row]:
 
 
 def transformers_click(sam, features):
-    """Its own post-processing, of a click that was scaled as its processor scales."""
+    """Returns a function that answers the click with transformers, scaled and post-processed as its processor does."""
     from transformers.models.sam.image_processing_sam import SamImageProcessor
 
     processor = SamImageProcessor()
@@ -81,7 +81,7 @@ def in_bf16(theirs, own, pairs: int) -> list[Row]:
     labels = torch.ones(1, 1, dtype=torch.int64)
 
     def ask_theirs() -> tuple:
-        # its positional encoding multiplies float32 by the cast matrix, which only autocast lets pass
+        # segment_anything multiplies float32 positions with the cast matrix, which works only under autocast
         with torch.autocast("cpu", torch.bfloat16):
             return theirs.predict_torch(points, labels)
 

@@ -1,7 +1,7 @@
-"""The click evaluation by ViT-B, images a second: against a loop over segment_anything.SamPredictor with the same clicks.
+"""Times the click evaluation of ViT-B in images per second, against a loop over segment_anything.SamPredictor.
 
-That loop: an image encoded once, then object after object, click after click by `predict`, the last mask fed back, and the
-next click in the middle of the larger error. `--data` is a folder in SA-1B's form, such as ../shared/data/coco-cc.
+The loop encodes an image once, then calls `predict` for each click of each object, feeds the last mask back and places the next
+click at the centre of the larger error. Both place the same clicks. `--data` is a folder in SA-1B's format.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--images", type=int, default=3)
-    parser.add_argument("--objects", type=int, default=8, help="of each image, at most")
+    parser.add_argument("--objects", type=int, default=8, help="most objects per image")
     parser.add_argument("--clicks", type=int, default=5)
     options = parser.parse_args()
     begin(options)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def load(folder: Path, count: int, objects: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Images with (N, H, W) masks."""
+    """Returns images with their (N, H, W) masks."""
     source = Sa1bFolder(folder)
     found = []
     for entry in source.entries():
@@ -65,14 +65,14 @@ def load(folder: Path, count: int, objects: int) -> list[tuple[np.ndarray, np.nd
 
 
 def clicked_together(predictor: SamPredictor, image: np.ndarray, masks: np.ndarray, clicks: int) -> np.ndarray:
-    """(N, clicks) IoU."""
+    """Returns (N, clicks) IoUs; all objects of an image are clicked together."""
     predictor.set_image(image)
     scores = click_ious(predictor.decoder(), torch.from_numpy(masks), clicks)
     return torch.stack([scores[f"iou_{k}"] for k in range(1, clicks + 1)], dim=1).numpy()
 
 
 def clicked_one_by_one(predictor, image: np.ndarray, masks: np.ndarray, clicks: int) -> np.ndarray:
-    """(N, clicks) IoU, as people write it."""
+    """Returns (N, clicks) IoUs of the usual loop over objects and clicks."""
     predictor.set_image(image)
     ious = np.zeros((len(masks), clicks))
     for n, truth in enumerate(masks):
@@ -93,7 +93,7 @@ def clicked_one_by_one(predictor, image: np.ndarray, masks: np.ndarray, clicks: 
 
 
 def centre(region: np.ndarray) -> tuple[list[float], float]:
-    """The place farthest from the border of a region, and how far."""
+    """Returns the place farthest from the border of a region, and its distance."""
     points, radius = centre_points(torch.from_numpy(region)[None])
     return points[0].tolist(), float(radius[0])
 

@@ -1,7 +1,7 @@
-"""The prompt encoder and mask decoder of ViT-B: prompts on one image, against segment_anything's.
+"""Times prompt encoder and mask decoder of ViT-B, for prompts on one image, against segment_anything's.
 
-Ours is asked as training asks: the embedding takes a gradient, each prompt has a click and the logits of an earlier mask
-(`--mask none` leaves them out).
+The setting is that of training: the embedding needs a gradient, and each prompt has a click and the logits of an earlier mask
+(without them for `--mask none`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def measure(official, ours: Sam, embedding: Tensor, with_mask: bool, options) ->
 
 
 def prompts(count: int, with_mask: bool) -> tuple[Tensor, Tensor, Tensor | None, bool]:
-    """Clicks in the input frame with their labels, low-resolution logits, and whether three masks are the answer."""
+    """Returns clicks in the input frame, their labels, low-resolution logits, and whether the answer is three masks."""
     coords = torch.rand(count, 1, 2) * 1024
     labels = torch.ones(count, 1, dtype=torch.int64)
     return coords, labels, torch.randn(count, 1, 256, 256) * 4 if with_mask else None, not with_mask
@@ -82,7 +82,7 @@ def ask_ours(sam: Sam, embedding: Tensor, coords: Tensor, labels: Tensor, logits
 
 
 def step(sam, ask, embedding: Tensor) -> None:
-    """Gradients of the decoder's weights and of the embedding, made and dropped."""
+    """Computes the gradients of the decoder's weights and of the embedding, and drops them."""
     leaf = embedding.detach().requires_grad_()
     masks, ious = ask(leaf)
     wanted = [leaf, *sam.mask_decoder.parameters(), *sam.prompt_encoder.parameters()]

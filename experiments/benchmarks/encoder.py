@@ -1,4 +1,4 @@
-"""The image encoder of ViT-B at 1024 px against segment_anything's and timm's: forward, and forward with backward."""
+"""Times the image encoder of ViT-B at 1024 px against segment_anything's and timm's, forward, and forward with backward."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _features(encoder: nn.Module):
 
 
 def step(encoder, image: Tensor) -> None:
-    """A loss of the embedding; gradients of all weights are made and dropped."""
+    """Computes the gradients of all weights for a loss of the embedding, and drops them."""
     module = getattr(encoder, "__self__", encoder)
     parameters = list(module.parameters())
     torch.autograd.grad(encoder(image).float().square().mean(), parameters)

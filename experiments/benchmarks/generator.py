@@ -1,9 +1,9 @@
-"""All masks of a 1500 x 1000 image by ViT-B: ours against segment_anything's SamAutomaticMaskGenerator.
+"""Times the generation of all masks of a 1500 x 1000 image by ViT-B, ours against segment_anything's class.
 
-Random weights answer with noise, which no image does. So both networks do their whole work, and then what they say is
-replaced by the same shapes: discs of all sizes where the click lies, some with soft edges (which the stability score drops),
-with a predicted IoU by which `few` or `many` of three thousand masks pass. `sa1b` adds the 20 crops and the clean-up of
-SA-1B's settings. `--checkpoint` instead compares the records of both on images, one by one, with the weights of a model.
+Random weights predict noise, which is unlike any image. Both networks therefore do all their work, and then their outputs are
+replaced by the same shapes: discs of all sizes at the clicks, some with soft edges (which the stability score drops), and with
+predicted IoUs that `few` or `many` of the three thousand masks pass. `sa1b` adds the 20 crops and the clean-up of SA-1B's
+settings. `--checkpoint` compares the records of both on images instead, one by one, with trained weights.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ SETTINGS = {
     "many": {},
     "sa1b": {"crop_n_layers": 2, "crop_n_points_downscale_factor": 2, "min_mask_region_area": 100},
 }
-PASSING = {"few": 0.05, "many": 0.9, "sa1b": 0.3}  # share of the masks whose predicted IoU passes
+PASSING = {"few": 0.05, "many": 0.9, "sa1b": 0.3}  # share of the masks that pass by their predicted IoU
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--precision", nargs="+", choices=("float32", "bf16"), default=["float32"])
-    parser.add_argument("--unfiltered", type=int, default=None, help="compare the candidates of so many clicks a side instead")
+    parser.add_argument("--unfiltered", type=int, default=None, help="compare candidates of N x N clicks instead")
     parser.add_argument("--checkpoint", type=Path, default=None, help="compare records instead of timing")
     parser.add_argument("--images", type=Path, nargs="+", default=[], help="with --checkpoint")
-    parser.add_argument("--thresholds", type=float, nargs=2, default=[0.88, 0.95], help="of predicted IoU and stability, too")
+    parser.add_argument("--thresholds", type=float, nargs=2, default=[0.88, 0.95], help="of predicted IoU and stability")
     options = parser.parse_args()
     begin(options)
     if options.checkpoint is not None:
@@ -84,14 +84,14 @@ def timed_row(name: str, precision: str, pairs: int) -> tuple[Row, str]:
         peer,
         ourselves,
         pairs=pairs,
-        memory=name != "sa1b",  # minutes a run
-        warm_up=False,  # a run is long enough
+        memory=name != "sa1b",  # takes minutes per run
+        warm_up=False,  # a run is so long that its first seconds do not matter
     )
     return row, same_records(found["theirs"], found["own"])
 
 
 def _answer_with_shapes(official: torch.nn.Module, ours: torch.nn.Module, passing: float) -> None:
-    """After the networks' work, the same shapes for the same call of either."""
+    """Replaces the networks' outputs by shapes, the same ones for the same call of either."""
     calls = {"theirs": 0, "ours": 0}
 
     def theirs(_module, _inputs, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -107,13 +107,13 @@ def _answer_with_shapes(official: torch.nn.Module, ours: torch.nn.Module, passin
 
     official.mask_decoder.register_forward_hook(theirs)
     ours.mask_decoder.register_forward_hook(own)
-    # an image begins with its encoding; crops go on counting, which both do in the same order
+    # count the calls from the first encoding of an image on; both encode the crops in the same order
     official.image_encoder.register_forward_pre_hook(partial(begin_anew, "theirs"))
     ours.image_encoder.register_forward_pre_hook(partial(begin_anew, "ours"))
 
 
 def shapes(shape: torch.Size, call: int, passing: float) -> tuple[Tensor, Tensor]:
-    """(n, 3, h, w) logits and (n, 3) predicted IoU of discs: radius 1 to 40 % of the side, edges sharp or soft."""
+    """Returns (n, 3, h, w) logits and (n, 3) predicted IoUs of discs: radius 1 to 40 % of the side, sharp or soft edges."""
     n, M, h, w = shape
     rng = np.random.default_rng(call)
     centre = rng.random((n, 1, 2)) * (w, h * 2 / 3)
@@ -134,7 +134,7 @@ def _as_field(values: np.ndarray) -> Tensor:
 
 
 def agreement(checkpoint: Path, path: Path, thresholds: list[float]) -> None:
-    """Ours and segment_anything's records of an image, with crop layers 0 to 2, with and without clean-up."""
+    """Compares the records of both on each image, with crop layers 0 to 2, with and without clean-up."""
     from segment_anything import SamAutomaticMaskGenerator as OfficialGenerator
 
     ours = load_sam(checkpoint)
@@ -154,7 +154,7 @@ def agreement(checkpoint: Path, path: Path, thresholds: list[float]) -> None:
 
 
 def candidates_agree(per_side: int) -> str:
-    """Of ViT-B with random weights, whose masks no NMS keeps apart: all of them, before anything is dropped."""
+    """Compares all masks of ViT-B with random weights before any is dropped, because NMS would decide by chance."""
     from segment_anything import SamAutomaticMaskGenerator as OfficialGenerator
 
     official = official_sam()
@@ -183,7 +183,7 @@ def candidates_agree(per_side: int) -> str:
 
 
 def same_records(theirs: list[dict], own: list[dict]) -> str:
-    """How far two lists of records agree, in their order."""
+    """Returns how far two lists of records agree, in their order."""
     if not theirs or len(theirs) != len(own):
         return f"{len(theirs)} records of theirs, {len(own)} of ours"
     pairs = [(a["segmentation"], b["segmentation"]) for a, b in zip(theirs, own, strict=True)]

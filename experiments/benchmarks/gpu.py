@@ -1,8 +1,8 @@
-"""Everything that wants a GPU in one call of under ten minutes: encoder and training step in bf16, speed, MFU and memory.
+"""Measures speed, MFU and memory of encoder and training step in bf16 on a GPU, all in one call of under ten minutes.
 
-`python experiments/benchmarks/gpu.py --model vit_h --json h200.json`. Peers are segment_anything's modules and transformers'
-encoder under the same autocast. The peer's step keeps every graph, so it is asked for as many masks as fit, halved until they
-do. MFU is the model's operations (samtrain/training/plan.py) over the GPU's dense bf16 peak, `--peak-tflops`.
+`python experiments/benchmarks/gpu.py --model vit_h --json h200.json`. The peers are segment_anything's modules and
+transformers' encoder under the same autocast. The peer's step keeps every graph, so its number of masks is halved until they fit. MFU is the
+number of the model's operations (samtrain/training/plan.py) per second, divided by the GPU's dense bf16 peak, `--peak-tflops`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from samtrain.losses import SamLoss
 from samtrain.prompts import PromptSampler
 from samtrain.training.plan import step_cost
 
-PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "4090": 165.0}  # vendor's dense bf16 TFLOP/s
+PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "4090": 165.0}  # dense bf16 TFLOP/s by the vendors' data sheets
 
 
 @dataclass
@@ -37,15 +37,15 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", default="vit_h", choices=("vit_b", "vit_l", "vit_h"))
     parser.add_argument("--masks", type=int, default=64)
-    parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 4], help="images a micro-batch, ours")
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 4], help="images per micro-batch of our step")
     parser.add_argument("--interactions", type=int, default=11)
     parser.add_argument("--peak-tflops", type=float, default=None)
-    parser.add_argument("--compile", action="store_true", help="also ours with a compiled encoder: a minute or two more")
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: only to try the script")
+    parser.add_argument("--compile", action="store_true", help="also with our encoder compiled: a minute or two")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu is for trying out the script")
     options = parser.parse_args()
     begin(options)
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("there is no CUDA device here; --device cpu tries the script, and takes long")
+        raise SystemExit("This machine has no CUDA device. --device cpu tries out the script, but takes long.")
     official = official_sam(options.model).to(options.device)
     ours = our_sam(official, options.model).to(options.device).train()
     cost = step_cost(
@@ -78,7 +78,7 @@ def encoders(official: nn.Module, ours, tflop: float, options: argparse.Namespac
 
 
 def transformers_job(options: argparse.Namespace, image: torch.Tensor) -> Callable[[], None]:
-    """Its vision encoder with weights of its own: only time and memory are compared."""
+    """Returns transformers' vision encoder with random weights, because only time and memory are compared."""
     from transformers import SamVisionConfig, SamVisionModel
 
     sizes = {

@@ -1,8 +1,8 @@
-"""Images a second of one loader process, on SA-1B-like shards: 2250 x 1500, 100 masks each, 64 chosen, 1024 px out.
+"""Times one loader process in images per second on SA-1B-like shards: 2250 x 1500, 100 masks each, 64 chosen, 1024 px out.
 
-The peer is what people write with pycocotools, PIL and NumPy: the JPEG decoded and resized, every mask decoded at full
-size, 64 of them chosen and resized by nearest neighbour, then stacked. Images are real ones of a folder with SA-1B
-JSONs, enlarged, their masks shifted about until there are 100; without the folder, photographs of scikit-image with ellipses.
+The peer is the usual code with pycocotools, PIL and NumPy: it decodes and resizes the JPEG, decodes every mask at full size,
+chooses 64 of them, resizes these by nearest neighbour and stacks them. The images come from a folder with SA-1B's JSON files;
+they are enlarged and their masks shifted until there are 100. Without the folder, photographs of scikit-image get ellipses.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco-cc" / "
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--folder", type=Path, default=SHARED, help="images with an SA-1B JSON beside each")
+    parser.add_argument("--folder", type=Path, default=SHARED, help="images, each with an SA-1B JSON file beside it")
     parser.set_defaults(threads=1)
     options = parser.parse_args()
     begin(options)
@@ -58,11 +58,11 @@ def measure(shard: Path, exact: bool, options) -> Row:
     )
 
 
-# ---- the set
+# ---- the data
 
 
 def sources(folder: Path) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Images with bool masks."""
+    """Returns images with bool masks."""
     import json
 
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
@@ -87,7 +87,7 @@ def write(writer: ShardWriter, number: int, image: np.ndarray, masks: list[np.nd
     annotations = []
     while len(annotations) < MASKS:
         mask = large[len(annotations) % len(large)]
-        if len(annotations) >= len(large):  # once more, elsewhere and half as large
+        if len(annotations) >= len(large):  # use the masks again, shifted and at half the size
             small, moved = mask[::2, ::2], np.zeros_like(mask)
             top, left = rng.integers(0, HEIGHT // 2), rng.integers(0, WIDTH // 2)
             moved[top : top + HEIGHT // 2, left : left + WIDTH // 2] = small

@@ -1,4 +1,4 @@
-"""One set of random weights in all packages: segment_anything's, timm's, transformers' and ours."""
+"""Builds one set of random weights in all packages: segment_anything, timm, transformers and samtrain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from samtrain.modeling.weights import official_state_dict, to_our_layout
 
 
 def official_sam(model: str = "vit_b") -> nn.Module:
-    """segment_anything's model, the same each time; positions are drawn too, where they would begin as zeros."""
+    """Returns segment_anything's model, the same each time; positions, which would start at zero, are random, too."""
     torch.manual_seed(0)
     sam = sam_model_registry[model]().eval()
     with torch.no_grad():
@@ -25,14 +25,14 @@ def official_sam(model: str = "vit_b") -> nn.Module:
 
 
 def our_sam(official: nn.Module, model: str = "vit_b") -> Sam:
-    """Ours, with the same weights."""
+    """Returns our model with the same weights."""
     sam = Sam(SAM_CONFIGS[model]).eval()
     sam.load_state_dict(to_our_layout(official.state_dict()))
     return sam
 
 
 def official_like(ours: Sam) -> nn.Module:
-    """segment_anything's model of the same sizes and weights as ours, whatever those are."""
+    """Returns segment_anything's model with the sizes and weights of ours."""
     from segment_anything import modeling as parts
 
     c = ours.config
@@ -59,7 +59,7 @@ def official_like(ours: Sam) -> nn.Module:
 
 
 def timm_encoder(ours: Sam) -> nn.Module:
-    """timm's encoder as it is, but for the epsilon of the norms, without which it is another model."""
+    """Returns timm's encoder with segment_anything's epsilon in the norms, without which the outputs differ."""
     names = {"vit_b": "samvit_base_patch16", "vit_l": "samvit_large_patch16", "vit_h": "samvit_huge_patch16"}
     name = names[ours.config.model]
     encoder = timm.create_model(name, num_classes=0, norm_layer=partial(nn.LayerNorm, eps=1e-6)).eval()
@@ -68,12 +68,12 @@ def timm_encoder(ours: Sam) -> nn.Module:
 
 
 def transformers_sam(ours: Sam) -> nn.Module:
-    """transformers' SamModel of ViT-B, with the same weights."""
+    """Returns transformers' SamModel of ViT-B with the same weights."""
     from transformers import SamConfig, SamModel
 
     sam = SamModel(SamConfig(mask_decoder_config={"layer_norm_eps": 1e-5})).eval()
     state = ours.state_dict()
-    # each of its tensors is told by the name that ours would have
+    # match its tensors to ours by name
     place = {name: torch.tensor(i) for i, name in enumerate(sam.state_dict())}
     mapped = {int(i): key for key, i in to_our_layout(place).items()}
     own = sam.state_dict()

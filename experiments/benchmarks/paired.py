@@ -1,7 +1,7 @@
-"""Two ways of doing the same thing, timed in turn in one process: how every benchmark here measures.
+"""Times two ways of doing the same thing, in turn and in one process; all benchmarks here use it.
 
-A row is what a peer and samtrain took: medians over the pairs, the ratio of each pair with its spread, the memory that each
-needed beyond what lay there before, and how far the results are apart.
+A row holds the median times of a peer and of samtrain, the ratio of each pair with its spread, the memory that each needed
+beyond what was there before, and how far the results are apart.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Job = Callable[[], Any]
 
 @dataclass
 class Row:
-    """One line of a table; seconds are medians, memory is in GB and None where it was not asked for."""
+    """Holds one row of a table; seconds are medians, memory is in GB, or None if it was not measured."""
 
     what: str
     peer: str
@@ -41,11 +41,11 @@ class Row:
 
 
 def arguments(description: str, *, pairs: int = 5) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
+    """Returns a parser with the options of all benchmarks."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
-    parser.add_argument("--pairs", type=int, default=pairs, help="how often both are timed, in turn, after one run to warm up")
-    parser.add_argument("--json", type=Path, default=None, help="where to write the rows")
+    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
+    parser.add_argument("--pairs", type=int, default=pairs, help="number of pairs to time, after one run to warm up")
+    parser.add_argument("--json", type=Path, default=None, help="file for the rows")
     return parser
 
 
@@ -65,7 +65,7 @@ def compare(
     difference: str = "",
     warm_up: bool = True,
 ) -> Row:
-    """Time both in turn; with `memory` one more run of each says what it needs at its peak."""
+    """Times both in turn; with `memory` one more run of each measures its peak memory."""
     if warm_up:
         theirs(), ours()
     times = [(timed(theirs), timed(ours)) for _ in range(pairs)]
@@ -98,7 +98,7 @@ def synchronise() -> None:
 
 
 def peak_gb(job: Job) -> float:
-    """The most memory that a job held beyond what lay there before it, in 10^9 bytes (on Linux; the device's where CUDA is)."""
+    """Returns a job's peak memory beyond what was there before, in 10^9 bytes, of the CUDA device or (on Linux) the process."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -106,7 +106,7 @@ def peak_gb(job: Job) -> float:
         job()
         return (torch.cuda.max_memory_allocated() - before) / 1e9
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # proc(5): forget the highest resident size
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak resident size, see proc(5)
     before = _status("VmRSS")
     job()
     return (_status("VmHWM") - before) / 1e9
@@ -118,7 +118,7 @@ def _status(name: str) -> int:
 
 
 def finish(options: argparse.Namespace, name: str, rows: Sequence[Row], notes: dict[str, Any] | None = None) -> None:
-    """Print the table, and write it where `--json` says."""
+    """Prints the table, and writes it to the file of `--json`."""
     print("\n| what | peer | peer s | ours s | ratio (lowest to highest) | peer GB | ours GB | difference |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
@@ -145,7 +145,7 @@ def _line(row: Row) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What a time hangs on."""
+    """Returns the versions and hardware that a time depends on."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     flags = info.read_text() if info.is_file() else ""
@@ -161,5 +161,5 @@ def machine() -> dict[str, str]:
 
 
 def apart(a: torch.Tensor, b: torch.Tensor) -> str:
-    """How far two results are apart, of the largest number."""
+    """Returns the largest difference of two results, relative to the largest number."""
     return f"{float((a.float() - b.float()).abs().max() / b.float().abs().max()):.0e} of the largest"

@@ -1,8 +1,8 @@
-"""A whole training step of ViT-B at 1024 px, one image: ours against the loop as people write it on segment_anything.
+"""Times a whole training step of ViT-B on one image of 1024 px, ours against the usual loop over segment_anything.
 
-That loop: the encoder, then interaction after interaction on `mask_decoder`, every graph kept; logits upscaled to 1024 px for
-focal and dice, the next click drawn from the error of each object in turn; one backward pass at the end. Its memory grows with
-objects times interactions, so `--peer-masks` asks less of it where it would not fit.
+The loop runs the encoder, then one interaction after the other on `mask_decoder`, and keeps every graph. It upscales logits to
+1024 px for focal and dice loss, draws the next click from each object's error in turn, and runs one backward pass at the end.
+Its memory grows with objects times interactions, so `--peer-masks` limits its objects.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from samtrain.types import Batch
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--masks", type=int, nargs="+", default=[4, 16], help="objects of the image")
-    parser.add_argument("--peer-masks", type=int, default=4, help="the peer is left out where there are more")
+    parser.add_argument("--masks", type=int, nargs="+", default=[4, 16], help="numbers of objects in the image")
+    parser.add_argument("--peer-masks", type=int, default=4, help="leave the peer out for more objects than this")
     parser.add_argument("--interactions", type=int, default=11)
-    parser.add_argument("--growth", action="store_true", help="also ours with 1, 4 and 11 interactions")
+    parser.add_argument("--growth", action="store_true", help="also measure our step with 1, 4 and 11 interactions")
     options = parser.parse_args()
     begin(options)
     official = official_sam()
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def image(num_masks: int) -> Batch:
-    """Noise with discs of random places and sizes as objects."""
+    """Returns a batch of noise with discs of random places and sizes as objects."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.rand(num_masks, 2, generator=generator) * 1024
     radii = 20 + 180 * torch.rand(num_masks, generator=generator)
@@ -82,7 +82,7 @@ def image(num_masks: int) -> Batch:
 
 
 def our_step(sam, batch: Batch, interactions: int) -> None:
-    """What `LitSam.training_step` does, and the backward pass."""
+    """Does what `LitSam.training_step` does, and the backward pass."""
     sampler = PromptSampler(num_points=max(interactions - 3, 0), num_mask_only=2 if interactions > 2 else interactions - 1)
     schedule = sampler.schedule(seeded_generator("cpu", 0))
     assert len(schedule) == interactions
@@ -104,7 +104,7 @@ def our_step(sam, batch: Batch, interactions: int) -> None:
     loss_with_flat_memory(sam, embeddings, losses)[0].backward()
 
 
-# ---- the loop as people write it
+# ---- the usual loop
 
 
 def their_step(sam, batch: Batch, interactions: int) -> None:
@@ -129,14 +129,14 @@ def their_step(sam, batch: Batch, interactions: int) -> None:
         best = ious.argmax(dim=1)
         rows = torch.arange(len(masks), device=masks.device)
         low = logits[rows, best][:, None].detach()
-        if turn < interactions - 2:  # the last one has the mask alone
+        if turn < interactions - 2:  # the last interaction has no new click
             new, kinds = next_clicks(full[rows, best].detach(), masks, generator)
             points, labels = torch.cat([points, new[:, None]], dim=1), torch.cat([labels, kinds[:, None]], dim=1)
     (total / interactions).backward()
 
 
 def their_loss(full: Tensor, ious: Tensor, masks: Tensor) -> Tensor:
-    """20 focal + dice + IoU error, of the best of the masks."""
+    """Returns 20 focal + dice + IoU error of the best mask."""
     target = masks[:, None].float().expand_as(full)
     probability = full.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(full, target, reduction="none")

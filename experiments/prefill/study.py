@@ -1,7 +1,7 @@
-"""How precise filled-in masks are, and how many objects they cover, over the thresholds of conf/prefill/.
+"""Measures the precision and coverage of prefilled masks over the thresholds of conf/prefill/.
 
-Takes the model and the detector of a round, and images with ground truth that neither has seen; asks once for all boxes and
-then leaves out what each setting leaves out. Prints a line a setting, the one that covers most first:
+It takes the model and the detector of a round, and images with ground truth that neither has seen. All boxes are predicted
+once; each setting of the thresholds then keeps some of the masks. One line per setting is printed, the highest coverage first:
 
     python experiments/prefill/study.py --model RUN/checkpoints/best.ckpt --detector RUN/rounds/7/detector/detector.pth
 """
@@ -28,21 +28,21 @@ GRID = {
     "pred_iou_thresh": (0.0, 0.75, 0.8, 0.85, 0.88),
     "stability_score_thresh": (0.0, 0.76, 0.8, 0.82, 0.84, 0.85, 0.86, 0.87, 0.88),
 }
-ImageToAnnotate = tuple[tuple[int, int], list[AutomaticMask], list[RLE]]  # size, what could be filled in, what there is
+ImageToAnnotate = tuple[tuple[int, int], list[AutomaticMask], list[RLE]]  # size, proposed masks, true masks
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="any checkpoint that load_sam reads")
     parser.add_argument("--detector", required=True, help="a detector.pth")
-    parser.add_argument("--images", nargs="+", help="tars in SA-1B's form; default: crowded scenes of seed 1000")
-    parser.add_argument("--images", type=int, default=150)
-    parser.add_argument("--size-limits", type=float, nargs=2, default=(500, 1000), help="pixels: small, medium, large")
+    parser.add_argument("--images", nargs="+", help="tars in SA-1B's format; default: crowded scenes of seed 1000")
+    parser.add_argument("--num-images", type=int, default=150)
+    parser.add_argument("--size-limits", type=float, nargs=2, default=(500, 1000), help="areas between small, medium and large")
     parser.add_argument("--nms", type=float, default=PrefillConfig().nms_thresh)
-    parser.add_argument("--out", type=Path, help="a JSON file for all rows")
+    parser.add_argument("--out", type=Path, help="JSON file for all rows")
     arguments = parser.parse_args()
     tars = arguments.images or [make_synthetic("data/shards", splits={"crowded": 150}, size=(96, 96), seed=1000) / "crowded"]
-    images = propose(arguments.model, arguments.detector, expand_urls(tars), arguments.images)
+    images = propose(arguments.model, arguments.detector, expand_urls(tars), arguments.num_images)
     rows = [measure(images, values, arguments) for values in itertools.product(*GRID.values())]
     for row in sorted(rows, key=lambda row: -row["covered"]):
         print(" ".join(f"{name} {value:.3f}" for name, value in row.items() if value is not None))
@@ -51,13 +51,13 @@ def main() -> None:
         arguments.out.write_text(json.dumps({"command": settings, "rows": rows}, indent=1))
 
 
-def propose(model: str, detector: str, tars: list[str], images: int) -> list[ImageToAnnotate]:
-    """Every mask of every box above the lowest score asked for."""
+def propose(model: str, detector: str, tars: list[str], num_images: int) -> list[ImageToAnnotate]:
+    """Returns the masks of all boxes above the lowest score of the grid, for each image."""
     predictor = SamPredictor(load_sam(model))
     prefiller = Prefiller(load_detector(detector), PrefillConfig(box_score_thresh=min(GRID["box_score_thresh"])))
-    photos: list[ImageToAnnotate] = []
+    proposed: list[ImageToAnnotate] = []
     places = ((index, i) for index in map(index_tar, tars) for i in range(len(index)))
-    for index, i in itertools.islice(places, images):
+    for index, i in itertools.islice(places, num_images):
         record = read_record(index, i)
         sides = record.annotation["image"]
         image = decode_image(record.image_bytes, sides["width"], sides["height"], record.name)
@@ -66,12 +66,12 @@ def propose(model: str, detector: str, tars: list[str], images: int) -> list[Ima
             image, score_thresh=prefiller.config.box_score_thresh, max_detections=prefiller.config.max_detections
         )
         objects = [each["segmentation"] for each in record.annotation["annotations"]]
-        photos.append((image.shape[:2], prefiller.propose(image.shape[:2], boxes, scores, predictor), objects))
-    return photos
+        proposed.append((image.shape[:2], prefiller.propose(image.shape[:2], boxes, scores, predictor), objects))
+    return proposed
 
 
 def measure(images: list[ImageToAnnotate], values: tuple[float, ...], arguments: argparse.Namespace) -> dict[str, float | None]:
-    """Precision and coverage of one setting."""
+    """Returns precision and coverage of one setting."""
     settings = dict(zip(GRID, values, strict=True))
     prefiller = Prefiller(None, PrefillConfig(**settings, nms_thresh=arguments.nms))  # type: ignore[arg-type]
     truths = []
