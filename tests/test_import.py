@@ -10,12 +10,12 @@ import pytest
 import samtrain
 
 
-def test_importing_samtrain_imports_no_torch():
+def test_importing_samtrain_does_not_import_torch():
     code = "import sys, samtrain; assert 'torch' not in sys.modules and 'timm' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_every_name_is_there():
+def test_every_public_name_exists():
     for name in samtrain.__all__:
         assert getattr(samtrain, name).__name__ == name
     assert dir(samtrain) == sorted(samtrain.__all__)

@@ -66,7 +66,7 @@ def test_the_mask_of_highest_predicted_iou_is_fed_back() -> None:
 
 
 @torch.no_grad()
-def test_clicks_fall_into_the_error_and_say_what_it_is() -> None:
+def test_clicks_are_in_the_error_with_the_right_label() -> None:
     batch = blobs(3)
     turns = turns_of(tiny_sam().eval(), batch, PromptSampler(num_points=6, num_mask_only=0))
     for before, after in zip(turns, turns[1:], strict=False):
@@ -78,7 +78,7 @@ def test_clicks_fall_into_the_error_and_say_what_it_is() -> None:
         assert torch.equal(after.prompts.labels[:, 0] == PointLabel.FOREGROUND, on_object)
 
 
-def test_whoever_iterates_may_stop() -> None:
+def test_the_caller_may_stop_early() -> None:
     sam, batch = tiny_sam().eval(), blobs(0)
     decoder = BatchDecoder(sam, encode(sam, batch), batch)
     valid = batch.valid()[batch.image_index]
@@ -131,7 +131,7 @@ def gradients(
     return total.detach(), {name: p.grad.clone() for name, p in sam.named_parameters() if p.grad is not None}
 
 
-def test_gradients_taken_as_they_come_are_exact() -> None:
+def test_gradients_taken_in_the_forward_pass_are_exact() -> None:
     """Eleven interactions in float64, dropout included."""
     sam, batch, loss = tiny_sam().double(), blobs(0), SamLoss(resolution="decoder")
     plain_total, plain = gradients(sam, batch, loss, flat=False)
@@ -150,7 +150,7 @@ def test_gradients_of_the_real_loss_agree_in_float32() -> None:
         torch.testing.assert_close(flat[name], plain[name], rtol=1e-3, atol=1e-6)
 
 
-def test_only_what_trains_gets_a_gradient() -> None:
+def test_only_trainable_weights_get_gradients() -> None:
     batch = blobs(0)
     for frozen in ("image_encoder", "mask_decoder"):
         sam = tiny_sam()

@@ -38,7 +38,7 @@ def meta() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("version", "settings"), [("sam1", {}), ("sam2", {"supervise_all_iou": True, "iou_loss": "l1"})], ids=lambda x: str(x)
 )
-def test_metas_own_loss_gives_the_same(meta: dict[str, np.ndarray], version: str, settings: dict[str, Any]) -> None:
+def test_the_loss_equals_that_of_meta(meta: dict[str, np.ndarray], version: str, settings: dict[str, Any]) -> None:
     """Summed over interactions, divided by the number of objects (loss_vectors.md)."""
     loss = SamLoss(interaction_reduction="sum", **settings)
     masks = torch.from_numpy(meta["targets"]) > 0.5
@@ -67,7 +67,7 @@ def test_terms_by_hand() -> None:
     assert values(terms) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_least_focal_plus_dice_of_three_masks_is_taken() -> None:
+def test_the_mask_with_the_lowest_focal_plus_dice_is_chosen() -> None:
     loss = SamLoss()
     output, targets = example()
     chosen = loss(output, targets, 1.0).chosen
@@ -93,7 +93,7 @@ def test_only_the_chosen_mask_learns() -> None:
     assert (output.iou_predictions.grad != 0).equal(chosen)
 
 
-def test_padding_counts_nowhere() -> None:
+def test_padding_is_never_counted() -> None:
     """Other logits and other targets in the padding: the same values, and no gradient there."""
     output, targets = example()
     targets.valid[:, 8:] = False
@@ -113,7 +113,7 @@ def test_padding_counts_nowhere() -> None:
     assert values(a) == pytest.approx(values(c), rel=1e-6)
 
 
-def test_objects_of_weight_zero_count_nowhere() -> None:
+def test_objects_of_weight_zero_are_never_counted() -> None:
     output, targets = example()
     logits = output.low_res_logits.clone().requires_grad_()
     targets.weights[2:] = 0
@@ -126,7 +126,7 @@ def test_objects_of_weight_zero_count_nowhere() -> None:
     assert values(a) == pytest.approx(values(b), rel=1e-6)
 
 
-def test_the_number_of_objects_is_the_callers() -> None:
+def test_the_caller_sets_the_number_of_objects() -> None:
     output, targets = example()
     assert 2 * float(SamLoss()(output, targets, 4.0).total) == pytest.approx(float(SamLoss()(output, targets, 2.0).total))
 
@@ -168,7 +168,7 @@ def test_the_resolution_of_the_loss(resolution: str) -> None:
     assert float(terms.dice) < 0.05 and float(terms.iou) < 0.05
 
 
-def test_half_covered_cells_are_the_objects() -> None:
+def test_half_covered_cells_belong_to_the_object() -> None:
     masks = torch.zeros(1, 4, 4, dtype=torch.bool)
     masks[0, 0, :2] = True  # half of the first cell
     masks[0, 2, 0] = True  # a quarter of the third
@@ -176,7 +176,7 @@ def test_half_covered_cells_are_the_objects() -> None:
     assert shrunk.tolist() == [[[True, False], [False, False]]]
 
 
-def test_bfloat16_is_reckoned_in_float32() -> None:
+def test_bfloat16_is_computed_in_float32() -> None:
     output, targets = example()
     low = SamOutput(output.low_res_logits.bfloat16(), output.iou_predictions.bfloat16())
     high = SamOutput(low.low_res_logits.float(), low.iou_predictions.float())
@@ -190,7 +190,7 @@ def test_bfloat16_is_reckoned_in_float32() -> None:
         ({"interaction_reduction": "max"}, "loss.interaction_reduction is 'max'"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings: dict, message: str) -> None:
+def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SamLoss(**settings)
 

@@ -68,7 +68,7 @@ def test_an_object_of_one_pixel_is_hit(sampler: PromptSampler | CentreSampler) -
     assert prompts.labels[0].tolist() == [PointLabel.FOREGROUND, PointLabel.PADDING]
 
 
-def test_a_box_round_one_pixel_is_that_pixel() -> None:
+def test_a_box_around_one_pixel_is_that_pixel() -> None:
     pixel = block(5, 6, 7, 8)
     for seed in range(20):
         box = PromptSampler(box_probability=1.0).first(pixel, full(pixel), rng(seed))
@@ -92,7 +92,7 @@ def test_a_perfect_prediction_gets_a_background_click(sampler: PromptSampler | C
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_an_all_wrong_prediction(sampler: PromptSampler | CentreSampler) -> None:
+def test_a_completely_wrong_prediction(sampler: PromptSampler | CentreSampler) -> None:
     """Everything is error: what is missing gets a foreground click, what is too much a background click."""
     masks = block(2, 22, 2, 22)
     missing = after(sampler, masks, torch.zeros_like(masks))
@@ -183,7 +183,7 @@ def test_boxes_stay_in_the_image() -> None:
     assert coords.min() >= 0 and coords[..., 0].max() <= SIDE - 1 and coords[..., 1].max() <= 9
 
 
-def test_a_box_that_would_vanish_is_the_clean_one() -> None:
+def test_a_box_that_would_vanish_stays_without_noise() -> None:
     thin = block(10, 12, 10, 12, side=64)
     N = 2000
     masks = thin.expand(N, -1, -1)
@@ -233,7 +233,7 @@ def test_variants_by_settings() -> None:
         ({"box_probability": 1.5}, "prompts.box_probability is 1.5"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings: dict, message: str) -> None:
+def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PromptSampler(**settings)
 
@@ -249,7 +249,7 @@ def test_equal_generators_give_equal_prompts() -> None:
     assert not torch.equal(once.coords, other.coords)
 
 
-def test_other_objects_draw_nothing_away() -> None:
+def test_prompts_of_an_object_do_not_depend_on_the_others() -> None:
     """How large the masks of others are changes no object's draw: ranks and batches stay comparable."""
     a, b, c = block(4, 12, 4, 12), block(1, 20, 3, 5), block(2, 3, 2, 3)
     sampler = PromptSampler()
@@ -263,7 +263,7 @@ def test_streams_of_seed_step_and_rank_differ() -> None:
 
 
 @pytest.mark.parametrize("box_probability", [0.0, 0.5, 1.0])
-def test_training_prompts_ask_the_device_for_nothing(box_probability: float) -> None:
+def test_training_prompts_do_not_synchronise_with_the_device(box_probability: float) -> None:
     """Fake tensors have no values: whatever would wait for one (`item`, `if tensor`, `nonzero`) raises."""
     sampler = PromptSampler(box_probability=box_probability)
     with FakeTensorMode():
@@ -307,7 +307,7 @@ def test_the_centre_is_the_farthest_from_every_border(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_next_click_is_the_centre_of_the_deeper_error(seed: int) -> None:
+def test_the_next_click_is_the_centre_of_the_larger_error(seed: int) -> None:
     generator = np.random.default_rng(100 + seed)
     blobs = [distance_transform_edt(generator.random((14, 14)) > 0.1) > 1.2 for _ in range(2)]
     masks, predicted = (torch.from_numpy(blob)[None] for blob in blobs)
@@ -322,7 +322,7 @@ def test_the_next_click_is_the_centre_of_the_deeper_error(seed: int) -> None:
     assert label == (PointLabel.FOREGROUND if deeper is missing else PointLabel.BACKGROUND)
 
 
-def test_the_evaluation_draws_nothing() -> None:
+def test_the_evaluation_is_deterministic() -> None:
     masks = torch.cat([block(4, 12, 4, 12), block(1, 20, 3, 9)])
     a, b = (CentreSampler(first="box").first(masks, full(masks), rng(seed)) for seed in (0, 1))
     assert torch.equal(a.coords, b.coords)

@@ -34,7 +34,7 @@ def test_a_table_by_split(tmp_path: Path) -> None:
     assert lines[4:] == ["2 min, 1.2 GB at most", str(tmp_path / "report.html")]
 
 
-def test_where_there_is_little_room_the_test_comes_first(tmp_path: Path) -> None:
+def test_in_a_narrow_terminal_the_test_split_comes_first(tmp_path: Path) -> None:
     text = said(METRICS, tmp_path, 46)
     assert "0.612" in text and "0.500" not in text and "2 more columns in the report" in text
     assert max(map(len, text.splitlines()[:4])) <= 46
@@ -47,7 +47,7 @@ def test_sets_are_columns(tmp_path: Path) -> None:
     assert groups[1].split() == ["test/men", "test/women"]
 
 
-def test_nothing_is_added_where_there_is_no_terminal(tmp_path: Path) -> None:
+def test_nothing_is_added_without_a_terminal(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), force_terminal=False)
     show_closing(console, METRICS, tmp_path)
     assert console.file.getvalue() == ""  # type: ignore[attr-defined]
@@ -56,7 +56,7 @@ def test_nothing_is_added_where_there_is_no_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_the_log_passes_the_console_of_the_display(monkeypatch: pytest.MonkeyPatch, is_terminal: bool) -> None:
+def test_the_log_goes_through_the_shared_console(monkeypatch: pytest.MonkeyPatch, is_terminal: bool) -> None:
     screen = Console(file=io.StringIO(), force_terminal=is_terminal, width=80)
     monkeypatch.setattr(terminal, "console", lambda: screen)
     root = logging.Logger("root")

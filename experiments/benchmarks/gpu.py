@@ -1,8 +1,9 @@
 """Measures speed, MFU and memory of encoder and training step in bf16 on a GPU, all in one call of under ten minutes.
 
 `python experiments/benchmarks/gpu.py --model vit_h --json h200.json`. The peers are segment_anything's modules and
-transformers' encoder under the same autocast. The peer's step keeps every graph, so its number of masks is halved until they fit. MFU is the
-number of the model's operations (samtrain/training/plan.py) per second, divided by the GPU's dense bf16 peak, `--peak-tflops`.
+transformers' encoder under the same autocast. The peer's step keeps every graph, so its number of masks is halved until they
+fit. MFU is the number of the model's operations (samtrain/training/plan.py) per second, divided by the GPU's dense bf16 peak,
+`--peak-tflops`.
 """
 
 from __future__ import annotations

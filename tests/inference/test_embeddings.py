@@ -61,7 +61,7 @@ def _check_alike(fresh: SamPredictor, kept: SamPredictor) -> None:
     np.testing.assert_allclose(ours[2], theirs[2], atol=1e-3 * np.abs(theirs[2]).max())
 
 
-def test_a_image_is_encoded_once_and_answers_the_same_ever_after(tmp_path, predictor, encoded):
+def test_an_image_is_encoded_once_and_predictions_stay_equal(tmp_path, predictor, encoded):
     store, answers = EmbeddingStore(tmp_path / "store"), []
     for was_there in (False, True, True):
         assert store.set_image(predictor, _image()) is was_there
@@ -75,7 +75,7 @@ def test_a_image_is_encoded_once_and_answers_the_same_ever_after(tmp_path, predi
     assert len(encoded) == 3
 
 
-def test_float16_is_half_the_file_and_changes_no_answer_by_much(tmp_path, predictor):
+def test_float16_halves_the_file_and_hardly_changes_predictions(tmp_path, predictor):
     fresh = SamPredictor(predictor.model)
     fresh.set_image(_image())
     EmbeddingStore(tmp_path).set_image(predictor, _image())
@@ -85,7 +85,7 @@ def test_float16_is_half_the_file_and_changes_no_answer_by_much(tmp_path, predic
     _check_alike(fresh, predictor)
 
 
-def test_float16_changes_no_answer_on_photographs(tmp_path, predictor, shared_data):
+def test_float16_changes_no_prediction_on_photographs(tmp_path, predictor, shared_data):
     fresh, store = SamPredictor(predictor.model), EmbeddingStore(tmp_path)
     for path in sorted((shared_data / "coco-cc" / "images").glob("*.jpg"))[:3]:
         image = np.asarray(Image.open(path).convert("RGB"))
@@ -106,7 +106,7 @@ def test_an_embedding_needs_no_image(tmp_path, predictor, encoded):
         np.testing.assert_allclose(ours, theirs, atol=1e-3 * np.abs(expected[2]).max())
 
 
-def test_numbers_beyond_float16_are_kept_whole(tmp_path, predictor):
+def test_numbers_beyond_float16_are_stored_in_float32(tmp_path, predictor):
     for largest, dtype in ((65504, torch.float16), (65503, torch.float16), (70000, torch.float32)):
         predictor.set_image(_image())
         predictor.features[0, 0, 0, 0] = -largest
@@ -141,7 +141,7 @@ def _written_through(sam: Sam) -> None:
         lambda sam: sam.bfloat16(),
     ],
 )
-def test_an_encoder_that_learns_gets_embeddings_of_its_own(tmp_path, predictor, encoded, change):
+def test_a_changed_encoder_gets_its_own_embeddings(tmp_path, predictor, encoded, change):
     store = EmbeddingStore(tmp_path)
     store.set_image(predictor, _image())
     path = save_embedding(predictor, tmp_path / "mine.safetensors")
@@ -152,7 +152,7 @@ def test_an_encoder_that_learns_gets_embeddings_of_its_own(tmp_path, predictor, 
     assert len(encoded) == 2
 
 
-def test_an_encoder_keeps_its_embeddings_while_the_decoder_learns(tmp_path, predictor, encoded):
+def test_embeddings_stay_valid_while_the_decoder_learns(tmp_path, predictor, encoded):
     store = EmbeddingStore(tmp_path)
     store.set_image(predictor, _image())
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_an_encoder_keeps_its_embeddings_while_the_decoder_learns(tmp_path, pred
     assert store.set_image(predictor, _image()) and len(encoded) == 1
 
 
-def test_the_digest_is_of_the_weights_and_settings_alone():
+def test_the_digest_depends_only_on_weights_and_settings():
     assert encoder_digest(_sam()) == encoder_digest(_sam()) != encoder_digest(_sam(4))
     # windows of the grid's size: where they are shows in no weight
     first, second = (build_sam("vit_tiny", window_size=12, global_attn_indexes=places) for places in ((1, 3), (0, 3)))
@@ -169,7 +169,7 @@ def test_the_digest_is_of_the_weights_and_settings_alone():
     assert encoder_digest(first) != encoder_digest(second)
 
 
-def test_what_is_never_the_same_twice_is_not_kept(tmp_path, predictor):
+def test_a_model_in_training_mode_is_refused(tmp_path, predictor):
     predictor.set_image(_image())
     predictor.model.train()
     with pytest.raises(ValueError, match=r"training mode.*call sam.eval\(\)"):
@@ -210,7 +210,7 @@ def _with_header(old: bytes, new: bytes):
         (_of_other_shape, r"holds \(1, 8, 12, 12\) torch.float16, but an embedding of this model is \(1, 128, 12, 12\)"),
     ],
 )
-def test_a_file_that_is_no_embedding_is_refused_and_in_the_store_written_anew(
+def test_a_damaged_file_is_refused_and_the_store_overwrites_it(
     tmp_path, predictor, encoded, caplog, damage, complaint
 ):
     """In the store that is safe: its name says whose embedding belongs there, and nobody else's can."""
@@ -228,7 +228,7 @@ def test_a_file_that_is_no_embedding_is_refused_and_in_the_store_written_anew(
     assert store.set_image(predictor, _image())
 
 
-def test_another_images_file_is_noticed_by_its_header(tmp_path, predictor):
+def test_a_file_of_another_image_is_refused(tmp_path, predictor):
     store = EmbeddingStore(tmp_path)
     for seed in (0, 1):
         store.set_image(predictor, _image(seed))
@@ -247,7 +247,7 @@ def test_a_missing_file_is_named(tmp_path, predictor):
 # writing
 
 
-def test_a_full_disk_leaves_no_half_file(tmp_path, predictor, encoded, monkeypatch):
+def test_a_full_disk_leaves_no_partial_file(tmp_path, predictor, encoded, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -260,7 +260,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, predictor, encoded, monkeypat
     assert [store.set_image(predictor, _image()) for _ in range(2)] == [False, True]
 
 
-def test_those_who_embed_one_image_at_once_do_each_other_no_harm(tmp_path, predictor):
+def test_two_processes_can_embed_one_image_at_once(tmp_path, predictor):
     def embed(_: int) -> torch.Tensor:
         mine = SamPredictor(predictor.model)
         EmbeddingStore(tmp_path).set_image(mine, _image())
@@ -272,7 +272,7 @@ def test_those_who_embed_one_image_at_once_do_each_other_no_harm(tmp_path, predi
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
 
 
-def test_tiles_are_not_kept(tmp_path, predictor):
+def test_tiles_are_not_stored(tmp_path, predictor):
     store, tiled = EmbeddingStore(tmp_path), TiledPredictor(predictor.model)
     with pytest.raises(RuntimeError, match="TiledPredictor has an embedding for each tile, and none to keep on disk"):
         store.set_image(tiled, _image())

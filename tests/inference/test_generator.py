@@ -59,7 +59,7 @@ def assert_same(theirs: list[dict], own: list[dict]) -> None:
 @pytest.mark.parametrize("size", [(181, 263), (300, 97), (256, 256), (64, 500)])
 @pytest.mark.parametrize("layers", [0, 1, 2])
 @pytest.mark.parametrize("min_area", [0, 60])
-def test_records_are_segment_anythings(ours, official, size, layers, min_area) -> None:
+def test_records_equal_those_of_segment_anything(ours, official, size, layers, min_area) -> None:
     pytest.importorskip("cv2", reason="segment_anything's clean-up needs OpenCV: pip install 'samtrain[release]'")
     from segment_anything import SamAutomaticMaskGenerator as Official
 
@@ -76,7 +76,7 @@ def test_records_are_segment_anythings(ours, official, size, layers, min_area) -
 
 @pytest.mark.parity
 @pytest.mark.parametrize("thresholds", [(0.0, 0.0), (0.97, 0.0), (0.0, 0.95), (0.9, 0.95)])
-def test_thresholds_of_nothing_and_of_much(ours, official, thresholds) -> None:
+def test_thresholds_that_keep_everything_or_little(ours, official, thresholds) -> None:
     """0 lets everything pass, empty masks too."""
     from segment_anything import SamAutomaticMaskGenerator as Official
 
@@ -98,7 +98,7 @@ def test_point_grids_and_small_batches(ours, official) -> None:
 
 
 @pytest.mark.parity
-def test_three_output_modes(ours, official) -> None:
+def test_output_modes_are_equivalent(ours, official) -> None:
     from segment_anything import SamAutomaticMaskGenerator as Official
 
     settings = {"points_per_side": 8, "pred_iou_thresh": 0.9, "stability_score_thresh": 0.5}
@@ -116,7 +116,7 @@ def test_three_output_modes(ours, official) -> None:
 
 
 @pytest.mark.parity
-def test_parameters_and_defaults_are_segment_anythings() -> None:
+def test_parameters_and_defaults_equal_those_of_segment_anything() -> None:
     official = pytest.importorskip("segment_anything").SamAutomaticMaskGenerator
     theirs = inspect.signature(official.__init__).parameters
     own = inspect.signature(SamAutomaticMaskGenerator.__init__).parameters
@@ -148,7 +148,7 @@ def test_unfiltered_candidates_of_a_network(official) -> None:
 # ---- what does not change the records
 
 
-def test_nothing_is_dropped_by_a_bound_that_would_have_passed(ours, monkeypatch) -> None:
+def test_bounds_drop_no_mask_that_would_pass(ours, monkeypatch) -> None:
     """With and without the bounds, the same records; of a soft ramp with a hard square on it."""
     from samtrain.inference.candidates import MaskTests
 
@@ -172,13 +172,13 @@ def test_nothing_is_dropped_by_a_bound_that_would_have_passed(ours, monkeypatch)
 @pytest.mark.parametrize(
     "settings", [{"points_per_batch": 5}, {"crops_per_batch": 4}, {"crops_per_batch": 100, "points_per_batch": 7}]
 )
-def test_batches_change_nothing(ours, settings) -> None:
+def test_batch_sizes_change_nothing(ours, settings) -> None:
     base = {"points_per_side": 8, "crop_n_layers": 1, "pred_iou_thresh": 0.9, "stability_score_thresh": 0.6}
     base |= {"output_mode": "coco_rle"}
     assert generated(ours, **base, **settings) == generated(ours, **base)
 
 
-def test_many_images_are_each_of_them(ours) -> None:
+def test_generate_many_equals_generate_for_each_image(ours) -> None:
     generator = SamAutomaticMaskGenerator(
         ours, points_per_side=6, crop_n_layers=1, pred_iou_thresh=0.9, stability_score_thresh=0.6, output_mode="coco_rle",
         crops_per_batch=3,
@@ -193,7 +193,7 @@ def test_many_images_are_each_of_them(ours) -> None:
 # ---- beyond segment_anything
 
 
-def test_masks_of_nearly_the_whole_image_go(ours) -> None:
+def test_masks_of_nearly_the_whole_image_are_dropped(ours) -> None:
     image = np.full((60, 80, 3), 100, np.uint8)
     image[20:40, 20:40] = 200
     settings = {"points_per_side": 8, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
@@ -213,7 +213,7 @@ def test_sa1b_drops_a_mask_of_small_islands_that_segment_anything_keeps(ours) ->
     assert dropped and all(record["area"] >= 100 for record in dropped)
 
 
-def test_near_duplicates_by_mask(ours) -> None:
+def test_near_duplicates_are_dropped_by_mask_iou(ours) -> None:
     settings = {"points_per_side": GRID, "pred_iou_thresh": 0.9, "stability_score_thresh": 0.5, "box_nms_thresh": 0.95}
     before = generated(ours, **settings)
     after = generated(ours, **settings, mask_nms_thresh=0.5)
@@ -261,18 +261,18 @@ def test_records_in_the_frame_of_a_smaller_image(ours) -> None:
         ({"stability_score_offset": -1.0}, "use 0 or more"),
     ],
 )
-def test_what_cannot_be_is_refused(ours, settings, said) -> None:
+def test_impossible_settings_are_refused(ours, settings, said) -> None:
     with pytest.raises(ValueError, match=said):
         SamAutomaticMaskGenerator(ours, **settings)
 
 
-def test_a_image_is_never_enlarged(ours) -> None:
+def test_an_image_is_never_enlarged(ours) -> None:
     with pytest.raises(ValueError, match="enlarged"):
         SamAutomaticMaskGenerator(ours, points_per_side=2).generate(make_image((50, 60)), output_size=(51, 60))
 
 
 @pytest.mark.parametrize("image", [np.zeros((5, 5), np.uint8), np.zeros((5, 5, 3), np.float32), np.zeros((0, 5, 3), np.uint8)])
-def test_what_is_no_image_is_refused(ours, image) -> None:
+def test_arrays_that_are_no_images_are_refused(ours, image) -> None:
     with pytest.raises(ValueError, match="uint8 image"):
         SamAutomaticMaskGenerator(ours, points_per_side=2).generate(image)
 

@@ -55,7 +55,7 @@ def test_images_are_resized_and_normalised_to_the_bit(predictor, official, size)
 
 
 @pytest.mark.parity
-def test_signatures_are_segment_anythings(predictor, official):
+def test_signatures_equal_those_of_segment_anything(predictor, official):
     for ours, theirs in ((predictor, official), (predictor.transform, official.transform)):
         public = [name for name, _ in inspect.getmembers(theirs, inspect.ismethod) if not name.startswith("_")]
         public = [name for name in public if name != "get_preprocess_shape"]  # a static helper: our `size`
@@ -66,7 +66,7 @@ def test_signatures_are_segment_anythings(predictor, official):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_tensors_are_resized_nearly_as_arrays(predictor, size):
+def test_tensors_are_resized_almost_like_arrays(predictor, size):
     """By the sides of the image; PyPI's segment_anything takes the first two axes of the batch for them."""
     image = _image(size)
     resized = predictor.transform.apply_image_torch(torch.tensor(image).permute(2, 0, 1)[None].float())
@@ -101,7 +101,7 @@ CALLS = [
 @pytest.mark.parity
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
-def test_calls_answer_as_segment_anything_does(predictor, official, call, image_format):
+def test_predictions_equal_those_of_segment_anything(predictor, official, call, image_format):
     image = _image((97, 61))
     mask = np.random.default_rng(2).normal(size=(1, CONFIG.mask_size, CONFIG.mask_size)).astype(np.float32) * 4
     arguments = {key: np.array(v) if isinstance(v, list) else v for key, v in call.items()}
@@ -121,7 +121,7 @@ def test_calls_answer_as_segment_anything_does(predictor, official, call, image_
 
 
 @pytest.mark.parity
-def test_predict_torch_answers_many_objects(predictor, official):
+def test_predict_torch_predicts_many_objects(predictor, official):
     for each in (predictor, official):
         each.set_image(_image((97, 61)))
     points = torch.tensor([[[20.0, 30]], [[50, 60]], [[1, 2]]])
@@ -135,7 +135,7 @@ def test_predict_torch_answers_many_objects(predictor, official):
         assert torch.allclose(ours[1], theirs[1], atol=1e-5)
 
 
-def test_reset_forgets_the_image_alone(predictor):
+def test_reset_forgets_only_the_image(predictor):
     predictor.set_image(_image((97, 61)))
     predictor.reset_image()
     assert not predictor.is_image_set and predictor.features is None
@@ -201,7 +201,7 @@ MANY["all"] = {**MANY["clicks and boxes"], **MANY["masks"]}
 @pytest.mark.parametrize("multimask_output", [True, False])
 @pytest.mark.parametrize("return_logits", [True, False])
 @pytest.mark.parametrize("at_a_time", [1, 2, 64])
-def test_many_objects_are_answered_as_each_alone(
+def test_many_objects_are_predicted_like_each_alone(
     predictor, monkeypatch, kind, multimask_output, return_logits, at_a_time
 ):
     monkeypatch.setattr("samtrain.inference.predictor.OBJECTS_AT_A_TIME", at_a_time)
@@ -219,7 +219,7 @@ def test_many_objects_are_answered_as_each_alone(
                 np.testing.assert_allclose(many[row], one, atol=2e-5)
 
 
-def test_few_objects_at_a_time_are_brought_to_the_images_size(predictor, monkeypatch):
+def test_few_objects_at_a_time_are_upscaled(predictor, monkeypatch):
     predictor.set_image(_image((97, 61)))
     sizes = []
     to_original = predictor.to_original
@@ -231,7 +231,7 @@ def test_few_objects_at_a_time_are_brought_to_the_images_size(predictor, monkeyp
         assert sizes == expected
 
 
-def test_no_objects_have_no_masks(predictor):
+def test_zero_objects_have_zero_masks(predictor):
     predictor.set_image(_image((97, 61)))
     for empty in ({"point_coords": np.zeros((0, 2, 2)), "point_labels": np.zeros((0, 2))}, {"boxes": np.zeros((0, 4))}):
         masks, ious, low_res = predictor.predict_many(**empty)
@@ -262,7 +262,7 @@ def test_other_prompts_of_many_objects_are_refused(predictor, arguments, message
 # embeddings from elsewhere
 
 
-def test_an_embedding_stands_for_its_image(predictor):
+def test_an_embedding_replaces_its_image(predictor):
     other = SamPredictor(predictor.model)
     for size in SIZES:
         predictor.set_image(_image(size))
@@ -279,7 +279,7 @@ def test_an_embedding_stands_for_its_image(predictor):
 
 
 @pytest.mark.parametrize("points_per_batch", [1, 2, 64])
-def test_the_decoder_answers_in_original_pixels_as_predict_does(predictor, points_per_batch):
+def test_the_decoder_predicts_in_original_pixels_like_predict(predictor, points_per_batch):
     predictor.set_image(_image((300, 201)))
     decoder = predictor.decoder(points_per_batch=points_per_batch)
     clicks = np.array([[20.0, 30], [150, 222], [77, 3]])
@@ -295,7 +295,7 @@ def test_the_decoder_answers_in_original_pixels_as_predict_does(predictor, point
         np.testing.assert_allclose(frame[row, 0], logits[0], atol=2e-5)
 
 
-def test_the_decoder_answers_no_objects(predictor):
+def test_the_decoder_accepts_zero_objects(predictor):
     predictor.set_image(_image((97, 61)))
     output = predictor.decoder().decode(Prompts(torch.zeros(0, 2, 2), torch.zeros(0, 2, dtype=torch.int64)), True)
     assert output.low_res_logits.shape[:2] == (0, 3)
@@ -303,7 +303,7 @@ def test_the_decoder_answers_no_objects(predictor):
 
 
 @pytest.mark.parametrize("first", ["point", "box"])
-def test_interact_clicks_on_a_image(predictor, first):
+def test_interact_clicks_on_an_image(predictor, first):
     predictor.set_image(_image((97, 61)))
     masks = torch.zeros(2, 97, 61, dtype=torch.bool)
     masks[0, 10:40, 5:30] = True

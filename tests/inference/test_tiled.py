@@ -46,7 +46,7 @@ def test_tiles_cover_the_axis_with_the_overlap(length, overlap):
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 40), (23, 64)])
-def test_a_image_of_one_tile_is_predicted_as_ever(sam, tiled, size):
+def test_an_image_of_one_tile_is_predicted_without_tiling(sam, tiled, size):
     """A longest side of S makes the plain predictor native too: both then see the same input."""
     plain = SamPredictor(sam)
     for predictor in (plain, tiled):
@@ -59,7 +59,7 @@ def test_a_image_of_one_tile_is_predicted_as_ever(sam, tiled, size):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_an_object_is_answered_by_the_tile_in_which_it_is_most_central(sam, tiled):
+def test_an_object_is_predicted_in_the_tile_where_it_is_most_central(sam, tiled):
     """The same as cutting that tile out and asking it; nothing is claimed beyond the tile."""
     image = _image((150, 200))
     tiled.set_image(image)
@@ -79,7 +79,7 @@ def test_an_object_is_answered_by_the_tile_in_which_it_is_most_central(sam, tile
     assert (logits[:, ~inside] == OUTSIDE_LOGIT).all()
 
 
-def test_many_objects_are_answered_each_by_its_tile(tiled, monkeypatch):
+def test_many_objects_are_predicted_each_in_its_tile(tiled, monkeypatch):
     monkeypatch.setattr("samtrain.inference.predictor.OBJECTS_AT_A_TIME", 2)
     tiled.set_image(_image((150, 200)))
     points, labels = np.array([[[118.0, 75]], [[5, 5]], [[190, 140]]]), np.array([[1], [0], [1]])
@@ -91,7 +91,7 @@ def test_many_objects_are_answered_each_by_its_tile(tiled, monkeypatch):
     assert tiled.predict_many(boxes=np.zeros((0, 4)))[0].shape == (0, 3, 150, 200)
 
 
-def test_only_asked_tiles_are_encoded_and_only_once(tiled, monkeypatch):
+def test_only_needed_tiles_are_encoded_and_only_once(tiled, monkeypatch):
     tiled.set_image(_image((200, 200)))
     encoded = []
     encode = tiled.model.encode
@@ -105,7 +105,7 @@ def test_only_asked_tiles_are_encoded_and_only_once(tiled, monkeypatch):
     assert tiled.features == {}
 
 
-def test_the_tile_stays_through_all_clicks(tiled):
+def test_the_tile_stays_the_same_for_all_clicks(tiled):
     """The first click decides, wherever later ones fall; one beyond the tile is not seen."""
     tiled.set_image(_image((200, 200)))
     decoder = tiled.decoder()
@@ -157,7 +157,7 @@ def test_interact_clicks_on_a_tiled_image(tiled, size, first):
     torch.testing.assert_close(together, turns[0].output.low_res_logits, rtol=0, atol=2e-5)
 
 
-def test_what_has_no_meaning_in_tiles_is_refused(tiled):
+def test_calls_without_meaning_for_tiles_are_refused(tiled):
     tiled.set_image(_image((200, 200)))
     with pytest.raises(RuntimeError, match="encode_tiles"):
         tiled.get_image_embedding()

@@ -76,7 +76,7 @@ def test_safetensors_under_metas_and_transformers_names(official, official_file,
 
 
 @pytest.mark.parametrize("header", [0, 8])
-def test_weights_are_aligned_wherever_the_file_has_them(official, tmp_path, header):
+def test_weights_are_aligned_in_memory(official, tmp_path, header):
     """The header's length decides where a safetensors file begins its tensors; last bits must not hang on it."""
     from safetensors.torch import save_file
 
@@ -114,7 +114,7 @@ def test_another_image_size_resizes_positions_and_leaves_windows(official, offic
         assert sam.encode(torch.zeros(1, 3, image_size, image_size)).isfinite().all()
 
 
-def test_resizing_keeps_what_is_smooth():
+def test_resizing_preserves_smooth_positions():
     """A plane of positions stays the plane, at any grid."""
     sam = build_sam("vit_tiny")
     ramp = torch.linspace(0, 1, 16)[None, :, None, None].expand(1, 16, 16, TINY.encoder_dim)
@@ -130,14 +130,14 @@ def test_resizing_keeps_what_is_smooth():
 
 @pytest.mark.parametrize("model", list(SAM_CONFIGS))
 @pytest.mark.parametrize("grid", [4, 14, 20])
-def test_shapes_tell_the_model(model, grid):
+def test_the_model_is_inferred_from_shapes(model, grid):
     """Also where windows are as large as the grid (14 for Meta's models), where shapes do not tell them from global."""
     config = replace(SAM_CONFIGS[model], image_size=grid * SAM_CONFIGS[model].patch_size)
     with torch.device("meta"):
         assert infer_config(Sam(config).state_dict()) == config
 
 
-def test_shapes_tell_an_unknown_model(tmp_path):
+def test_an_unknown_model_is_inferred_from_shapes(tmp_path):
     config = replace(
         TINY, model="mine", encoder_depth=5, encoder_dim=96, global_attn_indexes=(4,), window_size=6, image_size=80
     )
@@ -176,7 +176,7 @@ def test_a_checkpoint_of_another_model_names_both(official_file):
     assert f"encoder_depth {TINY.encoder_depth} instead of" in message
 
 
-def test_weights_of_something_else(tmp_path):
+def test_weights_of_another_kind_of_model_are_refused(tmp_path):
     torch.save({"conv1.weight": torch.ones(3, 3)}, tmp_path / "x.pth")
     message = _refusal(tmp_path / "x.pth")
     assert "not the weights of a SAM" in message and "conv1.weight" in message
@@ -219,7 +219,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(official, tmp_path, form):
 
 
 @pytest.mark.parametrize("name", ["official.pth", "ours.safetensors"])
-def test_a_cut_file_is_said_to_be_cut(official_file, tmp_path, name):
+def test_a_truncated_file_is_reported(official_file, tmp_path, name):
     save_safetensors(load_sam(official_file), tmp_path / "ours.safetensors")
     path = tmp_path / name
     os.truncate(path, path.stat().st_size // 2)
@@ -255,7 +255,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_two_who_write_one_file_at_once_do_not_meet(tmp_path):
+def test_two_processes_can_write_one_file_at_once(tmp_path):
     """Not in one process either, nor on two machines that number their processes alike."""
     path = tmp_path / "x.pth"
     with atomic_path(path) as first, atomic_path(path) as second:
@@ -265,7 +265,7 @@ def test_two_who_write_one_file_at_once_do_not_meet(tmp_path):
     assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
 
 
-def test_official_files_carry_nothing_that_meta_would_trip_over(official_file, tmp_path):
+def test_official_files_contain_only_tensors_for_meta(official_file, tmp_path):
     state = torch.load(save_official(load_sam(official_file), tmp_path / "x.pth"), weights_only=True)
     assert type(state) is OrderedDict
     assert all(isinstance(value, torch.Tensor) and value.dtype == torch.float32 for value in state.values())

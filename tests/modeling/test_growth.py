@@ -57,7 +57,7 @@ def test_new_blocks_learn(parent):
         assert block.attn.qkv.weight.any()
 
 
-def test_growth_is_a_function_of_its_seed(parent):
+def test_growth_depends_only_on_its_seed(parent):
     def weights(seed: int) -> torch.Tensor:
         return torch.cat([p.detach().flatten() for p in grow(parent, SMALL, seed=seed).parameters()])
 
@@ -85,7 +85,7 @@ def test_growth_in_width_without_mae_names_the_key(parent, change, named):
         next_model(parent, replace(SMALL, **change), key="data_engine.rounds.3.model")
 
 
-def test_blocks_that_find_no_place_are_named(parent):
+def test_blocks_that_do_not_fit_are_named(parent):
     with pytest.raises(ValueError, match="block 3 of vit_tiny .global. finds no place"):
         grow(parent, replace(TINY, encoder_depth=5, global_attn_indexes=(1,)))
     with pytest.raises(ValueError, match="finds no place"):

@@ -47,7 +47,7 @@ def _save(state: dict, path):
     return path
 
 
-def test_blocks_patches_and_positions_come_in(sam, tmp_path):
+def test_blocks_patches_and_positions_are_loaded(sam, tmp_path):
     state = _mae_state()
     before = {key: value.clone() for key, value in sam.state_dict().items()}
     ignored = load_mae(sam, _save(state, tmp_path / "mae.pth"))
@@ -62,7 +62,7 @@ def test_blocks_patches_and_positions_come_in(sam, tmp_path):
             assert torch.equal(value, before[key]), key
 
 
-def test_the_class_token_is_dropped_and_positions_go_to_the_grid(sam, tmp_path):
+def test_the_class_token_is_dropped_and_positions_are_resized(sam, tmp_path):
     """A plane of positions on 14 x 14 is a plane on 16 x 16; the class token's position, far off, leaves no trace."""
     state = _mae_state()
     ramp = torch.linspace(0, 1, 14)[:, None].expand(14, 14).reshape(1, 196, 1).expand(1, 196, CONFIG.encoder_dim)

@@ -123,7 +123,7 @@ def test_prompts_agree(pair, prompt, multimask):
 
 
 @torch.no_grad()
-def test_every_kind_of_weight_shows(pair, random_official_state, our_sam):
+def test_every_kind_of_weight_changes_the_output(pair, random_official_state, our_sam):
     """Were one of them at rest in these tests, a mistake in its use would not be seen."""
     reference, _ = pair
     images, prompts = _images(SMALL, 1), _tokens(*PROMPTS["box and point"][:3], None)
@@ -177,7 +177,7 @@ def test_attention_agrees_on_both_paths(grid, dtype, tolerance):
 
 
 @torch.no_grad()
-def test_resized_positions_are_what_segment_anything_interpolates(random_official_state, official_sam, our_sam):
+def test_resized_positions_equal_those_of_segment_anything(random_official_state, official_sam, our_sam):
     """segment_anything stretches the tables of a smaller image size at run time, we stretch them once, on loading."""
     state = random_official_state(SMALL, 7)
     larger = replace(SMALL, image_size=144)

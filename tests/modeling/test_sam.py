@@ -43,7 +43,7 @@ def test_a_batch_equals_its_prompts_one_by_one(sam, multimask):
 
 
 @torch.no_grad()
-def test_no_objects_and_no_tokens(sam):
+def test_zero_objects_and_zero_tokens(sam):
     embeddings = sam.encode(torch.zeros(1, 3, 64, 64))
     none = Prompts(torch.zeros(0, 2, 2), torch.zeros(0, 2, dtype=torch.int64))
     output = sam.decode(embeddings, torch.zeros(0, dtype=torch.int64), none, True)
@@ -54,7 +54,7 @@ def test_no_objects_and_no_tokens(sam):
 
 
 @torch.no_grad()
-def test_the_padding_of_a_image_does_not_matter(sam):
+def test_padding_does_not_change_the_output(sam):
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     size = torch.tensor([[40, 64]])
     other = images.clone()
@@ -79,7 +79,7 @@ def test_drop_path_drops_whole_samples(random_official_state, our_sam):
     assert 0.25 < changed.mean() < 0.75
 
 
-def test_drop_path_grows_with_depth_and_leaves_the_keys():
+def test_drop_path_grows_with_depth_and_keeps_the_keys():
     with torch.device("meta"):
         plain, dropping = Sam(CONFIG), Sam(replace(CONFIG, drop_path=0.6, dropout=0.1))
     assert list(plain.state_dict()) == list(dropping.state_dict())
@@ -87,7 +87,7 @@ def test_drop_path_grows_with_depth_and_leaves_the_keys():
     assert rates == pytest.approx(torch.linspace(0, 0.6, CONFIG.encoder_depth).tolist())
 
 
-def test_decoder_dropout_acts_in_training_alone(random_official_state, our_sam):
+def test_decoder_dropout_is_active_only_in_training(random_official_state, our_sam):
     config = replace(CONFIG, dropout=0.1)
     sam = our_sam(config, random_official_state(config, 1))
     prompts, owner = _mixed_prompts()
@@ -137,14 +137,14 @@ def test_impossible_sizes_are_refused(change, message):
         replace(SAM_CONFIGS["vit_tiny"], **change)
 
 
-def test_config_survives_its_plain_form():
+def test_config_round_trip():
     for config in SAM_CONFIGS.values():
         assert SamConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ValueError, match="windowsize"):
         SamConfig.from_dict({"windowsize": 3})
 
 
-def test_what_is_made_again_in_the_backward_pass_has_the_same_gradients(monkeypatch):
+def test_recomputing_in_the_backward_pass_gives_equal_gradients(monkeypatch):
     """At any size, though it is only done where there is something to gain."""
     from samtrain.modeling import recompute
 

@@ -14,7 +14,7 @@ def test_formats_round_trip():
     assert xyxy_to_xywh(torch.zeros(0, 4)).shape == (0, 4)
 
 
-def test_a_box_is_the_extent_of_its_mask():
+def test_a_box_encloses_its_mask():
     masks = torch.rand(30, 17, 23, generator=torch.Generator().manual_seed(0)) > 0.97
     masks[0] = False
     masks[1] = True
@@ -27,7 +27,7 @@ def test_a_box_is_the_extent_of_its_mask():
     assert masks_to_boxes_xyxy(masks[:0]).shape == (0, 4)
 
 
-def test_boxes_are_cut_to_their_own_image():
+def test_boxes_are_clipped_to_their_own_image():
     boxes = torch.tensor([[-5.0, -6, 50, 60], [1, 2, 3, 4], [90, 90, 99, 99]])
     sizes = torch.tensor([[20, 30], [20, 30], [50, 40]])
     assert clip_boxes_xyxy(boxes, sizes).tolist() == [[0, 0, 29, 19], [1, 2, 3, 4], [39, 49, 39, 49]]

@@ -29,7 +29,7 @@ def frame_of(size: tuple[int, int]) -> LogitFrame:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_whole_is_the_interpolation(size: tuple[int, int]) -> None:
+def test_rendering_equals_interpolation(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     logits = torch.randn(MASK, MASK)
     rendered = frame_of(size).render(logits, (slice(0, size[0]), slice(0, size[1]))).T
@@ -38,7 +38,7 @@ def test_the_whole_is_the_interpolation(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("seed", range(8))
-def test_nothing_lies_outside_the_reach_and_bounds_hold(size: tuple[int, int], seed: int) -> None:
+def test_reach_and_bounds_hold(size: tuple[int, int], seed: int) -> None:
     torch.manual_seed(seed)
     frame = frame_of(size)
     # a blob somewhere, of sharp or soft edges
@@ -70,7 +70,7 @@ def test_bounds_are_exact_far_from_edges_of_shapes() -> None:
     assert fewest >= (8 - 1) * (16 - 1) * scale**2 and most <= (8 + 2) * (16 + 2) * scale**2
 
 
-def test_a_smaller_frame_takes_the_pixels_whose_centres_lie_in_the_crop() -> None:
+def test_a_smaller_frame_contains_the_pixels_with_centres_in_the_crop() -> None:
     begin, axis = axis_of((30, 70), (100, 50), IMAGE, IMAGE, MASK, CPU)
     assert begin == 15 and len(axis.first) == 20
     begin, axis = axis_of((31, 70), (100, 50), IMAGE, IMAGE, MASK, CPU)
@@ -79,7 +79,7 @@ def test_a_smaller_frame_takes_the_pixels_whose_centres_lie_in_the_crop() -> Non
     assert begin == 16 and len(axis.first) == 19
 
 
-def test_a_smaller_frame_has_the_logits_of_the_place() -> None:
+def test_a_smaller_frame_samples_the_same_places() -> None:
     """A ramp along a row says where each pixel looks."""
     _, axis = axis_of((0, 100), (100, 50), IMAGE, IMAGE, MASK, CPU)
     ramp = (torch.arange(MASK) + 0.5) / MASK * 100  # the place in the image of each logit's centre

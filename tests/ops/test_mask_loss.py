@@ -50,7 +50,7 @@ def _pixels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("gamma", [2.0, 1.5])
 @pytest.mark.parametrize("size", [(24, 24), (6, 6)], ids=["upscaled", "as it is"])
 @pytest.mark.parametrize("M", [1, 3])
-def test_values_and_gradients_are_the_formulas(M: int, size: tuple[int, int], gamma: float) -> None:
+def test_values_and_gradients_equal_the_formulas(M: int, size: tuple[int, int], gamma: float) -> None:
     weights = MaskLossWeights(20.0, 1.0, 0.25, gamma, 1.0)
     logits, masks, valid = example(M=M, size=size)
     loss, focal, dice, chosen, ious = best_mask_loss(logits, masks, valid, weights)
@@ -65,7 +65,7 @@ def test_values_and_gradients_are_the_formulas(M: int, size: tuple[int, int], ga
     torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-15)
 
 
-def test_no_objects_are_no_loss() -> None:
+def test_zero_objects_have_zero_loss() -> None:
     logits, masks, valid = example()
     loss, *_, ious = best_mask_loss(logits[:0], masks[:0], valid[:0], WEIGHTS)
     assert loss.shape == (0,) and ious.shape == (0, 3)

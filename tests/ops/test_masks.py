@@ -21,13 +21,13 @@ def test_iou_of_a_mask_with_itself_its_complement_and_nothing(masks):
     assert mask_iou(empty, empty).tolist() == [1.0] * 6
 
 
-def test_iou_counts_where_valid(masks):
+def test_iou_counts_only_valid_pixels(masks):
     other, valid = masks.roll(1, 0), torch.zeros_like(masks)
     valid[:, :5, :7] = True
     torch.testing.assert_close(mask_iou(masks, other, valid), mask_iou(masks[:, :5, :7], other[:, :5, :7]))
 
 
-def test_all_pairs_are_the_pairs(masks):
+def test_pairwise_iou_equals_iou_of_each_pair(masks):
     others = masks.flip(1)[:4]
     pairs = pairwise_mask_iou(masks, others)
     assert pairs.shape == (6, 4)
@@ -37,7 +37,7 @@ def test_all_pairs_are_the_pairs(masks):
     assert pairwise_mask_iou(empty, empty).item() == 0
 
 
-def test_stability_is_the_iou_of_two_cuts():
+def test_stability_is_the_iou_of_two_thresholds():
     logits = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0)) * 3
     found = stability_score(logits, offset=0.7)
     assert found.shape == (2, 3)
@@ -47,7 +47,7 @@ def test_stability_is_the_iou_of_two_cuts():
 
 
 @pytest.mark.parametrize("size", [(300, 451), (451, 300), (1024, 1024), (1, 5000), (767, 1023)])
-def test_the_longest_side_is_met_and_the_other_is_nearest(size):
+def test_the_longest_side_is_exact_and_the_other_is_rounded(size):
     height, width = longest_side_size(size, 1024)
     assert max(height, width) == 1024
     assert abs(height - size[0] * 1024 / max(size)) <= 0.5

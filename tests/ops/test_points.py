@@ -13,7 +13,7 @@ def _disc(size: int, centre: tuple[int, int], radius: float) -> torch.Tensor:
     return (x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= radius**2
 
 
-def test_uniform_points_lie_in_their_masks():
+def test_uniform_points_are_inside_their_masks():
     masks = torch.rand(40, 19, 31, generator=torch.Generator().manual_seed(0)) > 0.9
     masks[3] = False
     masks[4] = True
@@ -42,7 +42,7 @@ def test_uniform_points_are_uniform():
     assert ((counts[mask] - expected).abs() < 5 * expected.sqrt()).all()
 
 
-def test_uniform_points_are_a_function_of_the_generator():
+def test_uniform_points_depend_only_on_the_generator():
     masks = torch.ones(5, 9, 9, dtype=torch.bool)
     first, _ = uniform_points(masks, seeded_generator("cpu", 7, 3, 0))
     again, _ = uniform_points(masks, seeded_generator("cpu", 7, 3, 0))
@@ -60,7 +60,7 @@ def test_the_centre_is_farthest_from_the_border():
     assert points[2].tolist() == [0, 0] and distances[2] == 0
 
 
-def test_the_centre_by_brute_force():
+def test_the_centre_equals_brute_force():
     mask = torch.rand(12, 14, generator=torch.Generator().manual_seed(3)) > 0.25
     padded = torch.nn.functional.pad(mask, (1, 1, 1, 1))
     border = (~padded).nonzero().float() - 1

@@ -34,7 +34,7 @@ def test_islands_touch_by_corners() -> None:
     assert changed and largest == 5 and kept.sum() == 5 and not kept[3, 5]
 
 
-def test_where_all_are_small_the_first_of_the_largest_stays() -> None:
+def test_if_all_are_small_the_first_of_the_largest_stays() -> None:
     mask = drawn("##..## ...... ..#...".replace(" ", "\n"))
     kept, changed, largest = remove_small_islands(mask, 10)
     assert changed and largest == 2 and kept.sum() == 2 and kept[0, 0]
@@ -48,7 +48,7 @@ def test_empty_and_full() -> None:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_as_segment_anything(seed: int) -> None:
+def test_regions_equal_those_of_segment_anything(seed: int) -> None:
     pytest.importorskip("cv2", reason="segment_anything's clean-up needs OpenCV: pip install 'samtrain[release]'")
     amg = pytest.importorskip("segment_anything.utils.amg", reason="needs the reference: pip install segment-anything")
     rng = np.random.default_rng(seed)

@@ -33,7 +33,7 @@ def plain(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> Tensor
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("way", ["folded", "in chunks", "in chunks of a few rows"])
-def test_values_and_gradients_are_the_formulas(way: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_and_gradients_equal_the_formulas(way: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "IN_CHUNKS", set() if way == "folded" else {"cpu"})
     if way == "in chunks of a few rows":
         monkeypatch.setattr(module, "CHUNK", 3 * shape[1] * shape[2])
@@ -46,7 +46,7 @@ def test_values_and_gradients_are_the_formulas(way: str, shape: tuple[int, ...],
         torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-11)
 
 
-def test_nothing_of_n_by_n_is_kept() -> None:
+def test_no_n_by_n_tensor_is_kept() -> None:
     """For the backward pass: the input, the output and the tables."""
     inputs = example((1, 16, 16, 2, 4))
     kept: list[int] = []
@@ -55,7 +55,7 @@ def test_nothing_of_n_by_n_is_kept() -> None:
     assert kept and max(kept) == inputs[0].numel() < 256 * 256
 
 
-def test_it_repeats_to_the_bit() -> None:
+def test_results_are_reproducible_to_the_bit() -> None:
     inputs = example(SHAPES[0])
     results = [torch.autograd.grad(rel_pos_attention(*inputs, 0.3).square().sum(), inputs) for _ in range(3)]
     assert all(a.equal(b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
