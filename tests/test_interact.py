@@ -1,4 +1,4 @@
-"""The loop: what is asked when, what is fed back, and gradients that are taken as they come."""
+"""Tests the loop: the prompts of each interaction, the mask that is fed back, and the gradients."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_caller_may_stop_early() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("first", ["point", "box"])
 def test_a_batch_equals_its_images_one_by_one(first: str) -> None:
-    """Images with 1, 4 and 2 objects, in float64: rounding would grow from turn to turn."""
+    """Images with 1, 4 and 2 objects, in float64, because rounding errors grow from turn to turn."""
     sam = tiny_sam().double().eval()
     singles = [blobs(seed, counts=(count,)) for seed, count in ((1, 1), (2, 4), (3, 2))]
     sampler = CentreSampler(num_points=4, first=first)
@@ -109,7 +109,7 @@ def test_a_batch_equals_its_images_one_by_one(first: str) -> None:
 def gradients(
     sam: Sam, batch: Batch, loss: SamLoss, *, flat: bool, num_points: int = 8, sampler: type[PromptSampler] = PromptSampler
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Total loss and gradients of one step with num_points + 3 interactions."""
+    """Returns total loss and gradients of one step with num_points + 3 interactions."""
     sam.zero_grad()
     who = sampler(num_points=num_points, num_mask_only=2)
     schedule = who.schedule(seeded_generator("cpu", 1))
@@ -132,7 +132,7 @@ def gradients(
 
 
 def test_gradients_taken_in_the_forward_pass_are_exact() -> None:
-    """Eleven interactions in float64, dropout included."""
+    """Compares eleven interactions in float64, dropout included."""
     sam, batch, loss = tiny_sam().double(), blobs(0), SamLoss(resolution="decoder")
     plain_total, plain = gradients(sam, batch, loss, flat=False)
     total, flat = gradients(sam, batch, loss, flat=True)
@@ -160,7 +160,7 @@ def test_only_trainable_weights_get_gradients() -> None:
 
 
 def test_memory_does_not_grow_with_the_interactions() -> None:
-    """What autograd holds when an interaction begins is what it held when the first one did: the encoder's graph."""
+    """At the start of each interaction autograd holds as much as at the first: the encoder's graph."""
     sam, held, at_begin = tiny_sam(), [0, 0], []
 
     class Watched(PromptSampler):
@@ -182,7 +182,7 @@ def test_memory_does_not_grow_with_the_interactions() -> None:
 
 
 class Held:
-    """A tensor that a graph keeps, counted until it lets it go."""
+    """Counts a tensor that a graph keeps, until it is released."""
 
     def __init__(self, tensor: Tensor, held: list[int]) -> None:
         self.tensor, self.held = tensor, held
@@ -194,7 +194,7 @@ class Held:
 
 
 def test_one_seed_gives_one_result() -> None:
-    """Backward passes on the CPU repeat to the bit."""
+    """Backward passes on the CPU are reproducible to the bit."""
     results = [gradients(tiny_sam(), blobs(0), SamLoss(), flat=True, num_points=2)[1] for _ in range(3)]
     for name in results[0]:
         assert all(torch.equal(results[0][name], other[name]) for other in results[1:]), name

@@ -1,4 +1,4 @@
-"""The loss: Meta's numbers, and what counts and what does not."""
+"""Compares the loss with Meta's numbers, and tests what is counted."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_loss_equals_that_of_meta(meta: dict[str, np.ndarray], version: str,
 
 
 def test_terms_by_hand() -> None:
-    """Focal and dice of one mask, written down as the papers do."""
+    """Compares focal and dice loss of one mask with the formulas of the papers."""
     output, targets = example(N=1, M=1)
     terms = SamLoss()(output, targets, 1.0)
     t, z = targets.masks[0].double(), output.low_res_logits[0, 0].double()
@@ -94,7 +94,7 @@ def test_only_the_chosen_mask_learns() -> None:
 
 
 def test_padding_is_never_counted() -> None:
-    """Other logits and other targets in the padding: the same values, and no gradient there."""
+    """Other logits and targets in the padding give the same values, and no gradient there."""
     output, targets = example()
     targets.valid[:, 8:] = False
     logits = output.low_res_logits.clone()
@@ -153,7 +153,7 @@ def test_a_perfect_mask_costs_nothing() -> None:
 
 @pytest.mark.parametrize("resolution", ["input", "decoder"])
 def test_the_resolution_of_the_loss(resolution: str) -> None:
-    """At the input's the logits are enlarged; at the decoder's the masks are shrunk, once a step."""
+    """With "input" the logits are upscaled; with "decoder" the masks are reduced, once per step."""
     loss = SamLoss(resolution=resolution)
     masks = torch.zeros(1, 32, 32, dtype=torch.bool)
     masks[:, 8:16, 4:20] = True

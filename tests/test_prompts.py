@@ -1,4 +1,4 @@
-"""Who clicks: draws that are uniform and repeat, and the corners where an object or an error is no ordinary one."""
+"""Tests the samplers: uniform and reproducible draws, and unusual objects and errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def logits_of(masks: Tensor) -> Tensor:
 
 
 def after(sampler: PromptSampler | CentreSampler, masks: Tensor, predicted: Tensor, valid: Tensor | None = None) -> Prompts:
-    """The prompts with the click that answers a prediction."""
+    """Returns the prompts with the click that follows a prediction."""
     valid = full(masks) if valid is None else valid
     first = sampler.first(masks, valid, rng(0))
     return sampler.next(first, masks, logits_of(predicted), valid, rng(1))
@@ -77,7 +77,7 @@ def test_a_box_around_one_pixel_is_that_pixel() -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_object_that_fills_the_image(sampler: PromptSampler | CentreSampler) -> None:
-    """Where nothing is wrong and there is no background, the click is on the object."""
+    """If nothing is wrong and there is no background, the click is on the object."""
     everything = full(block(0, 1, 0, 1))
     prompts = after(sampler, everything, everything)
     assert prompts.labels[0].tolist() == [PointLabel.FOREGROUND, PointLabel.FOREGROUND, PointLabel.PADDING]
@@ -93,7 +93,7 @@ def test_a_perfect_prediction_gets_a_background_click(sampler: PromptSampler | C
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_completely_wrong_prediction(sampler: PromptSampler | CentreSampler) -> None:
-    """Everything is error: what is missing gets a foreground click, what is too much a background click."""
+    """Every pixel is wrong: missing ones get a foreground click, surplus ones a background click."""
     masks = block(2, 22, 2, 22)
     missing = after(sampler, masks, torch.zeros_like(masks))
     assert missing.labels[0, 0] == PointLabel.FOREGROUND
@@ -105,7 +105,7 @@ def test_a_completely_wrong_prediction(sampler: PromptSampler | CentreSampler) -
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_padding_is_never_clicked(sampler: PromptSampler | CentreSampler) -> None:
-    """Neither where the object reaches into it, nor where the prediction does, nor as background."""
+    """Neither the object nor the prediction nor the background is clicked in the padding."""
     valid = block(0, 10, 0, SIDE)
     masks = block(8, 20, 3, 9)
     for predicted in (masks, ~masks, torch.zeros_like(masks), full(masks)):
@@ -250,7 +250,7 @@ def test_equal_generators_give_equal_prompts() -> None:
 
 
 def test_prompts_of_an_object_do_not_depend_on_the_others() -> None:
-    """How large the masks of others are changes no object's draw: ranks and batches stay comparable."""
+    """The masks of other objects do not change an object's draw, so that batches stay comparable."""
     a, b, c = block(4, 12, 4, 12), block(1, 20, 3, 5), block(2, 3, 2, 3)
     sampler = PromptSampler()
     one, two = (sampler.first(torch.cat([a, x]), full(torch.cat([a, x])), rng(10)) for x in (b, c))
@@ -264,7 +264,7 @@ def test_streams_of_seed_step_and_rank_differ() -> None:
 
 @pytest.mark.parametrize("box_probability", [0.0, 0.5, 1.0])
 def test_training_prompts_do_not_synchronise_with_the_device(box_probability: float) -> None:
-    """Fake tensors have no values: whatever would wait for one (`item`, `if tensor`, `nonzero`) raises."""
+    """Fake tensors have no values, so anything that waits for one (`item`, `if tensor`, `nonzero`) raises."""
     sampler = PromptSampler(box_probability=box_probability)
     with FakeTensorMode():
         masks = torch.zeros(3, SIDE, SIDE, dtype=torch.bool)
@@ -279,7 +279,7 @@ def test_training_prompts_do_not_synchronise_with_the_device(box_probability: fl
 
 
 def centre_by_force(mask_HW: np.ndarray) -> tuple[float, set[tuple[int, int]]]:
-    """The largest distance to a pixel that is not the mask (or lies outside), and the pixels that have it."""
+    """Returns the largest distance to a pixel outside the mask or the image, and the pixels with this distance."""
     H, W = mask_HW.shape
     outside = [(y, x) for y in range(-1, H + 1) for x in range(-1, W + 1) if not (0 <= y < H and 0 <= x < W and mask_HW[y, x])]
     best, where = 0.0, set()

@@ -1,4 +1,4 @@
-"""What a terminal shows: the log past the live display, a closing table as wide as there is room, nothing elsewhere."""
+"""Tests what a terminal shows: the log above a progress bar, and a closing table that fits its width."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embeddings on disk: an image is encoded once, answers as ever, and nothing else is ever taken for its embedding."""
+"""Tests stored embeddings: an image is encoded once, predictions stay equal, and no other file is taken for its embedding."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def predictor() -> SamPredictor:
 
 @pytest.fixture
 def encoded(predictor: SamPredictor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one with each image that is encoded."""
+    """Returns a list that grows by one entry with each encoded image."""
     calls: list[int] = []
     encode = predictor.model.encode
     monkeypatch.setattr(predictor.model, "encode", lambda images: calls.append(1) or encode(images))
@@ -51,7 +51,7 @@ CLICK = {"point_coords": np.array([[20, 30]]), "point_labels": np.array([1])}
 
 
 def _check_alike(fresh: SamPredictor, kept: SamPredictor) -> None:
-    """Answers to clicks all over the image: masks of IoU 0.99, logits to a thousandth of the largest."""
+    """Compares predictions for clicks all over the image: masks of IoU 0.99, logits within a thousandth of the largest."""
     height, width = fresh.original_size
     points = np.random.default_rng(0).random((8, 1, 2)) * [width, height]
     ours, theirs = (each.predict_many(points, np.ones((8, 1))) for each in (kept, fresh))
@@ -95,7 +95,7 @@ def test_float16_changes_no_prediction_on_photographs(tmp_path, predictor, share
 
 
 def test_an_embedding_needs_no_image(tmp_path, predictor, encoded):
-    """Own files, own names; the image may be one that was resized elsewhere."""
+    """Files may have any name, and the image may have been resized elsewhere."""
     predictor.set_torch_image(torch.full((1, 3, 96, 40), 100.0), (200, 80))
     expected = predictor.predict(**CLICK, return_logits=True)
     path = save_embedding(predictor, tmp_path / "new" / "mine.safetensors")
@@ -213,7 +213,7 @@ def _with_header(old: bytes, new: bytes):
 def test_a_damaged_file_is_refused_and_the_store_overwrites_it(
     tmp_path, predictor, encoded, caplog, damage, complaint
 ):
-    """In the store that is safe: its name says whose embedding belongs there, and nobody else's can."""
+    """Overwriting is safe in the store, because the file name identifies the embedding."""
     store = EmbeddingStore(tmp_path)
     store.set_image(predictor, _image())
     (path,) = tmp_path.rglob("*.safetensors")

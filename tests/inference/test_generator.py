@@ -1,4 +1,4 @@
-"""The generator's records are segment_anything's, one by one and in their order; and what it does beyond that."""
+"""Tests the generator: its records equal those of segment_anything, in the same order; and its additions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GRID = 12
 
 
 def make_image(size: tuple[int, int]) -> np.ndarray:
-    """A photo that ships with scikit-image, at a size that is no round number of anything."""
+    """Returns a photo of scikit-image at an odd size."""
     photos = pytest.importorskip("skimage.data", reason="needs images: pip install scikit-image")
     return np.array(Image.fromarray(photos.coffee()).resize(size[::-1], Image.Resampling.BILINEAR))
 
@@ -125,7 +125,7 @@ def test_parameters_and_defaults_equal_those_of_segment_anything() -> None:
 
 @pytest.mark.parity
 def test_unfiltered_candidates_of_a_network(official) -> None:
-    """Random weights, whose masks no NMS keeps apart: without any filter all of them are there, and the same."""
+    """Compares all masks of random weights without any filter, because NMS would choose among them by chance."""
     from segment_anything import SamAutomaticMaskGenerator as Official
 
     from tests.official import official_like
@@ -149,7 +149,7 @@ def test_unfiltered_candidates_of_a_network(official) -> None:
 
 
 def test_bounds_drop_no_mask_that_would_pass(ours, monkeypatch) -> None:
-    """With and without the bounds, the same records; of a soft ramp with a hard square on it."""
+    """Compares records with and without the bounds, for a soft ramp with a hard square on it."""
     from samtrain.inference.candidates import MaskTests
 
     ramp = np.tile(np.linspace(100, 140, 200, dtype=np.uint8)[None, :, None], (150, 1, 3))
@@ -227,7 +227,7 @@ def test_near_duplicates_are_dropped_by_mask_iou(ours) -> None:
 
 
 def test_records_in_the_frame_of_a_smaller_image(ours) -> None:
-    """Crops are cut from the large one; masks, boxes, clicks and crop boxes are the small one's."""
+    """Crops are cut from the large image; masks, boxes, clicks and crop boxes are in the frame of the small one."""
     image = make_image((400, 600))
     settings = {"points_per_side": GRID, "pred_iou_thresh": 0.9, "stability_score_thresh": 0.6, "crop_n_layers": 1}
     generator = SamAutomaticMaskGenerator(ours, **settings, output_mode="coco_rle")

@@ -1,4 +1,4 @@
-"""The predictor is segment_anything's: same calls, same numbers, same frames; and it serves `interact`."""
+"""Tests the predictor: calls, numbers and frames equal those of segment_anything, and `interact` can use it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_signatures_equal_those_of_segment_anything(predictor, official):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_tensors_are_resized_almost_like_arrays(predictor, size):
-    """By the sides of the image; PyPI's segment_anything takes the first two axes of the batch for them."""
+    """Our size comes from the image's sides; segment_anything on PyPI takes the first two axes of the batch instead."""
     image = _image(size)
     resized = predictor.transform.apply_image_torch(torch.tensor(image).permute(2, 0, 1)[None].float())
     expected = torch.tensor(predictor.transform.apply_image(image)).permute(2, 0, 1)[None].float()

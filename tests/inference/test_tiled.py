@@ -1,4 +1,4 @@
-"""Prediction by native tiles: the right tile answers, in the right place, and small images need none."""
+"""Tests prediction in tiles: the right tile predicts, in the right place, and small images need no tiles."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_tiles_cover_the_axis_with_the_overlap(length, overlap):
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 40), (23, 64)])
 def test_an_image_of_one_tile_is_predicted_without_tiling(sam, tiled, size):
-    """A longest side of S makes the plain predictor native too: both then see the same input."""
+    """With a longest side of S the plain predictor does not resize either, so both see the same input."""
     plain = SamPredictor(sam)
     for predictor in (plain, tiled):
         predictor.set_image(_image(size))
@@ -60,7 +60,7 @@ def test_an_image_of_one_tile_is_predicted_without_tiling(sam, tiled, size):
 
 
 def test_an_object_is_predicted_in_the_tile_where_it_is_most_central(sam, tiled):
-    """The same as cutting that tile out and asking it; nothing is claimed beyond the tile."""
+    """The result equals that of the tile as an image of its own, and there is no mask beyond the tile."""
     image = _image((150, 200))
     tiled.set_image(image)
     x, y = 118, 75
@@ -106,7 +106,7 @@ def test_only_needed_tiles_are_encoded_and_only_once(tiled, monkeypatch):
 
 
 def test_the_tile_stays_the_same_for_all_clicks(tiled):
-    """The first click decides, wherever later ones fall; one beyond the tile is not seen."""
+    """The first click decides, wherever later ones are; a click beyond the tile is ignored."""
     tiled.set_image(_image((200, 200)))
     decoder = tiled.decoder()
     first = Prompts(torch.tensor([[[40.0, 40], [0, 0]]]), torch.tensor([[1, -1]]))

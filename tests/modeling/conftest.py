@@ -1,4 +1,4 @@
-"""The reference models, and one random state dict in Meta's layout for all of them."""
+"""Builds the reference models from one random state dict in Meta's layout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ StateDict = dict[str, Tensor]
 
 
 def _spread(key: str, shape: torch.Size) -> float:
-    """Standard deviation. Nothing is left at zero or one: positions and biases at rest would hide mistakes."""
+    """Returns the standard deviation of a weight; no weight stays at zero or one, where mistakes would not show."""
     if "rel_pos" in key or "pos_embed" in key:
         return 0.3
     if len(shape) == 1:
@@ -29,10 +29,10 @@ def _spread(key: str, shape: torch.Size) -> float:
 
 @pytest.fixture(scope="session")
 def random_official_state() -> Callable[[SamConfig, int], StateDict]:
-    """A state dict as `segment_anything` would save it, by seed; its tensors overlap, so clone them before saving.
+    """Returns a function from a config and a seed to a state dict as `segment_anything` would save it.
 
-    They are stretches of a pool of random numbers: drawing and holding all 640 million of ViT-H would take most of a
-    test's time and memory.
+    The tensors overlap and are not aligned in memory; clone them before saving them or comparing last bits. They are slices
+    of one pool of random numbers: drawing and holding all 640 million of ViT-H would take most of a test's time and memory.
     """
 
     def make(config: SamConfig, seed: int = 0) -> StateDict:
@@ -56,7 +56,7 @@ def random_official_state() -> Callable[[SamConfig, int], StateDict]:
 
 @pytest.fixture(scope="session")
 def official_sam() -> Callable[[SamConfig, StateDict], torch.nn.Module]:
-    """segment_anything's model at any size; it shares the state dict's memory."""
+    """Returns a function that builds segment_anything's model at any size; it shares the state dict's memory."""
     pytest.importorskip("segment_anything.modeling", reason="needs the reference: pip install segment-anything")
     from tests.official import official_sam as make
 
@@ -65,7 +65,7 @@ def official_sam() -> Callable[[SamConfig, StateDict], torch.nn.Module]:
 
 @pytest.fixture(scope="session")
 def our_sam() -> Callable[[SamConfig, StateDict], Sam]:
-    """Our model from the same state dict, memory shared."""
+    """Returns a function that builds our model from the same state dict; it shares the state dict's memory."""
 
     def make(config: SamConfig, state: StateDict) -> Sam:
         with torch.device("meta"):
@@ -79,7 +79,7 @@ def our_sam() -> Callable[[SamConfig, StateDict], Sam]:
 
 @pytest.fixture(scope="session")
 def transformers_sam() -> Callable[[SamConfig, StateDict], torch.nn.Module]:
-    """transformers' SamModel from the same state dict; its decoder's norms get the epsilon that Meta's have."""
+    """Returns a function that builds transformers' SamModel from the same state dict, with Meta's epsilon in its norms."""
     transformers = pytest.importorskip("transformers", reason="needs the reference: pip install transformers")
 
     def make(config: SamConfig, state: StateDict) -> torch.nn.Module:
@@ -116,7 +116,7 @@ def transformers_sam() -> Callable[[SamConfig, StateDict], torch.nn.Module]:
 
 
 def transformers_names(names: list[str]) -> dict[str, str]:
-    """transformers' name to Meta's: the loader under test knows them, and the strict loading above proves it right."""
+    """Returns Meta's name for each of transformers' names, from the loader under test; the strict loading above proves it."""
     duplicate = "prompt_encoder.shared_embedding.positional_embedding"
     place = {name: torch.tensor(i) for i, name in enumerate(names) if name != duplicate}
     ours = to_our_layout(place)

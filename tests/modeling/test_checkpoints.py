@@ -1,4 +1,4 @@
-"""Files of every kind come in strictly, go out whole, and never run code."""
+"""Tests files of weights: they are read strictly, written completely, and never execute code."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_safetensors_under_metas_and_transformers_names(official, official_file,
 
 @pytest.mark.parametrize("header", [0, 8])
 def test_weights_are_aligned_in_memory(official, tmp_path, header):
-    """The header's length decides where a safetensors file begins its tensors; last bits must not hang on it."""
+    """The length of a safetensors header decides where its tensors begin; last bits must not depend on it."""
     from safetensors.torch import save_file
 
     save_file(official, tmp_path / "x.safetensors", metadata={"note": "x" * header})
@@ -115,7 +115,7 @@ def test_another_image_size_resizes_positions_and_leaves_windows(official, offic
 
 
 def test_resizing_preserves_smooth_positions():
-    """A plane of positions stays the plane, at any grid."""
+    """Positions that form a plane still form it on another grid."""
     sam = build_sam("vit_tiny")
     ramp = torch.linspace(0, 1, 16)[None, :, None, None].expand(1, 16, 16, TINY.encoder_dim)
     from samtrain.modeling.weights import resize_positions
@@ -131,7 +131,7 @@ def test_resizing_preserves_smooth_positions():
 @pytest.mark.parametrize("model", list(SAM_CONFIGS))
 @pytest.mark.parametrize("grid", [4, 14, 20])
 def test_the_model_is_inferred_from_shapes(model, grid):
-    """Also where windows are as large as the grid (14 for Meta's models), where shapes do not tell them from global."""
+    """Also if windows are as large as the grid (14 for Meta's models), when shapes do not tell windowed from global blocks."""
     config = replace(SAM_CONFIGS[model], image_size=grid * SAM_CONFIGS[model].patch_size)
     with torch.device("meta"):
         assert infer_config(Sam(config).state_dict()) == config
@@ -256,7 +256,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def test_two_processes_can_write_one_file_at_once(tmp_path):
-    """Not in one process either, nor on two machines that number their processes alike."""
+    """Nor do two threads of one process, or two machines with equal process numbers."""
     path = tmp_path / "x.pth"
     with atomic_path(path) as first, atomic_path(path) as second:
         first.write_text("whole")

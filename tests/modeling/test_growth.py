@@ -1,4 +1,4 @@
-"""A grown model first computes what its parent did, to the bit."""
+"""Tests growth: a grown model starts by computing exactly what its parent did."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ TINY, SMALL = SAM_CONFIGS["vit_tiny"], SAM_CONFIGS["vit_small"]
 
 @pytest.fixture(scope="module")
 def parent(random_official_state, our_sam):
-    """A model with aligned weights, as every way to build or load one gives.
+    """Returns a model with aligned weights, like every model that was built or loaded.
 
-    The fixture's own tensors begin anywhere in a pool, and the product of a matrix and a single vector adds up in another
-    order where the matrix does not begin at a multiple of 16 bytes (MKL), while the child's copies always do.
+    The tensors of `random_official_state` begin anywhere in a pool. Where a matrix does not begin at a multiple of 16 bytes, as
+    the child's copies always do, MKL adds up its product with a single vector in another order.
     """
     return our_sam(TINY, {key: value.clone() for key, value in random_official_state(TINY, 21).items()})
 
@@ -47,7 +47,7 @@ def test_the_child_equals_its_parent_to_the_bit(parent, depth, global_attn_index
 
 
 def test_new_blocks_learn(parent):
-    """They are no dead ends: their last layers have gradients, and after one step the whole block has."""
+    """Their last layers have gradients at once, and the whole block has them after one step."""
     child = grow(parent, SMALL)
     new = [b for b in child.image_encoder.blocks if not b.attn.proj.weight.any()]
     assert len(new) == SMALL.encoder_depth - TINY.encoder_depth
@@ -112,7 +112,7 @@ def test_a_decoder_of_other_sizes_is_not_carried_over(parent):
 
 
 def test_the_paper_schedule_shares_its_decoder():
-    """ViT-B, L and H differ in the encoder alone, so the decoder can be handed on."""
+    """ViT-B, L and H differ only in the encoder, so each can take over the decoder of the one before."""
     with torch.device("meta"):
         models = [Sam(SAM_CONFIGS[name]) for name in ("vit_b", "vit_l", "vit_h")]
     for part in ("prompt_encoder", "mask_decoder"):

@@ -1,4 +1,4 @@
-"""The encoder takes what a masked autoencoder learned, and says what it left out."""
+"""Tests encoders that start from a masked autoencoder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIG = replace(
 
 
 def _mae_state(patch: int = 16, dim: int = CONFIG.encoder_dim, depth: int = CONFIG.encoder_depth) -> dict:
-    """A state dict of timm's own ViT of these sizes, at random, with MAE's decoder beside it as in Meta's files."""
+    """Returns random weights of timm's ViT of these sizes, with MAE's decoder beside them as in Meta's files."""
     vit = timm.models.vision_transformer.VisionTransformer(
         img_size=224, patch_size=patch, embed_dim=dim, depth=depth, num_heads=4, num_classes=0
     )
@@ -63,7 +63,7 @@ def test_blocks_patches_and_positions_are_loaded(sam, tmp_path):
 
 
 def test_the_class_token_is_dropped_and_positions_are_resized(sam, tmp_path):
-    """A plane of positions on 14 x 14 is a plane on 16 x 16; the class token's position, far off, leaves no trace."""
+    """Positions that form a plane on 14 x 14 form it on 16 x 16, and the class token's position does not enter."""
     state = _mae_state()
     ramp = torch.linspace(0, 1, 14)[:, None].expand(14, 14).reshape(1, 196, 1).expand(1, 196, CONFIG.encoder_dim)
     state["pos_embed"] = torch.cat([torch.full((1, 1, CONFIG.encoder_dim), 1e6), ramp], dim=1)
@@ -82,7 +82,7 @@ def test_equal_grids_keep_positions_to_the_bit(tmp_path):
 
 
 def test_patches_of_14_become_16(sam, tmp_path):
-    """As for the huge model: a smooth image gets the embedding that its shrunken copy got."""
+    """As for the huge model: a smooth image gets the embedding that its smaller copy got."""
     state = _mae_state(patch=14)
     load_mae(sam, _save(state, tmp_path / "mae.pth"))
     new, old = sam.image_encoder.patch_embed.proj.weight, state["patch_embed.proj.weight"]

@@ -1,4 +1,4 @@
-"""The same numbers as segment_anything and transformers, at sizes that take seconds; the full size has its own file."""
+"""Compares our numbers with those of segment_anything and transformers, at sizes that take seconds."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PROMPTS = {
 
 
 def _tokens(coords: torch.Tensor | None, labels: torch.Tensor | None, boxes: torch.Tensor | None, mask) -> Prompts:
-    """Clicks, then the box or the padding token, as segment_anything orders them."""
+    """Returns clicks, then the box or the padding token, in segment_anything's order."""
     parts, kinds = [torch.zeros(2, 0, 2)], [torch.zeros(2, 0, dtype=torch.int64)]
     if coords is not None:
         parts.append(coords)
@@ -124,7 +124,7 @@ def test_prompts_agree(pair, prompt, multimask):
 
 @torch.no_grad()
 def test_every_kind_of_weight_changes_the_output(pair, random_official_state, our_sam):
-    """Were one of them at rest in these tests, a mistake in its use would not be seen."""
+    """A weight without effect in these tests would hide a mistake in its use."""
     reference, _ = pair
     images, prompts = _images(SMALL, 1), _tokens(*PROMPTS["box and point"][:3], None)
     owner = torch.zeros(2, dtype=torch.int64)

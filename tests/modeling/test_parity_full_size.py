@@ -1,4 +1,4 @@
-"""ViT-B at 1024 px in float32 on real images: the same masks as segment_anything and transformers.
+"""Compares ViT-B at 1024 px in float32 with segment_anything and transformers, on real images.
 
 Three encoders of 1024 px stand here, each run once an image: about a minute on 2 cores, 5 GB.
 """
@@ -32,7 +32,7 @@ MULTIMASK = [True, False]
 
 @dataclass
 class Answers:
-    """What one package says about one image: its embedding, and (logits, IoUs, low-res logits) by prompt."""
+    """Holds what one package predicts for an image: its embedding, and (logits, IoUs, low-res logits) by prompt."""
 
     embedding: torch.Tensor
     by_prompt: dict
@@ -48,7 +48,7 @@ def two_threads():
 
 @pytest.fixture(scope="module")
 def images() -> dict[str, np.ndarray]:
-    """Photographs inside scikit-image, of odd sizes, wide and high."""
+    """Returns photographs of scikit-image, of odd sizes, wide and high."""
     data = pytest.importorskip("skimage.data", reason="needs images: pip install scikit-image")
     return {"chelsea 300x451": data.chelsea(), "coffee 397x299": data.coffee()[:397, 150:449]}
 
@@ -60,7 +60,7 @@ def state(random_official_state):
 
 @pytest.fixture(scope="module")
 def low_res_mask() -> np.ndarray:
-    """Logits as an earlier prediction might have given: smooth, of both signs."""
+    """Returns logits like those of an earlier prediction: smooth, with both signs."""
     noise = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(1))
     return torch.nn.functional.interpolate(noise * 8, (256, 256), mode="bicubic")[0].numpy()
 
@@ -133,7 +133,7 @@ def test_predict_returns_the_same_types(ours, official, image):
 
 
 def test_transformers_agrees(our_sam, transformers_sam, state, images, low_res_mask):
-    """On equal pixel values: embedding, then prompts on the embedding."""
+    """Compares embeddings of equal pixel values, then prompts on the embedding."""
     sam, theirs = our_sam(CONFIG, state), transformers_sam(CONFIG, state)
     predictor = SamPredictor(sam)
     original = images["chelsea 300x451"]

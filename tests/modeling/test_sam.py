@@ -1,4 +1,4 @@
-"""What the nets promise to training: batches, drop path, dropout, precision."""
+"""Tests what training relies on: batches, drop path, dropout, precision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def sam(random_official_state, our_sam) -> Sam:
 
 
 def _mixed_prompts() -> tuple[Prompts, torch.Tensor]:
-    """Five objects in three images, clicks and boxes side by side; the second image has none."""
+    """Returns five objects in three images, with clicks and boxes; the second image has none."""
     click, box = [[12.0, 30.0], [0, 0]], [[5.0, 8.0], [40, 50]]
     prompts = Prompts(
         torch.tensor([click, box, box, click, click]), torch.tensor([[1, -1], [2, 3], [2, 3], [0, -1], [-1, -1]])
@@ -63,7 +63,7 @@ def test_padding_does_not_change_the_output(sam):
 
 
 def test_drop_path_drops_whole_samples(random_official_state, our_sam):
-    """A window alone is never dropped: a dropped branch leaves all of a sample's positions as they were."""
+    """A dropped branch leaves all positions of a sample unchanged; no window is dropped alone."""
     config = replace(CONFIG, drop_path=0.5)
     sam = our_sam(config, random_official_state(config, 1))
     block = next(b for i, b in enumerate(sam.image_encoder.blocks) if i and i not in config.global_attn_indexes)
@@ -103,7 +103,7 @@ def test_decoder_dropout_is_active_only_in_training(random_official_state, our_s
 
 
 def test_gradients_reach_every_weight(random_official_state, our_sam):
-    """Three masks and the single one, clicks, a box and a mask between them use all there is."""
+    """Three masks and the single one, clicks, a box and a mask together use every weight."""
     sam = our_sam(CONFIG, random_official_state(CONFIG, 1))
     prompts, owner = _mixed_prompts()
     embeddings = sam.encode(torch.randn(3, 3, 64, 64))
@@ -145,7 +145,7 @@ def test_config_round_trip():
 
 
 def test_recomputing_in_the_backward_pass_gives_equal_gradients(monkeypatch):
-    """At any size, though it is only done where there is something to gain."""
+    """Recomputation is forced here; normally it is used only above a certain size."""
     from samtrain.modeling import recompute
 
     torch.manual_seed(0)

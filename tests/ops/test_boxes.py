@@ -1,4 +1,4 @@
-"""Boxes round trip, and fit their masks to the pixel."""
+"""Tests that boxes round trip and fit their masks to the pixel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grids and crops are segment_anything's, number by number."""
+"""Compares grids and crops with those of segment_anything."""
 
 from __future__ import annotations
 

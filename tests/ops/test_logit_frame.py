@@ -1,4 +1,4 @@
-"""Logits in the frame of an image: the interpolation of segment_anything, in rectangles, with bounds that hold."""
+"""Compares logits in the frame of an image with segment_anything's interpolation, and tests their bounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMAGE, MASK = 128, 32
 
 
 def interpolated(logits_hw: Tensor, size: tuple[int, int]) -> Tensor:
-    """What segment_anything does: up to the input, the padding off, up or down to the image."""
+    """Returns what segment_anything does: up to the input, the padding cut off, up or down to the image."""
     h, w = longest_side_size(size, IMAGE)
     masks = F.interpolate(logits_hw[None, None].double(), (IMAGE, IMAGE), mode="bilinear", align_corners=False)
     return F.interpolate(masks[..., :h, :w], size, mode="bilinear", align_corners=False)[0, 0]
@@ -62,7 +62,7 @@ def test_reach_and_bounds_hold(size: tuple[int, int], seed: int) -> None:
 
 
 def test_bounds_are_exact_far_from_edges_of_shapes() -> None:
-    """A shape of whole logits whose edges are steep: only pixels between two logits are in doubt."""
+    """With constant logits and steep edges only pixels between two logits are in doubt."""
     logits = torch.full((MASK, MASK), -20.0)
     logits[8:16, 8:24] = 20
     most, fewest = frame_of((IMAGE, IMAGE)).bounds(logits, (slice(0, IMAGE), slice(0, IMAGE)), 0.0, 1.0).tolist()
@@ -80,7 +80,7 @@ def test_a_smaller_frame_contains_the_pixels_with_centres_in_the_crop() -> None:
 
 
 def test_a_smaller_frame_samples_the_same_places() -> None:
-    """A ramp along a row says where each pixel looks."""
+    """On a ramp along a row the value of a pixel shows its place."""
     _, axis = axis_of((0, 100), (100, 50), IMAGE, IMAGE, MASK, CPU)
     ramp = (torch.arange(MASK) + 0.5) / MASK * 100  # the place in the image of each logit's centre
     places = axis.matrix_Ph @ ramp

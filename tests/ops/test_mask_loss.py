@@ -1,4 +1,4 @@
-"""The fused loss against the formula written down, in float64, and its gradient against autograd's."""
+"""Compares the fused loss with its formula in float64, and its gradient with autograd's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def example(M: int = 3, low: int = 6, size: tuple[int, int] = (24, 24)) -> tuple
 
 
 def plain(logits: Tensor, masks: Tensor, valid: Tensor, weights: MaskLossWeights) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss of the best mask, which it is, and all hard IoUs, as the papers write them."""
+    """Returns the loss of the best mask, its index, and the IoUs of all masks, as the papers write them."""
     z = F.interpolate(logits, masks.shape[-2:], mode="bilinear", align_corners=False)
     t, v = masks[:, None].double(), valid[:, None].double()
     p = z.sigmoid()

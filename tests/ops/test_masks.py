@@ -1,4 +1,4 @@
-"""IoU, stability and sizes against their definitions."""
+"""Compares IoU, stability and sizes with their definitions."""
 
 from __future__ import annotations
 

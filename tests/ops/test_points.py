@@ -1,4 +1,4 @@
-"""Points lie in their masks, uniformly or in the middle."""
+"""Tests that points are inside their masks, uniformly distributed or at the centre."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_uniform_points_are_inside_their_masks():
 
 
 def test_uniform_points_are_uniform():
-    """Every pixel of a mask with rows of very different lengths is drawn equally often."""
+    """All pixels of a mask are equally frequent, although its rows have very different lengths."""
     mask = torch.zeros(6, 8, dtype=torch.bool)
     mask[0, 3] = mask[5, 7] = True
     mask[2] = True

@@ -1,4 +1,4 @@
-"""Holes and islands, against what is drawn by hand, and against segment_anything where OpenCV is there."""
+"""Compares holes and islands with drawings, and with segment_anything if OpenCV is installed."""
 
 from __future__ import annotations
 

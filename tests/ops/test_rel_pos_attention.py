@@ -1,4 +1,4 @@
-"""Both ways of attention with relative positions against the formula written down, values and gradients."""
+"""Compares values and gradients of both implementations of relative positions with the formula."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def example(shape: tuple[int, ...]) -> list[Tensor]:
 
 
 def plain(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> Tensor:
-    """Score by score: scale * q·k, and q against the embeddings of the rows' and the columns' distances."""
+    """Computes each score as scale * q·k plus q times the embeddings of the distances in rows and columns."""
     B, N, _, n, C = qkv.shape
     H, W = len(table_h), len(table_w)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -47,7 +47,7 @@ def test_values_and_gradients_equal_the_formulas(way: str, shape: tuple[int, ...
 
 
 def test_no_n_by_n_tensor_is_kept() -> None:
-    """For the backward pass: the input, the output and the tables."""
+    """Only the input, the output and the tables are kept for the backward pass."""
     inputs = example((1, 16, 16, 2, 4))
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor):

@@ -1,4 +1,4 @@
-"""RLE round trips, and broken ones are refused before pycocotools can trip over them."""
+"""Tests that RLE round trips, and that broken ones are refused before they reach pycocotools."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_round_trip_through_json(shape, density):
 
 
 def test_large_blobs_round_trip():
-    """Runs of many thousands take several characters each."""
+    """Runs of many thousand pixels take several characters each."""
     mask = np.zeros((900, 1200), dtype=bool)
     mask[100:850, 3:1190] = True
     mask[300:301, 400] = False
@@ -90,7 +90,7 @@ def test_another_image_size_is_refused():
 
 
 def test_random_text_is_refused_or_decoded():
-    """Any text is either refused or decodes to its size."""
+    """Any text either is refused or decodes to its size."""
     draw = np.random.default_rng(0)
     for _ in range(300):
         text = "".join(chr(c) for c in draw.integers(48, 112, draw.integers(1, 12)))
@@ -111,7 +111,7 @@ def test_iou_of_all_pairs_without_decoding() -> None:
 
 @pytest.mark.parametrize("seed", range(300))
 def test_run_lengths_of_a_rectangle(seed: int) -> None:
-    """A rectangle in an empty image, at its edges too: the runs, their text and the mask are pycocotools'."""
+    """For a rectangle in an empty image, runs, text and mask equal those of pycocotools, also at the edges."""
     rng = np.random.default_rng(seed)
     H, W = (int(side) for side in rng.integers(1, 30, 2))
     h, w = int(rng.integers(1, H + 1)), int(rng.integers(1, W + 1))
