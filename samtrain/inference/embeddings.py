@@ -20,8 +20,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from samtrain.files import write_bytes
-from samtrain.inference.predictor import SamPredictor, Size, as_rgb
+from samtrain.inference.predictor import SamPredictor
+from samtrain.inference.transforms import as_rgb
 from samtrain.modeling.sam import Sam
+from samtrain.types import Size
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from samtrain.inference.candidates import Candidate, Crop, MaskTests
-from samtrain.inference.predictor import OBJECTS_AT_A_TIME, SamPredictor, as_rgb, chunks
+from samtrain.inference.predictor import OBJECTS_AT_A_TIME, SamPredictor, chunks
+from samtrain.inference.transforms import as_rgb
 from samtrain.modeling.sam import Sam
 from samtrain.ops.grids import crop_boxes, point_grid
 from samtrain.ops.logit_frame import LogitFrame, axis_of

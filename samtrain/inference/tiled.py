@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samtrain.inference.predictor import ImageDecoder, ResizeLongestSide, SamPredictor, Size, as_rgb, chunks, concatenated
+from samtrain.inference.predictor import ImageDecoder, SamPredictor, chunks, concatenated
+from samtrain.inference.transforms import ResizeLongestSide, as_rgb
 from samtrain.modeling.sam import Sam
-from samtrain.types import PointLabel, Prompts, SamOutput
+from samtrain.types import PointLabel, Prompts, SamOutput, Size
 
 OUTSIDE_LOGIT = -32.0  # beyond the tile, certainly no mask; SAM 2's predictor clamps its logits to this value
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from samtrain.inference.predictor import ImageDecoder, ResizeLongestSide, SamPredictor
+from samtrain.inference.predictor import ImageDecoder, SamPredictor
+from samtrain.inference.transforms import ResizeLongestSide
 from samtrain.interact import interact
 from samtrain.modeling import SAM_CONFIGS, build_sam
 from samtrain.prompts import CentreSampler
