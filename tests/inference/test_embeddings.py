@@ -224,7 +224,7 @@ def test_a_damaged_file_is_refused_and_the_store_overwrites_it(
     assert predictor.is_image_set  # with the image from before
     assert not store.set_image(predictor, _image())
     assert path.read_bytes() == whole and len(encoded) == 2
-    assert "it is written anew" in caplog.text
+    assert "The file is overwritten" in caplog.text
     assert store.set_image(predictor, _image())
 
 
