@@ -20,7 +20,7 @@ from samtrain.prompts import PromptSampler, seeded_generator
 checkpoint, images, output, steps = sys.argv[1:]
 sam = load_sam(checkpoint).train().requires_grad_(False)
 sam.mask_decoder.requires_grad_(True)
-tars = prepare("data/shards", PrepareConfig(source=images)) / "pool" / "*.tar"
+tars = prepare("data/shards", PrepareConfig(root=images)) / "pool" / "*.tar"
 data = SamDataset([str(tars)], ResizeLongestSide(image_size=sam.config.image_size), max_masks=16)
 prompts, loss, optimizer = PromptSampler(), SamLoss(), torch.optim.AdamW(sam.mask_decoder.parameters(), lr=8e-5)
 
