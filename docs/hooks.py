@@ -123,7 +123,7 @@ def _opening_text(lines: list[str]) -> str:
 
 
 def _collect(node: yaml.MappingNode, path: str, lines: list[str], keys: list[Key], start: int) -> None:
-    """Appends a mapping's keys to `keys`; `start` is the first line whose comments belong to it."""
+    """Appends the keys of a mapping to `keys`; comments from line `start` on belong to it."""
     for name, value in node.value:
         line = name.start_mark.line
         keys += [Key("", "", text, is_heading=True) for text in _comments_above(lines, start, line)]
