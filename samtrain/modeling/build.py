@@ -71,10 +71,10 @@ def load_sam(path: str | Path, *, image_size: int | None = None) -> Sam:
 def sam_config(model: str, *, image_size: int | None = None, **overrides: Any) -> SamConfig:
     """Returns the sizes of a named model, some of them overridden; raises ValueError for an unknown model or field."""
     if model not in SAM_CONFIGS and not is_timm(model):
-        raise ValueError(f"unknown model {model!r}: set one of {', '.join(sorted(SAM_CONFIGS))} (model), or timm/NAME")
+        raise ValueError(f"{model!r} is not a model (model.name): choose from {', '.join(sorted(SAM_CONFIGS))}, or timm/NAME")
     known = [field.name for field in fields(SamConfig) if field.name != "model"]
     if unknown := sorted(set(overrides) - set(known)):
-        raise ValueError(f"unknown model settings {', '.join(unknown)}: there are {', '.join(known)} (model.*)")
+        raise ValueError(f"a model has no settings named {', '.join(unknown)}: choose from {', '.join(known)}")
     config = SamConfig(model=model, **timm_sizes(model)) if is_timm(model) else SAM_CONFIGS[model]
     return replace(config, image_size=image_size or config.image_size, **overrides)
 
