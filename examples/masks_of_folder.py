@@ -1,6 +1,6 @@
-"""Makes masks of everything in a folder of images and writes a JSON in SA-1B's form beside each image.
+"""Makes masks of everything in a folder of images and writes a JSON in SA-1B's form for each image.
 
-    python examples/masks_of_folder.py sam_vit_b.pth IMAGES
+    python examples/masks_of_folder.py sam_vit_b.pth IMAGES OUTPUT
 
 For many images or several GPUs, `python -m samtrain +experiment=stage3` writes shards and resumes after a kill.
 """
@@ -14,7 +14,7 @@ from PIL import Image
 
 import samtrain
 
-checkpoint, folder = sys.argv[1:]
+checkpoint, folder, output = sys.argv[1:]
 
 # a grid of 32 x 32 clicks per image; lower the two thresholds for a model that is less sure of itself
 generator = samtrain.SamAutomaticMaskGenerator(
@@ -24,11 +24,12 @@ generator = samtrain.SamAutomaticMaskGenerator(
     stability_score_thresh=0.95,
     output_mode="coco_rle",
 )
+Path(output).mkdir(parents=True, exist_ok=True)
 paths = [path for path in sorted(Path(folder).iterdir()) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
 for number, path in enumerate(paths, start=1):
     image = np.asarray(Image.open(path).convert("RGB"))
     height, width, _ = image.shape
     masks = [{"id": i, **record} for i, record in enumerate(generator.generate(image), start=1)]
     about = {"image_id": number, "width": width, "height": height, "file_name": path.name}
-    path.with_suffix(".json").write_text(json.dumps({"image": about, "annotations": masks}))
+    (Path(output) / f"{path.stem}.json").write_text(json.dumps({"image": about, "annotations": masks}))
     print(f"{path.name}: {len(masks)} masks")

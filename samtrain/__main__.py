@@ -136,7 +136,9 @@ def _errors_without_traceback() -> Iterator[None]:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         # Hydra wraps what the constructor of a `_target_` raises; the message inside names the setting
-        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        cause: object = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        if isinstance(error, MissingMandatoryValue):
+            cause = f"{error.full_key} is not set and has no default: set {error.full_key}=..."
         logging.getLogger("samtrain").error("%s", cause)
         sys.exit("Set HYDRA_FULL_ERROR=1 to see the full traceback.")
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, Union
 
 T = TypeVar("T")
 
-KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+KINDS = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 
 
 def from_plain(kind: type[T], values: Any, name: str) -> T:
@@ -82,8 +82,10 @@ def _describe(hint: Any) -> str:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in (list, tuple):
         inner = [each for each in typing.get_args(hint) if each is not Ellipsis]
-        count = f"{len(inner)} values" if len(inner) > 1 else "a list"
-        return f"{count}, each {' or '.join(_describe(option) for option in _options(inner[0]))}" if inner else "a list"
+        if len(inner) > 1:
+            return f"{len(inner)} values, each {' or '.join(map(_describe, _options(inner[0])))}"
+        # "[a string, ...]", and for lists of lists "[[a number, ...], ...]"
+        return f"[{' or '.join(map(_describe, _options(inner[0])))}, ...]" if inner else "a list"
     if is_dataclass(hint):
         return "settings as key: value"
     return KINDS.get(hint, getattr(hint, "__name__", str(hint)))

@@ -70,7 +70,7 @@ def test_finetune_on_folder(tmp_path: Path, checkpoint: Path, images: Path) -> N
 def test_masks_of_folder(tmp_path: Path, checkpoint: Path, images: Path) -> None:
     for number in range(2, 8):  # two images are enough: each takes 1,024 clicks
         (images / f"{number}.png").unlink()
-    printed = run_example("masks_of_folder.py", checkpoint, images, cwd=tmp_path)
+    printed = run_example("masks_of_folder.py", checkpoint, images, tmp_path / "masks", cwd=tmp_path)
     assert printed.count("masks") == 2
-    content = json.loads((images / "0.json").read_text())
+    content = json.loads((tmp_path / "masks" / "0.json").read_text())
     assert content["image"] == {"image_id": 1, "width": 96, "height": 72, "file_name": "0.png"}

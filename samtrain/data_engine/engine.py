@@ -274,7 +274,7 @@ class DataEngine:
             images_seen=current.ledger[-1].totals.images_seen,
             model_key=f"rounds.{config.number}.model",
         )
-        log.info("round %d: training %s on %d shards for %d steps", number, config.model, len(shards), config.steps)
+        log.info("round %d: training %s for %d steps; number of shards: %d", number, config.model, config.steps, len(shards))
         result = self.tools.fit(request)
         return {
             "checkpoint": self.files.name(result.checkpoint),

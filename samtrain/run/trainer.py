@@ -131,7 +131,7 @@ def micro_batches(config: Config, model: str) -> int:
     at_once = loader.batch_size * settings.num_devices
     if wanted % at_once:
         raise ValueError(
-            f"trainer.images_per_step is {wanted}, which is no multiple of the {at_once} images of one micro-batch "
+            f"trainer.images_per_step is {wanted}, which is not a multiple of the {at_once} images of one micro-batch "
             f"({settings.num_devices} devices times {loader.batch_size} images): set trainer.images_per_step, trainer.devices "
             "or loader.batch_size"
         )

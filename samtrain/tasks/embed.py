@@ -69,5 +69,5 @@ def _images(config: Config, settings: EmbedConfig) -> list[Path]:
     if paths := sorted(path for path in found if path.is_file()):
         return paths
     raise ValueError(
-        f"embed.images is {images!r}, but there is no image: set it to a folder of {', '.join(sorted(IMAGES))}, or a glob"
+        f"embed.images is {images!r}, and no image was found there: give a folder of {', '.join(sorted(IMAGES))}, or a glob"
     )

@@ -128,8 +128,8 @@ def test_positions_stay_exact_under_autocast():
     [
         ({"image_size": 100}, "image_size 100 is not a multiple of the patch size 8: set 96"),
         ({"encoder_depth": 3}, "global_attn_indexes"),
-        ({"encoder_heads": 5}, "encoder_heads 5"),
-        ({"decoder_heads": 7}, "decoder_heads 7"),
+        ({"encoder_heads": 5}, "encoder_heads is 5"),
+        ({"decoder_heads": 7}, "decoder_heads is 7"),
     ],
 )
 def test_impossible_sizes_are_refused(change, message):

@@ -51,7 +51,7 @@ def list_images(source: str | Sequence[str]) -> list[InputImage]:
         images = [image for path in _files(each) for image in _images(path)]
         if not images:
             kinds = ", ".join(sorted(IMAGES))
-            raise ValueError(f"generate.input is {each!r}, but there is no image: set it to {kinds} files, or tars")
+            raise ValueError(f"generate.input is {each!r}, and no image was found there: give {kinds} files, or tars")
         found += images
     return found
 

@@ -128,4 +128,4 @@ class Pace:
         left = (self.todo - self.done) / per_second if per_second else 0
         per_image = self.masks / max(self.done - self.refused, 1)
         words = f"{self.done}/{self.todo} images  {per_second:.2f} images/s  {per_image:.0f} masks/image"
-        return f"{words}  {self.refused} left out  {int(left) // 60}:{int(left) % 60:02d} min left"
+        return f"{words}  {self.refused} left out  {int(left) // 60}:{int(left) % 60:02d} left"

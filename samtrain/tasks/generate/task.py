@@ -87,7 +87,7 @@ def _work(config: Config, settings: GenerateConfig, images: list[InputImage], fr
     pace = Pace(todo)
     if not todo:
         return pace
-    log.info("%d of %d images get masks now, in %s, by %d processes.", todo, len(images), fragments.output, count)
+    log.info("Making masks of %d of %d images in %s; number of processes: %d.", todo, len(images), fragments.output, count)
     with PaceDisplay(pace) as display:
         if count == 1:
             _run_worker(config, settings, images, parts[0], lambda *counts: display.add(1, *counts))
