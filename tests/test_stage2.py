@@ -211,7 +211,7 @@ def test_killed_at_ten_random_moments_it_ends_the_same(whole_run: Path) -> None:
         ([], "stage1_run is null, but semi-automatic rounds continue a run of assisted-manual ones"),
         (["stage1_run=nowhere"], "there is no run directory nowhere"),
         (["stage1_run=unfinished"], "the run in unfinished has not ended"),
-        (["stage1_run=unfinished", "task=evaluate"], "stage1_run is for task=rounds and task=detector"),
+        (["stage1_run=unfinished", "task=evaluate"], "only task=rounds and task=detector use it"),
     ],
 )
 def test_a_run_that_cannot_be_continued_is_refused(tmp_path: Path, overrides: list[str], words: str) -> None:
