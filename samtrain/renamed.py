@@ -39,6 +39,5 @@ def _with_new_name(argument: str) -> str:
     for old, new in RENAMED.items():
         if override["key"] == old or override["key"].startswith(f"{old}."):
             print(f"Warning: {old} was renamed to {new}; please use the new name, the old one will go.", file=sys.stderr)
-            prefix = override["prefix"].replace("+", "")  # the new key exists, so there is nothing to append
-            return prefix + new + override["key"].removeprefix(old) + override["rest"]
+            return override["prefix"] + new + override["key"].removeprefix(old) + override["rest"]
     return argument
