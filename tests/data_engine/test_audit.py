@@ -82,7 +82,7 @@ def test_images_are_drawn_once_each() -> None:
 OTHER_SIZE = json.dumps([{"id": 0, "segmentation": encode_mask(np.ones((3, 3), bool))}])
 
 
-@pytest.mark.parametrize(("text", "said"), [("x", "no JSON"), ("{}", "no list"), (OTHER_SIZE, "annotation 0")])
+@pytest.mark.parametrize(("text", "said"), [("x", "cannot be parsed as JSON"), ("{}", "no list"), (OTHER_SIZE, "annotation 0")])
 def test_a_wrong_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "sa_1.json").write_text(text)
     with pytest.raises(ValueError, match=said) as raised:

@@ -131,7 +131,7 @@ def test_timm_names(sam, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(ValueError, match="set recipes.<model>.mae to a downloaded file"):
+    with pytest.raises(ValueError, match="set recipes.<model>.mae to a local file"):
         load_mae(sam, "timm:vit_base_patch16_224.mae")
 
 

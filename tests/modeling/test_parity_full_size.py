@@ -101,7 +101,7 @@ def official(official_sam, state, images, low_res_mask) -> dict[str, Answers]:
 
 
 @pytest.fixture(params=["chelsea 300x451", "coffee 397x299"])
-def make_image(request) -> str:
+def image(request) -> str:
     return request.param
 
 

@@ -194,7 +194,7 @@ def test_known_sets_that_are_missing_are_listed(tmp_path: Path, given: list[str]
     assert content["missing"]["lvis"]["images"] == 945
     assert "lvis was not found at" in caplog.text and "CC BY 4.0" in caplog.text
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "22 sets are missing" in page and "timberseg" in page
+    assert "22 data sets were not found" in page and "timberseg" in page
 
 
 def test_automatic_masks_against_full_ground_truth(tmp_path: Path, given: list[str]) -> None:

@@ -159,7 +159,7 @@ def train_on_own_disk(rank: int, disks: Path, strategy: str) -> None:
 
 def refused_on_own_disk(rank: int, disks: Path, strategy: str) -> None:
     seen = (6, 0)[rank]
-    with pytest.raises(ValueError, match=rf"rank {rank} .* {seen} batches, rank 0 behind 6.*a disk that all nodes share"):
+    with pytest.raises(ValueError, match=rf"rank {rank} .* {seen} batches, rank 0 after 6.*a disk that all nodes share"):
         train_on_own_disk(rank, disks, strategy)
 
 
@@ -219,5 +219,5 @@ def test_torchrun(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert "test/miou_1" in json.loads((run / "metrics.json").read_text())
     assert load_sam(run / "checkpoints" / "best.ckpt").config.model == "vit_tiny"
-    assert (run / "samtrain.log").read_text().count("training vit_tiny") == 1, "one rank speaks for all"
+    assert (run / "samtrain.log").read_text().count("Training vit_tiny") == 1, "one rank speaks for all"
     assert [path.name for path in (run / "shards").glob("*.tar")] == ["first_000000.tar"]
