@@ -1,7 +1,9 @@
 """Shards are SA-1B's tars of `<id>.jpg` + `<id>.json`, read through our own index and written as webdataset writes them.
 
 A *record* is one image with its JSON, ``{"image": {image_id, width, height, file_name}, "annotations": [{id,
-segmentation, bbox, area, ...}]}``. A local tar is read without unpacking, through an index of its members' offsets.
+segmentation, bbox, area, ...}]}``. If the JSON has `evaluation_only`, which SA-1B has not, it lists what COCO's and LVIS' AP
+count and training never sees, above all crowd regions (`iscrowd`). A local tar is read without unpacking, through an index of
+its members' offsets.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import numpy as np
 from braceexpand import braceexpand
 from webdataset.writer import TarWriter
 
+from samtrain.data.coco_fields import is_crowd
 from samtrain.data.tar_index import IMAGE_EXTENSIONS, ShardIndex, index_tar, sidecar_path
 from samtrain.files import explain_full_disk, publish
 
@@ -133,7 +136,23 @@ def parse_annotation(data: bytes, name: str) -> dict[str, Any]:
     objects = annotation.get("annotations")
     if not isinstance(objects, list) or not all(isinstance(o, dict) and "segmentation" in o for o in objects):
         raise ValueError(f"{name}: its JSON has no list of annotations that each have a segmentation: write it as {form}")
-    return annotation
+    return _set_crowds_apart(annotation, name)
+
+
+def _set_crowds_apart(annotation: dict[str, Any], name: str) -> dict[str, Any]:
+    """Returns the JSON with crowd regions among `evaluation_only` instead of `annotations`, so that nobody trains on them."""
+    others = annotation.get("evaluation_only", [])
+    if not isinstance(others, list) or not all(isinstance(o, dict) and "segmentation" in o for o in others):
+        raise ValueError(f"{name}: its JSON has an 'evaluation_only' that is no list of annotations: leave it out")
+    try:
+        crowds = [is_crowd(each) for each in annotation["annotations"]]
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if not any(crowds):
+        return annotation
+    own = list(zip(annotation["annotations"], crowds, strict=True))
+    objects, regions = [each for each, crowd in own if not crowd], [each for each, crowd in own if crowd]
+    return {**annotation, "annotations": objects, "evaluation_only": [*others, *regions]}
 
 
 def safe_key(name: str) -> str:

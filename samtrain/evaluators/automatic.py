@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from samtrain.data.coco_fields import is_crowd
 from samtrain.data.shards import Record
 from samtrain.evaluators.clicks import read_image
 from samtrain.evaluators.evaluator import GeneratorEvaluator, Row
@@ -20,11 +22,13 @@ class Automatic(GeneratorEvaluator):
 
         Raises ValueError for an image with crowd regions, because their objects are not annotated one by one.
         """
-        if any(each.get("iscrowd") for each in image.annotation["annotations"]):
+        if any(is_crowd(each) for each in image.annotation.get("evaluation_only", [])):
             raise ValueError(
                 f"{image.name} has crowd regions, and zero_shot.protocol=automatic needs every object annotated by itself: "
                 "remove these images, or choose another protocol"
             )
+        # what is left for evaluation only are empty masks, and masks that occur twice
+        image = replace(image, annotation={**image.annotation, "evaluation_only": []})
         found = self.generator.generate(read_image(image))
         row = image_row(image, [each["segmentation"] for each in found], [each["predicted_iou"] for each in found])
         return [{**row, "stability": [float(each["stability_score"]) for each in found]}]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from samtrain.data.coco_fields import is_crowd
 from samtrain.data.shards import Record
 from samtrain.evaluators.clicks import image_size
 from samtrain.evaluators.evaluator import Row
@@ -22,13 +23,13 @@ def image_row(record: Record, found: Sequence[RLE], scores: Sequence[float]) -> 
     objects, crowd, ids, frequency   of the objects: RLEs, crowd regions, ids, and LVIS' letters or None
     found, scores                    of the masks that were found: RLEs and scores
     """
-    annotations = record.annotation["annotations"]
+    annotations = [*record.annotation["annotations"], *record.annotation.get("evaluation_only", [])]
     for each in annotations:
         to_compressed(each["segmentation"], image_size(record))
     return {
         "key": record.key,
         "objects": [each["segmentation"] for each in annotations],
-        "crowd": [bool(each.get("iscrowd", 0)) for each in annotations],
+        "crowd": [is_crowd(each) for each in annotations],
         "ids": [each.get("id") for each in annotations],
         "frequency": [each.get("frequency") for each in annotations],
         "found": list(found),

@@ -152,7 +152,10 @@ def test_coco_and_lvis(tmp_path: Path, naming: str) -> None:
     assert_holds_masks(record, [first, second, third])
     assert record.annotation["annotations"][0]["category_id"] == 5 and record.annotation["image"]["image_id"] == 3
     refused = {reason: content["count"] for reason, content in report_of(folder)["refused"]["masks"].items()}
-    assert refused == {"a crowd": 1, "no valid RLE or polygon": 2}
+    assert refused == {"no valid RLE or polygon": 2}
+    (crowd,) = record.annotation["evaluation_only"]
+    assert crowd["iscrowd"] == 1 and np.array_equal(decode_rle(crowd["segmentation"]), third)
+    assert report_of(folder)["splits"]["pool"]["crowds"] == 1
 
 
 def label_map(dtype: str) -> np.ndarray:
@@ -545,3 +548,111 @@ def test_nuclei_by_group(shared_data: Path, tmp_path: Path) -> None:
     record = next(iter(records_of(folder, "test").values()))
     original = json.loads((source / "images" / f"{record.key}.json").read_text())
     assert record.annotation["annotations"] == original["annotations"]
+
+
+# ---- what only COCO and LVIS have
+
+
+def coco_set(folder: Path, objects: dict[int, list[dict]], **fields: Any) -> dict[str, Any]:
+    """Writes images with the ids of `objects` and returns arguments of PrepareConfig for a JSON of these objects."""
+    (folder / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for image_id, several in objects.items():
+        Image.fromarray(make_image(image_id)).save(folder / "images" / f"{image_id}.png")
+        images.append({"id": image_id, "file_name": f"{image_id}.png", "width": W, "height": H, **fields})
+        annotations += [{"id": len(annotations) + 1 + n, "image_id": image_id, **each} for n, each in enumerate(several)]
+    categories = [{"id": 1, "name": "cell", "frequency": "r"}, {"id": 2, "name": "nucleus"}, {"id": 3, "name": "dust"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "a.json").write_text(json.dumps(content))
+    return {"root": str(folder / "images"), "annotations": str(folder / "a.json"), **ALL_IN_POOL}
+
+
+def prepared(tmp_path: Path, **config: Any) -> tuple[dict[str, Record], dict[str, Any]]:
+    folder = prepare(tmp_path / "out", PrepareConfig(**config))
+    return records_of(folder), report_of(folder)
+
+
+def mask_of(place: int, category: int, **more: Any) -> dict[str, Any]:
+    return {"segmentation": encode_mask(masks()[place]), "category_id": category, **more}
+
+
+def test_categories_crowds_and_lvis_lists_reach_the_shards(tmp_path: Path) -> None:
+    objects = {4: [mask_of(0, 1, area=41.5), mask_of(0, 2), mask_of(0, 2), mask_of(1, 2, iscrowd=1)]}
+    lists = {"neg_category_ids": [3], "not_exhaustive_category_ids": [1]}
+    records, report = prepared(tmp_path, **coco_set(tmp_path / "set", objects, **lists))
+    annotation = records["4"].annotation
+    named = [(each["category_name"], each.get("frequency")) for each in annotation["annotations"]]
+    assert named == [("cell", "r"), ("nucleus", None)]  # one mask in two categories is two objects
+    assert annotation["annotations"][0]["source_area"] == 41.5 and annotation["image"].items() >= lists.items()
+    twice, crowd = annotation["evaluation_only"]
+    assert "iscrowd" not in twice and crowd["iscrowd"] == 1 and crowd["category_id"] == 2
+    assert report["refused"]["masks"]["the same mask twice"]["count"] == 1 and report["splits"]["pool"]["crowds"] == 1
+
+
+def test_only_the_named_categories_are_kept(tmp_path: Path) -> None:
+    config = coco_set(tmp_path / "set", {1: [mask_of(0, 1), mask_of(1, 2)], 2: [mask_of(0, 2)], 3: [mask_of(0, 3)]})
+    records, report = prepared(tmp_path, **config, categories=["cell", "dust"])
+    names = {key: [each["category_name"] for each in r.annotation["annotations"]] for key, r in records.items()}
+    assert names == {"1": ["cell"], "3": ["dust"]} and report["refused"]["images"]["no objects"]["count"] == 1
+    with pytest.raises(ValueError, match="data.categories holds cells, which .* choose from cell, nucleus, dust"):
+        prepare(tmp_path / "out", PrepareConfig(**config, categories=["cells"]))
+    with pytest.raises(ValueError, match="only data.form=coco has categories"):
+        PrepareConfig(root=str(tmp_path), categories=["cell"])
+
+
+@pytest.mark.parametrize("written", [1, True, "1", 1.0])
+def test_crowds_become_objects_on_request(tmp_path: Path, written: Any) -> None:
+    config = coco_set(tmp_path / "set", {1: [mask_of(0, 1, iscrowd=written)], 2: [mask_of(1, 1, iscrowd=written)]})
+    with pytest.raises(ValueError, match="only crowd regions: 2.*data.crowds=objects"):
+        prepare(tmp_path / "out", PrepareConfig(**config))
+    records, _ = prepared(tmp_path, **config, crowds="objects")
+    assert_holds_masks(records["1"], masks()[:1])
+    assert "iscrowd" not in records["1"].annotation["annotations"][0]
+
+
+@pytest.mark.parametrize("written", [0, False, "0", None, 0.0])
+def test_an_object_that_is_no_crowd_whatever_its_type(tmp_path: Path, written: Any) -> None:
+    records, _ = prepared(tmp_path, **coco_set(tmp_path / "set", {1: [mask_of(0, 1, iscrowd=written)]}))
+    assert_holds_masks(records["1"], masks()[:1])
+
+
+def test_a_crowd_flag_of_another_kind_is_refused(tmp_path: Path) -> None:
+    config = coco_set(tmp_path / "set", {1: [mask_of(0, 1), mask_of(1, 1, iscrowd="many")]})
+    _, report = prepared(tmp_path, **config)
+    assert report["refused"]["masks"]["iscrowd is neither 0 nor 1"]["count"] == 1
+
+
+def test_images_without_objects_are_kept_on_request(tmp_path: Path) -> None:
+    """An image in which every mask is broken is not one without objects."""
+    broken = {"segmentation": [[0, 0, 1, 1]], "category_id": 1}
+    config = coco_set(tmp_path / "set", {1: [mask_of(0, 1)], 2: [], 3: [mask_of(0, 1, iscrowd=1)], 4: [broken]})
+    records, report = prepared(tmp_path, **config)
+    assert list(records) == ["1"] and report["splits"]["pool"]["images_without_objects"] == 0
+    reasons = {reason: each["count"] for reason, each in report["refused"]["images"].items()}
+    assert reasons == {"no objects": 1, "only crowd regions": 1, "no usable mask": 1}
+    records, report = prepared(tmp_path, **config, empty_images=True)
+    assert list(records) == ["1", "2", "3"] and report["splits"]["pool"]["images_without_objects"] == 2
+    assert records["2"].annotation["annotations"] == [] and len(records["3"].annotation["evaluation_only"]) == 1
+
+
+@pytest.mark.parametrize("form", ["sa1b", "label_maps", "binary_masks"])
+def test_images_without_objects_in_the_other_forms(tmp_path: Path, form: str) -> None:
+    source = tmp_path / "set"
+    write_pair(source, "full")
+    write_pair(source, "none", json.dumps(sa1b([])))
+    (source / "m").mkdir()
+    for name, labels in (("full", label_map("uint8")), ("none", np.zeros((H, W), np.uint8))):
+        if form == "label_maps" or (form == "binary_masks" and name == "full"):
+            Image.fromarray(labels).save(source / "m" / (f"{name}.png" if form == "label_maps" else f"{name}_1.png"))
+    config = {"root": str(source), "form": form, "masks": None if form == "sa1b" else "m", **ALL_IN_POOL}
+    assert list(prepared(tmp_path, **config)[0]) == ["full"]
+    assert sorted(prepared(tmp_path, **config, empty_images=True)[0]) == ["full", "none"]
+
+
+def test_prepared_folders_can_be_prepared_again(tmp_path: Path) -> None:
+    """SA-1B's form with crowds, as prepare writes it, gives the same record."""
+    first, _ = prepared(tmp_path, **coco_set(tmp_path / "set", {1: [mask_of(0, 1), mask_of(1, 2, iscrowd=1)]}))
+    write_pair(tmp_path / "again", "1", json.dumps(first["1"].annotation))
+    (second,) = prepared(tmp_path, root=str(tmp_path / "again"), **ALL_IN_POOL)[0].values()
+    for name in ("annotations", "evaluation_only"):
+        assert second.annotation[name] == first["1"].annotation[name]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from samtrain.data.shards import ShardWriter, expand_urls, is_remote, read_record, safe_key
+from samtrain.data.shards import ShardWriter, expand_urls, is_remote, parse_annotation, read_record, safe_key
 from samtrain.data.tar_index import index_tar
 from samtrain.files import digest
 
@@ -276,3 +276,16 @@ def test_writer_refuses_a_second_image_of_one_name_and_other_files(tmp_path):
             writer.write("a", b"", "png", ANNOTATION)
         with pytest.raises(ValueError, match="extension 'gif': use one of jpg"):
             writer.write("b", b"", "gif", ANNOTATION)
+
+
+def test_crowds_in_foreign_shards_are_set_apart() -> None:
+    """Everything that trains reads `annotations`, so a crowd region must not be there."""
+    mask = {"segmentation": {"size": [3, 4], "counts": [0, 12]}}
+    several = [mask | {"iscrowd": flag} for flag in (0, 1, "0", "1")] + [mask]
+    found = parse_annotation(json.dumps(ANNOTATION | {"annotations": several}).encode(), "r")
+    assert [each.get("iscrowd") for each in found["annotations"]] == [0, "0", None]
+    assert [each["iscrowd"] for each in found["evaluation_only"]] == [1, "1"]
+    with pytest.raises(ValueError, match="r: iscrowd is 'x': give 0 or 1"):
+        parse_annotation(json.dumps(ANNOTATION | {"annotations": [mask | {"iscrowd": "x"}]}).encode(), "r")
+    with pytest.raises(ValueError, match="evaluation_only"):
+        parse_annotation(json.dumps(ANNOTATION | {"evaluation_only": 3}).encode(), "r")

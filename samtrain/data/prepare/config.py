@@ -23,6 +23,9 @@ class PrepareConfig:
     masks:        folder or glob of mask files, see `MaskFinder`
     annotations:  COCO or LVIS instance JSON
     group_by:     None, `<file>.csv:<column>` or a regular expression on the file name, see `grouping`
+    categories:   names of the categories whose objects are kept (COCO and LVIS), None for all
+    crowds:       ignore keeps regions with iscrowd 1 for evaluation only; objects takes each of them for one object
+    empty_images: images without objects are kept, instead of left out
     val, test:    shares of the images that are held back
     seed:         decides which images are held back
     strict:       the first refused record ends the run
@@ -33,6 +36,9 @@ class PrepareConfig:
     form: Form = "auto"
     masks: str | None = None
     annotations: str | None = None
+    categories: list[str] | None = None
+    crowds: Literal["ignore", "objects"] = "ignore"
+    empty_images: bool = False
     group_by: str | None = None
     val: float = 0.15
     test: float = 0.15
@@ -45,6 +51,13 @@ class PrepareConfig:
             raise ValueError(f"data.form is {self.form!r}: choose one of {', '.join(get_args(Form))}")
         if not Path(self.root).is_dir():
             raise ValueError(f"data.root is {self.root!r}, which is not a folder: give the folder that holds the images")
+        if self.crowds not in ("ignore", "objects"):
+            raise ValueError(f"data.crowds is {self.crowds!r}: choose ignore or objects")
+        if self.categories is not None and self.annotations is None:
+            raise ValueError(
+                f"data.categories is {self.categories}, and only data.form=coco has categories: set data.annotations=<json>, "
+                "or data.categories=null"
+            )
         if min(self.val, self.test) < 0 or self.val + self.test >= 1:
             raise ValueError(
                 f"data.val and data.test are {self.val} and {self.test}: give shares of 0 or more with a sum below 1, so that "
@@ -82,9 +95,11 @@ def mask_source(config: PrepareConfig) -> MaskSource:
             raise ValueError(
                 f"data.form is coco and data.annotations is {config.annotations!r}, which is not a file: give the instance JSON"
             )
-        return CocoInstances(folder, Path(config.annotations))
+        return CocoInstances(folder, Path(config.annotations), config.categories)
     if not config.masks:
         raise ValueError(
             f"data.form is {form} and data.masks is not set: give the folder of the masks, or a glob with {{stem}} in it"
         )
-    return LabelMaps(folder, config.masks) if form == "label_maps" else BinaryMasks(folder, config.masks)
+    if form == "label_maps":
+        return LabelMaps(folder, config.masks)
+    return BinaryMasks(folder, config.masks, empty_images=config.empty_images)

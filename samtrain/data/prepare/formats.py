@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,9 @@ from samtrain.data.prepare.mask_files import IMAGES, MaskFinder, Refused, files_
 from samtrain.ops.rle import encode_mask
 
 log = logging.getLogger(__name__)
+
+# the size, and LVIS' categories that the image has none of, and those of which not every object is annotated
+KEPT_OF_IMAGES = ("width", "height", "neg_category_ids", "not_exhaustive_category_ids")
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class RawAnnotations:
-    """The contents of one image: its size if known, and objects that each have a `segmentation`."""
+    """The contents of one image: its size if known, and objects that each have a `segmentation`.
+
+    LVIS' lists of categories, which decide what counts in its AP, are in `image`.
+    """
 
     image: dict[str, Any]
     objects: list[dict[str, Any]]
@@ -81,24 +88,27 @@ class Sa1bFolder:
         named = entry.image.with_name(Path(str(image.get("file_name") or entry.image)).name)
         if named != entry.image and named.is_file():
             raise Refused("the JSON beside the image names another image", named.name)
-        return RawAnnotations(image, objects)
+        return RawAnnotations(image, [*objects, *content.get("evaluation_only", [])])
 
 
 class CocoInstances:
-    """Reads COCO's or LVIS's instance JSON, with polygons or RLE, and the folder of its images."""
+    """Reads COCO's or LVIS's instance JSON, with polygons or RLE, and the folder of its images.
 
-    def __init__(self, source: Path, annotations: Path) -> None:
+    With `categories` only the objects of the categories of these names are read.
+    """
+
+    def __init__(self, source: Path, annotations: Path, categories: Sequence[str] | None = None) -> None:
         self.source, self.annotations = source, annotations
         content = self._content()
         self._images = {self._name(image): image for image in content["images"]}
         if len(self._images) < len(content["images"]):
             raise ValueError(f"data.annotations: {annotations} has two images of one file_name: merge them and their masks")
         self._objects = defaultdict(list)
-        # only LVIS has frequencies
-        frequencies = {c.get("id"): c["frequency"] for c in content.get("categories", []) if "frequency" in c}
+        known_categories = self._categories(content)
+        kept = None if categories is None else self._chosen(categories, known_categories)
         for each in content["annotations"]:
-            of_category = frequencies.get(each.get("category_id"))
-            self._objects[each.get("image_id")].append(each if of_category is None else {**each, "frequency": of_category})
+            if kept is None or each.get("category_id") in kept:
+                self._objects[each.get("image_id")].append({**each, **known_categories.get(each.get("category_id"), {})})
         known = {image.get("id") for image in content["images"]}
         if lost := sum(len(objects) for key, objects in self._objects.items() if key not in known):
             log.warning("%s has %d annotations of images that it does not list.", annotations, lost)
@@ -119,12 +129,31 @@ class CocoInstances:
             )
         return content
 
+    @staticmethod
+    def _categories(content: dict[str, Any]) -> dict[Any, dict[str, Any]]:
+        """Returns what an object gets from its category, by the category's id: its name, and LVIS' frequency."""
+        named = {"name": "category_name", "frequency": "frequency"}
+        listed = [each for each in content.get("categories") or [] if isinstance(each, dict)]
+        return {each.get("id"): {ours: each[key] for key, ours in named.items() if key in each} for each in listed}
+
+    def _chosen(self, names: Sequence[str], known: dict[Any, dict[str, Any]]) -> set[Any]:
+        """Returns the ids of the categories with these names; raises ValueError for a name that the JSON does not have."""
+        ids: dict[Any, set[Any]] = defaultdict(set)
+        for number, fields in known.items():
+            ids[fields.get("category_name")].add(number)
+        if unknown := [name for name in names if name not in ids]:
+            raise ValueError(
+                f"data.categories holds {', '.join(unknown)}, which {self.annotations} does not have: choose from "
+                f"{', '.join(map(str, ids)) or 'nothing, because it lists no categories'}"
+            )
+        return {number for name in names for number in ids[name]}
+
     def entries(self) -> list[Entry]:
         return [Entry(name, self.source / name, (self.annotations,)) for name in sorted(self._images)]
 
     def read(self, entry: Entry) -> RawAnnotations:
         image = self._images[entry.name]
-        kept = {key: image[key] for key in ("width", "height") if key in image}
+        kept = {key: image[key] for key in KEPT_OF_IMAGES if key in image}
         return RawAnnotations({"image_id": image.get("id"), **kept}, self._objects[image.get("id")])
 
     def _name(self, image: dict[str, Any]) -> str:
@@ -158,15 +187,20 @@ class LabelMaps:
 
 
 class BinaryMasks:
-    """Reads one mask file per object, which is bright inside the object."""
+    """Reads one mask file per object, which is bright inside the object.
 
-    def __init__(self, source: Path, masks: str) -> None:
-        self.finder = MaskFinder(source, masks, several=True)
+    An image without mask files has no objects if `empty_images` is true; otherwise it is refused.
+    """
+
+    def __init__(self, source: Path, masks: str, *, empty_images: bool = False) -> None:
+        self.finder, self.empty_images = MaskFinder(source, masks, several=True), empty_images
 
     def entries(self) -> list[Entry]:
         return [Entry(*found) for found in self.finder.images()]
 
     def read(self, entry: Entry) -> RawAnnotations:
+        if not entry.evidence and self.empty_images:
+            return RawAnnotations({}, [])
         if not entry.evidence:
             raise Refused("no mask files", f"data.masks is {self.finder.masks!r}")
         objects, sizes = [], set()

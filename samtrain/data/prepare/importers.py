@@ -25,7 +25,7 @@ from samtrain.data.prepare.config import PrepareConfig, mask_source
 from samtrain.data.prepare.formats import Entry, MaskSource
 from samtrain.data.prepare.holdout import Grouping, group_csv, grouping, hold_back
 from samtrain.data.prepare.mask_files import IMAGES, Refused
-from samtrain.data.prepare.record_checks import check_record, image_bytes
+from samtrain.data.prepare.record_checks import ONLY_CROWDS, check_record, image_bytes
 from samtrain.data.shards import ShardWriter, safe_key
 from samtrain.files import build_once, digest, write_text
 
@@ -33,8 +33,9 @@ __all__ = ["PrepareConfig", "prepare"]
 log = logging.getLogger(__name__)
 
 MANIFEST = "prepare.json"
-PREPARE_VERSION = 3  # raise it if the same input gives other shards: the folder of a set is named by it
+PREPARE_VERSION = 4  # raise it if the same input gives other shards: the folder of a set is named by it
 CHUNK = 32  # images per file of checked records
+CROWDS_HINT = "set data.crowds=objects if each region with iscrowd 1 is one object, as in CVAT's export of brush masks"
 EXAMPLES = 20  # examples per reason in prepare.json; the log has all refusals
 
 
@@ -94,7 +95,8 @@ def _make(folder: Path, config: PrepareConfig, source: MaskSource, entries: list
         reasons = Counter(line["refused"][0] for line in _lines(chunks))
         shutil.rmtree(folder)
         listed = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
-        raise ValueError(f"data.root is {config.root!r} and all its images were refused ({listed}): correct them")
+        hint = CROWDS_HINT if ONLY_CROWDS in reasons else "correct them"
+        raise ValueError(f"data.root is {config.root!r} and all its images were refused ({listed}): {hint}")
 
     # choose the split of each group
     chosen = hold_back(groups.values(), fractions={"val": config.val, "test": config.test}, seed=config.seed)
@@ -121,7 +123,7 @@ def _check_all(folder: Path, config: PrepareConfig, source: MaskSource, entries:
             continue
         lines = []
         for place in range(number * CHUNK, min((number + 1) * CHUNK, len(entries))):
-            line = _checked_line(entries[place], place, keys[place], source, group_of)
+            line = _checked_line(entries[place], place, keys[place], source, group_of, config)
             if config.strict:
                 _raise_if_refused(line)
             lines.append(json.dumps(line) + "\n")
@@ -142,13 +144,20 @@ def _keys(entries: list[Entry]) -> list[str]:
     return list(keys)
 
 
-def _checked_line(entry: Entry, place: int, key: str, source: MaskSource, group_of: Grouping) -> dict[str, Any]:
+def _checked_line(
+    entry: Entry, place: int, key: str, source: MaskSource, group_of: Grouping, config: PrepareConfig
+) -> dict[str, Any]:
     """Returns one image as a line of JSON: its annotation and the refused masks, or why the image was refused."""
     try:
         group = group_of(entry.name)
         if not group:
             raise Refused("no group", "data.group_by gives no group for this image")
-        checked = check_record(entry.image, source.read(entry))
+        checked = check_record(
+            entry.image,
+            source.read(entry),
+            crowds_are_objects=config.crowds == "objects",
+            empty_images=config.empty_images,
+        )
     except Refused as error:
         log.warning("Refused %s: %s", entry.name, error)
         return {"name": entry.name, "refused": [error.reason, error.detail]}
@@ -156,13 +165,16 @@ def _checked_line(entry: Entry, place: int, key: str, source: MaskSource, group_
         log.info("Refused an object of %s: %s", entry.name, refusal)
     # the JSON's own id, or the image's number
     image_id = checked.image.get("image_id")
-    image_id = image_id if isinstance(image_id, int) else place + 1
+    image_id = image_id if isinstance(image_id, int) or (isinstance(image_id, str) and image_id) else place + 1
     image = {**checked.image, "image_id": image_id, "source_name": entry.name}  # the shard changes its file_name
+    annotation = {"image": image, "annotations": checked.annotations}
+    if checked.evaluation_only:
+        annotation["evaluation_only"] = checked.evaluation_only
     return {
         "name": entry.name,
         "key": key,
         "group": group,
-        "annotation": {"image": image, "annotations": checked.annotations},
+        "annotation": annotation,
         "refused_masks": [[each.reason, each.detail] for each in checked.refused],
     }
 
@@ -197,7 +209,7 @@ def _write_split(
 def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -> dict[str, Any]:
     """Returns counts and refusals, which depend on the input only."""
     counts: dict[str, dict[str, Any]] = {
-        s: {"images": 0, "masks": 0, "groups": set()} for s in ("pool", "val", "test")
+        s: {"images": 0, "masks": 0, "groups": set(), "images_without_objects": 0, "crowds": 0} for s in ("pool", "val", "test")
     }
     refused: dict[str, dict[str, Any]] = {"images": {}, "masks": {}}
     # count the images, masks, groups and refusals
@@ -209,17 +221,24 @@ def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -
         split["images"] += 1
         split["masks"] += len(line["annotation"]["annotations"])
         split["groups"].add(line["group"])
+        split["images_without_objects"] += not line["annotation"]["annotations"]
+        split["crowds"] += sum("iscrowd" in each for each in line["annotation"].get("evaluation_only", []))
         for refusal in line["refused_masks"]:
             _count(refused["masks"], line["name"], *refusal)
     # log the splits and the refusals
     for name, content in counts.items():
         content["groups"] = len(content["groups"])
-        log.info("Split %s: %d image(s), %d mask(s), %d group(s).", name, *content.values())
+        log.info(
+            "Split %s: %d image(s), %d mask(s), %d group(s); %d image(s) without objects, %d crowd region(s).",
+            name, *(n for key, n in content.items() if key != "shards"),
+        )  # fmt: skip
         if not content["images"]:
             log.warning("The split %s is empty, because its share is 0 or there are fewer groups than splits.", name)
     for kind, reasons in refused.items():
         for reason, content in reasons.items():
             log.warning("Refused %s: %d (%s).", kind, content["count"], reason)
+    if ONLY_CROWDS in refused["images"] or not sum(content["masks"] for content in counts.values()):
+        log.warning("Images hold nothing but crowd regions: %s.", CROWDS_HINT)
     return {"version": PREPARE_VERSION, "config": config.parameters(), "splits": counts, "refused": refused}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
+from samtrain.data.coco_fields import is_crowd
 from samtrain.data.decode import UNREADABLE, decode_samples, to_rgb
 from samtrain.data.prepare.formats import RawAnnotations
 from samtrain.data.prepare.mask_files import Refused
@@ -20,21 +21,30 @@ from samtrain.ops.rle import RLE, rle_area, rle_to_box_xywh, to_compressed
 # PIL's names of the formats that every reader of SA-1B's form knows; MPO is a phone's JPEG followed by a second image
 KEPT_AS_THEY_ARE = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}
 CANNOT_BE_READ = "the image cannot be read"
+NO_OBJECTS, ONLY_CROWDS = "no objects", "only crowd regions"
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A checked record without its image's bytes, and the objects that were left out of it."""
+    """A checked record without its image's bytes, and the objects that were left out of it.
+
+    evaluation_only: what COCO's and LVIS' AP count and training never sees: crowd regions, and of objects with a category
+                     also empty masks and masks that occur twice
+    """
 
     image: dict[str, Any]
     annotations: list[dict[str, Any]]
+    evaluation_only: list[dict[str, Any]]
     refused: list[Refused]
 
 
-def check_record(image: Path, raw: RawAnnotations) -> Checked:
+def check_record(
+    image: Path, raw: RawAnnotations, *, crowds_are_objects: bool = False, empty_images: bool = False
+) -> Checked:
     """Returns the record with every mask as RLE of the image's size, and `bbox` and `area` recomputed; raises Refused.
 
-    The JSON's width and height decide how an image with an EXIF orientation is turned; without them the EXIF decides.
+    The JSON's width and height decide how an image with an EXIF orientation is turned; without them the EXIF decides. Crowd
+    regions become objects with `crowds_are_objects`. An image without objects is refused unless `empty_images` is true.
     """
     if not image.is_file():
         raise Refused("the image is missing", str(image))
@@ -43,11 +53,21 @@ def check_record(image: Path, raw: RawAnnotations) -> Checked:
     data, _ = image_bytes(image, (width, height))
     _decoded(data, (width, height), image.name)
     # its masks
-    annotations, refused = _checked_objects(raw.objects, (height, width))
-    if not annotations:
-        reasons = ", ".join(sorted({each.reason for each in refused})) or "the image has none"
-        raise Refused("no usable mask", reasons)
-    return Checked({**raw.image, "width": width, "height": height}, annotations, refused)
+    sorted_out = _sort_objects(raw.objects, (height, width), crowds_are_objects)
+    if not sorted_out.annotations:
+        _refuse_without_objects(sorted_out, empty_images)
+    return Checked({**raw.image, "width": width, "height": height}, **vars(sorted_out))
+
+
+def _refuse_without_objects(found: _Objects, empty_images: bool) -> None:
+    """Raises Refused for an image in which no object is left, unless it has none and `empty_images` is true."""
+    kept_for_evaluation = [each for each in found.evaluation_only if "iscrowd" not in each]
+    if len(found.refused) > (len(kept_for_evaluation) if empty_images else 0):
+        raise Refused("no usable mask", ", ".join(sorted({each.reason for each in found.refused})))
+    if found.evaluation_only and not empty_images:
+        raise Refused(ONLY_CROWDS, f"{len(found.evaluation_only)} with iscrowd 1")
+    if not empty_images:
+        raise Refused(NO_OBJECTS, "data.empty_images=true keeps it")
 
 
 def _json_size(image: dict[str, Any]) -> tuple[int, int] | None:
@@ -123,38 +143,69 @@ def _storable(samples: np.ndarray, name: str) -> np.ndarray:
     return np.rint(values).astype(np.uint16)
 
 
-def _checked_objects(
-    objects: Sequence[dict[str, Any]], size: tuple[int, int]
-) -> tuple[list[dict[str, Any]], list[Refused]]:
-    """Returns the objects with a valid mask, and a refusal for each of the others."""
-    kept, refused, seen = [], [], set()
+@dataclass(frozen=True)
+class _Objects:
+    """The objects of an image, sorted as `Checked` has them."""
+
+    annotations: list[dict[str, Any]]
+    evaluation_only: list[dict[str, Any]]
+    refused: list[Refused]
+
+
+def _sort_objects(objects: Sequence[dict[str, Any]], size: tuple[int, int], crowds_are_objects: bool) -> _Objects:
+    """Returns the objects with a valid mask, those for evaluation only, and a refusal for each that training does not see."""
+    found = _Objects([], [], [])
+    seen: set[tuple[Any, Any]] = set()
     for number, each in enumerate(objects):
         try:
-            rle = _object_rle(each, size)
-            if (counts := rle["counts"]) in seen:
-                raise Refused("the same mask twice")
+            crowd, rle = _is_crowd(each) and not crowds_are_objects, _object_rle(each, size)
+            annotation = _annotation(each, number + 1, rle)
+            if crowd:
+                found.evaluation_only.append({**annotation, "iscrowd": 1})
+                continue
+            if reason := _not_trained(rle, mask := (rle["counts"], each.get("category_id")), seen):
+                if "category_id" in each:
+                    found.evaluation_only.append(annotation)
+                raise Refused(reason)
         except Refused as error:
-            refused.append(Refused(error.reason, f"object {each.get('id', number)} {error.detail}".strip()))
+            found.refused.append(Refused(error.reason, f"object {each.get('id', number)} {error.detail}".strip()))
             continue
-        seen.add(counts)
-        fields = {key: value for key, value in each.items() if key not in ("image_id", "iscrowd")}
-        box, area = rle_to_box_xywh(rle), rle_area(rle)
-        kept.append({"id": number + 1, **fields, "segmentation": rle, "bbox": box, "area": area})
-    return kept, refused
+        seen.add(mask)
+        found.annotations.append(annotation)
+    return found
+
+
+def _not_trained(rle: RLE, mask: tuple[Any, Any], seen: set[tuple[Any, Any]]) -> str:
+    """Returns why a valid mask is of no use in training, or "". One mask may belong to two categories, as in LVIS."""
+    if rle_area(rle) == 0:
+        return "empty mask"
+    return "the same mask twice" if mask in seen else ""
+
+
+def _annotation(each: dict[str, Any], number: int, rle: RLE) -> dict[str, Any]:
+    """Returns the annotation of a mask; COCO's AP by size goes by the JSON's own area, which polygons do not meet exactly."""
+    fields = {key: value for key, value in each.items() if key not in ("image_id", "iscrowd")}
+    area = rle_area(rle)
+    given = each.get("area")
+    if "category_id" in each and isinstance(given, (int, float)) and given > 0 and given != area:
+        fields["source_area"] = given
+    return {"id": number, **fields, "segmentation": rle, "bbox": rle_to_box_xywh(rle), "area": area}
+
+
+def _is_crowd(each: dict[str, Any]) -> bool:
+    try:
+        return is_crowd(each)
+    except ValueError as error:
+        raise Refused("iscrowd is neither 0 nor 1", str(error)) from error
 
 
 def _object_rle(each: dict[str, Any], size: tuple[int, int]) -> RLE:
     """Returns the mask as RLE with text counts; raises Refused."""
-    if each.get("iscrowd"):
-        raise Refused("a crowd", "iscrowd is set, which means many objects in one mask")
     try:
-        rle = to_rle(each.get("segmentation"), size)
+        return to_rle(each.get("segmentation"), size)
     except (ValueError, TypeError, OverflowError) as error:  # the last two: sizes or counts of the wrong type
         reason = "RLE of the wrong size" if "RLE has size" in str(error) else "no valid RLE or polygon"
         raise Refused(reason, str(error)) from error
-    if rle_area(rle) == 0:
-        raise Refused("empty mask")
-    return rle
 
 
 def to_rle(segmentation: Any, size: tuple[int, int]) -> RLE:
