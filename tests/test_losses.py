@@ -107,10 +107,26 @@ def test_padding_is_never_counted() -> None:
     b.total.backward()
     assert logits.grad is not None and not logits.grad[..., 8:, :].any()
 
-    # and it is as if the padding were cut off
+    # a mean over the valid pixels is as if the padding were cut off
+    a = SamLoss(focal_mean="valid")(output, targets, 4.0)
     cut = MaskTargets(targets.masks[:, :8], targets.valid[:, :8], targets.weights)
     c = SamLoss()(SamOutput(output.low_res_logits[..., :8, :], output.iou_predictions), cut, 4.0)
     assert values(a) == pytest.approx(values(c), rel=1e-6)
+
+
+@pytest.mark.parametrize("share", [1.0, 2 / 3, 0.01], ids=["square", "3:2", "jitter 0.1"])
+def test_padding_does_not_bend_the_ratio_of_focal_and_dice(share: float) -> None:
+    """A pixel's focal loss has the same weight in an image that fills the square and in one that does not."""
+    side = 100
+    valid = torch.zeros(1, side * side, dtype=torch.bool)
+    valid[:, : round(share * side * side)] = True
+    valid = valid.view(1, side, side)
+    masks = torch.zeros_like(valid)
+    masks[:, 0, :50] = True
+    logits = torch.where(masks, 3.0, -20.0)[:, None]  # only the object's 50 pixels have a loss worth the name
+    focal = SamLoss()(SamOutput(logits, torch.ones(1, 1)), MaskTargets(masks, valid, torch.ones(1)), 1.0).focal
+    whole = SamLoss()(SamOutput(logits, torch.ones(1, 1)), MaskTargets(masks, masks | True, torch.ones(1)), 1.0).focal
+    assert float(focal) == pytest.approx(float(whole), rel=1e-3)
 
 
 def test_objects_of_weight_zero_are_never_counted() -> None:
@@ -176,6 +192,22 @@ def test_half_covered_cells_belong_to_the_object() -> None:
     assert shrunk.tolist() == [[[True, False], [False, False]]]
 
 
+def test_an_object_smaller_than_half_a_cell_keeps_one_cell() -> None:
+    """Before, nuclei and windows below half a decoder cell were clicked, and trained as if they were empty."""
+    masks = torch.zeros(3, 8, 8, dtype=torch.bool)
+    masks[0, 3, 3] = masks[0, 4, 3] = masks[0, 5, 3] = True  # one pixel in one cell, two in the cell below
+    masks[1, 7, 7] = True  # in a cell that is mostly padding
+    valid = torch.ones_like(masks)
+    valid[1, :, :] = False
+    valid[1, 7, 7] = True
+    targets = SamLoss(resolution="decoder").targets(masks, valid, torch.ones(3), 2)
+    assert targets.masks.flatten(1).tolist() == [[False, False, True, False], [False, False, False, True], [False] * 4]
+    assert targets.valid[1].flatten().tolist() == [False, False, False, True]
+    logits = torch.where(targets.masks, 20.0, -20.0)[:, None]
+    terms = SamLoss()(SamOutput(logits, torch.ones(3, 1)), targets, 3.0)
+    assert float(terms.focal) == pytest.approx(0, abs=1e-6), "the small object's cell is what the loss asks for"
+
+
 def test_bfloat16_is_computed_in_float32() -> None:
     output, targets = example()
     low = SamOutput(output.low_res_logits.bfloat16(), output.iou_predictions.bfloat16())
@@ -188,6 +220,14 @@ def test_bfloat16_is_computed_in_float32() -> None:
     [
         ({"resolution": "half"}, "loss.resolution is 'half': take 'input' or 'decoder'"),
         ({"interaction_reduction": "max"}, "loss.interaction_reduction is 'max'"),
+        ({"focal_mean": "image"}, "loss.focal_mean is 'image': take 'square' or 'valid'"),
+        ({"focal_alpha": -1}, "loss.focal_alpha is -1: give a number from 0 to 1, or null to switch it off"),
+        ({"focal_alpha": 1.5}, "loss.focal_alpha is 1.5"),
+        ({"focal_gamma": -2.0}, "loss.focal_gamma is -2.0: give 0 or more"),
+        ({"focal_weight": -20.0}, "loss.focal_weight is -20.0"),
+        ({"dice_weight": float("nan")}, "loss.dice_weight is nan"),
+        ({"iou_weight": float("inf")}, "loss.iou_weight is inf"),
+        ({"dice_smooth": 0.0}, "loss.dice_smooth is 0.0"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict, message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,6 +16,7 @@ from samtrain.detector.model import Detector
 from samtrain.detector.recipe import DetectorRecipe
 from samtrain.metrics.boxes import COCO_SIZES, ImageBoxes, box_metrics
 from samtrain.prompts import seeded_generator
+from samtrain.training.finite import LossWatch
 from samtrain.training.optim import AdamWConfig, rate_factor
 
 STREAM = 11  # of random numbers: which anchors and proposals a step computes its losses on
@@ -45,6 +45,9 @@ class LitDetector(pl.LightningModule):
         self.detector, self.recipe, self.seed, self.size_limits = detector, recipe, seed, size_limits
         self.log_every_steps = log_every_steps
         self.images_seen = 0
+        self.loss_watch = LossWatch(
+            cure="lower detector.learning_rate or detector.gradient_clip_val or set another trainer.precision"
+        )
         self._terms: dict[str, Tensor] = {}
         self._images: list[ImageBoxes] = []
 
@@ -53,6 +56,7 @@ class LitDetector(pl.LightningModule):
         total = torch.stack(list(losses.values())).sum()
         self.images_seen += len(batch.images)
         self._terms = {"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
+        self.loss_watch.add(self.trainer.global_step + 1, total, batch.keys)
         self.log("train/loss", total.detach(), logger=False, batch_size=1)
         return total
 
@@ -65,12 +69,8 @@ class LitDetector(pl.LightningModule):
         step = self.trainer.global_step + 1
         if step % self.log_every_steps and step != self.trainer.max_steps:
             return
+        self.loss_watch.check(self, weights=False)
         values = {f"train/{name.removeprefix('loss_')}": float(value) for name, value in self._terms.items()}
-        if not math.isfinite(values["train/loss"]):
-            raise ValueError(
-                f"the detector's loss is {values['train/loss']} at step {step}: lower detector.learning_rate or "
-                "detector.gradient_clip_val, or choose another trainer.precision"
-            )
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm, rate = float(nn.utils.get_total_norm(gradients)), optimizer.param_groups[0]["lr"]
         self._log_row({**values, "train/grad_norm": norm, "train/lr": rate}, step)

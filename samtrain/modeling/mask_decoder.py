@@ -28,9 +28,19 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (..., out_dim) for x (..., in_dim)."""
+        return self.layers[-1](self.hidden(x))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Returns (..., hidden_dim), the input of the last layer."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
-        return self.layers[-1](x)
+        return x
+
+    def forward_in_float32(self, x: Tensor) -> Tensor:
+        """Returns (..., out_dim) float32; the last layer is computed in float32 under autocast and in bfloat16 models, too."""
+        x, last = self.hidden(x), self.layers[-1]
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), last.weight.float(), last.bias.float())
 
 
 class MaskDecoder(nn.Module):
@@ -70,8 +80,8 @@ class MaskDecoder(nn.Module):
         weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen], dim=1)
         masks = self._classify_pixels(cells, weights)
 
-        # Predict the IoU of each mask
-        ious = self.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
+        # Predict the IoU of each mask: in bfloat16 4 % of three masks would tie, and ties choose the first one
+        ious = self.iou_prediction_head.forward_in_float32(tokens[:, 0])[:, chosen.start : chosen.stop]
         return SamOutput(low_res_logits=masks, iou_predictions=ious)
 
     def _classify_pixels(self, image_NGC: Tensor, weights_NMc: Tensor) -> Tensor:

@@ -20,13 +20,20 @@ PIXELS_AT_A_TIME = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 @dataclass(frozen=True)
 class MaskLossWeights:
-    """Holds the weights of the two losses, alpha and gamma of the focal loss, and the smoothing of the dice loss."""
+    """Holds the weights of the two losses and their constants.
+
+    alpha:      weight of an object's pixels in the focal loss, others have 1 - alpha; None weighs both by 1
+    gamma:      exponent of the focal loss
+    smooth:     added to both sums of the dice loss
+    mean_valid: the focal loss is a mean over the valid pixels instead of over all pixels of the square
+    """
 
     focal: float
     dice: float
-    alpha: float
+    alpha: float | None
     gamma: float
     smooth: float
+    mean_valid: bool = False
 
 
 def best_mask_loss(
@@ -34,8 +41,9 @@ def best_mask_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Computes the loss of the best of each object's M masks.
 
-    Logits are upscaled bilinearly to the (H, W) of the bool `masks`. The focal loss is a mean over the `valid` pixels (Lin et
-    al. 2017), the dice loss has plain sums (V-Net). Returns
+    Logits are upscaled bilinearly to the (H, W) of the bool `masks`. Only `valid` pixels count. The focal loss (Lin et al.
+    2017) is their sum divided by the H * W pixels of the square, as SAM 2's, or by the number of valid pixels; the dice loss
+    has plain sums (V-Net). Returns
 
     - (N,) the weighted sum of both losses, for the mask where it is lowest; only this carries a gradient,
     - (N,) the focal and (N,) the dice loss of that mask, for the log,
@@ -81,7 +89,8 @@ def _chunk_loss(
     masks, valid = masks_nHW.flatten(1), valid_nHW.flatten(1)
     inside, outside = (masks & valid).to(logits.dtype), (valid > masks).to(logits.dtype)  # (n, P)
     area = inside.sum(dim=1, keepdim=True)  # (n, 1)
-    pixels = (area + outside.sum(dim=1, keepdim=True)).clamp(min=1)
+    valid_pixels = (area + outside.sum(dim=1, keepdim=True)).clamp(min=1)
+    pixels = valid_pixels if weights.mean_valid else torch.full_like(area, masks.shape[1])
 
     # IoU of the masks cut at logit 0
     predicted = (logits > 0).to(logits.dtype)
@@ -91,7 +100,8 @@ def _chunk_loss(
     against = logits * (outside - inside)[:, None]
     wrong, entropy = against.sigmoid(), F.softplus(against)
     power = wrong * wrong if weights.gamma == 2 else wrong**weights.gamma
-    balance = torch.lerp(outside, inside, weights.alpha)  # alpha inside, 1 - alpha outside, 0 in the padding
+    # alpha inside, 1 - alpha outside, 0 in the padding
+    balance = inside + outside if weights.alpha is None else torch.lerp(outside, inside, weights.alpha)
     focal = _weighted_sums(torch.mul(entropy, power, out=predicted), balance) / pixels
 
     # Dice loss: the predicted probability is 1 - wrong inside the object and wrong outside

@@ -32,9 +32,17 @@ def stability_score(logits: Tensor, offset: float = 1.0) -> Tensor:
     return inner / outer.clamp(min=1)
 
 
-def shrink_masks(masks_NHW: Tensor, side: int) -> Tensor:
-    """Returns (N, side, side) bool masks, True where at least half of a cell is covered."""
-    return F.adaptive_avg_pool2d(masks_NHW[:, None].float(), side)[:, 0] >= 0.5
+def shrink_masks(masks_NHW: Tensor, valid_NHW: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Returns masks and valid pixels on a coarse grid, both (N, side, side) bool, True where at least half of a cell is covered.
+
+    A mask that covers no cell by half keeps the cell that it covers most, so that no object becomes empty. A cell of a mask is
+    valid, even if most of it is padding.
+    """
+    covered_NP = F.adaptive_avg_pool2d(masks_NHW[:, None].float(), side).flatten(1)
+    most_N1, cell_N1 = covered_NP.max(dim=1, keepdim=True)
+    masks = (covered_NP >= 0.5).scatter_(1, cell_N1, most_N1 > 0).view(-1, side, side)
+    valid = F.adaptive_avg_pool2d(valid_NHW[:, None].float(), side)[:, 0] >= 0.5
+    return masks, valid | masks
 
 
 def longest_side_size(size: tuple[int, int], longest: int) -> tuple[int, int]:

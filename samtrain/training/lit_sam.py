@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
@@ -17,7 +16,8 @@ from samtrain.losses import LossTerms, SamLoss
 from samtrain.modeling.sam import Sam
 from samtrain.ops.masks import mask_iou, shrink_masks
 from samtrain.prompts import CentreSampler, Sampler, seeded_generator
-from samtrain.training.optim import AdamWConfig, build_optimizer, clip_gradients, gradient_norm
+from samtrain.training.finite import LossWatch
+from samtrain.training.optim import AdamWConfig, build_optimizer, clip_gradients, gradient_norm, scale_gradients
 from samtrain.types import Batch
 
 CLICKS = (1, 2, 3, 5)  # numbers of clicks after which validation measures IoU
@@ -62,14 +62,23 @@ class LitSam(pl.LightningModule):
         self.images_seen = images_seen
         self.masks_seen: Tensor | int = 0
         self.waiting_since = time.perf_counter()  # since when the loop has waited for the data loader
-        self._terms: list[Tensor] = []
+        self.loss_watch = LossWatch(
+            cure="lower optim.learning_rate_factor or trainer.gradient_clip_val or set another trainer.precision"
+        )
+        self._terms: list[Tensor] = []  # of the step's micro-batches
+        self._objects: list[Tensor] = []
         self._sums = torch.zeros(len(METRICS), 2)  # of IoUs and of weights
         self._encoder_trains = any(p.requires_grad for p in sam.image_encoder.parameters())
 
     # ---- training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Returns the loss of a micro-batch over all its interactions; their gradients are computed on the way."""
+        """Returns the loss of a micro-batch over all its interactions; their gradients are computed on the way.
+
+        The loss is a mean over the micro-batch's objects on all ranks. Of several micro-batches each is multiplied by its
+        number of objects, and `on_before_optimizer_step` divides by the number of the whole step: an object then weighs the
+        same, however the step is split.
+        """
         # what is drawn at random, and over how many objects the loss is averaged
         step = self.micro_batch
         schedule = self.prompts.schedule(seeded_generator("cpu", self.seed, SCHEDULE, step))  # the same on all ranks
@@ -85,15 +94,17 @@ class LitSam(pl.LightningModule):
                 self.loss,
                 schedule=schedule,
                 generator=generator,
-                num_objects=mean_objects.clamp(min=1),
+                num_objects=torch.where(mean_objects > 0, mean_objects, 1.0),
             )
 
         # encode once, then prompt and decode interaction by interaction
         total, log = loss_with_flat_memory(self.sam, self.encode(batch), losses)
         self._count(batch, mean_objects)
         self._terms.append(_stack(total, [terms for _, terms in log]))
+        self._objects.append(mean_objects)
+        self.loss_watch.add(self.trainer.global_step + 1, total, batch.keys)
         self.log("train/loss", total.detach(), logger=False, batch_size=1)
-        return total
+        return total * mean_objects if self.trainer.accumulate_grad_batches > 1 else total
 
     def encode(self, batch: Batch) -> Tensor:
         """Returns (B, C, g, g) image embeddings; a frozen encoder stores nothing for a backward pass."""
@@ -114,16 +125,21 @@ class LitSam(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self.train()  # not earlier, because Lightning would warn of frozen parts in eval mode
-        self._terms = []
+        self._terms, self._objects = [], []
         self.waiting_since = time.perf_counter()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._seed_layers(LAYERS, self.micro_batch)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Logs the step while its gradients exist, and before a callback can write a checkpoint of it."""
+        """Finishes the mean over the step's objects, and logs the step before a callback can write a checkpoint of it."""
         step, every = self.trainer.global_step + 1, self.trainer.log_every_n_steps
-        terms, self._terms = torch.stack(self._terms).mean(dim=0), []
+        terms, objects = torch.stack(self._terms), torch.stack(self._objects)
+        self._terms, self._objects = [], []
+        total = objects.sum().clamp(min=1 / self.trainer.world_size)  # 1 object on one rank is the least there can be
+        if len(objects) > 1:
+            scale_gradients(_parameters(optimizer), len(objects) / total)  # Lightning has divided by the micro-batches
+        terms = (terms * (objects / total)[:, None]).sum(dim=0)
         if step % every == 0 or step == self.trainer.max_steps:
             self._log_step(step, self.trainer.strategy.reduce(terms, reduce_op="mean"), optimizer)
 
@@ -153,13 +169,9 @@ class LitSam(pl.LightningModule):
         self.masks_seen = self.masks_seen + (mean_objects * self.trainer.world_size).round().long()
 
     def _log_step(self, step: int, terms: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        self.loss_watch.check(self, weights=False)
         norm = gradient_norm(_parameters(optimizer))
         loss, *parts = terms.tolist()
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss} at step {step}: lower optim.learning_rate_factor or trainer.gradient_clip_val, or set "
-                "another trainer.precision"
-            )
         num = len(parts) // 3
         names = [f"train/{term}_{i}" for i in range(num) for term in ("focal", "dice", "iou")]
         rate = optimizer.param_groups[0]["lr"]  # param_groups puts the full rate first
@@ -200,7 +212,7 @@ class LitSam(pl.LightningModule):
         """Returns a function from (N, 1, h, w) logits to (N,) IoUs in the input frame, or on the decoder's grid."""
         if self.val_resolution == "input":
             return lambda logits: mask_iou(decoder.to_frame(logits)[:, 0] > 0, masks, valid)
-        masks, valid = (shrink_masks(each, self.sam.config.mask_size) for each in (masks, valid))
+        masks, valid = shrink_masks(masks, valid, self.sam.config.mask_size)
         return lambda logits: mask_iou(logits[:, 0] > 0, masks, valid)
 
     def on_validation_epoch_end(self) -> None:

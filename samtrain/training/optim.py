@@ -8,6 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
@@ -172,6 +173,12 @@ def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:
     norm = gradient_norm(parameters)
     for kind in _by_kind(parameters):
         nn.utils.clip_grads_with_norm_(kind, max_norm, norm)
+
+
+def scale_gradients(parameters: list[nn.Parameter], factor: Tensor) -> None:
+    """Multiplies all gradients by a scalar tensor, without waiting for its value."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    torch._foreach_mul_([g.to_local() if isinstance(g, DTensor) else g for g in gradients], factor)
 
 
 def _by_kind(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -30,9 +30,12 @@ def plain(logits: Tensor, masks: Tensor, valid: Tensor, weights: MaskLossWeights
     z = F.interpolate(logits, masks.shape[-2:], mode="bilinear", align_corners=False)
     t, v = masks[:, None].double(), valid[:, None].double()
     p = z.sigmoid()
-    p_t, alpha_t = p * t + (1 - p) * (1 - t), weights.alpha * t + (1 - weights.alpha) * (1 - t)
+    p_t, alpha_t = p * t + (1 - p) * (1 - t), torch.ones_like(t)
+    if weights.alpha is not None:
+        alpha_t = weights.alpha * t + (1 - weights.alpha) * (1 - t)
     entropy = F.binary_cross_entropy_with_logits(z, t.expand_as(z), reduction="none")
-    focal = (alpha_t * (1 - p_t) ** weights.gamma * entropy * v).sum((2, 3)) / v.sum((2, 3))
+    pixels = v.sum((2, 3)) if weights.mean_valid else v[0].numel()
+    focal = (alpha_t * (1 - p_t) ** weights.gamma * entropy * v).sum((2, 3)) / pixels
     both, sizes = 2 * (p * t * v).sum((2, 3)), (p * v).sum((2, 3)) + (t * v).sum((2, 3))
     loss = weights.focal * focal + weights.dice * (1 - (both + weights.smooth) / (sizes + weights.smooth))
     union = (((z > 0) | (t > 0)) & (v > 0)).sum((2, 3)).clamp(min=1)
@@ -50,8 +53,11 @@ def _pixels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("gamma", [2.0, 1.5])
 @pytest.mark.parametrize("size", [(24, 24), (6, 6)], ids=["upscaled", "as it is"])
 @pytest.mark.parametrize("M", [1, 3])
-def test_values_and_gradients_equal_the_formulas(M: int, size: tuple[int, int], gamma: float) -> None:
-    weights = MaskLossWeights(20.0, 1.0, 0.25, gamma, 1.0)
+@pytest.mark.parametrize(("alpha", "mean_valid"), [(0.25, False), (0.25, True), (None, False)])
+def test_values_and_gradients_equal_the_formulas(
+    M: int, size: tuple[int, int], gamma: float, alpha: float | None, mean_valid: bool
+) -> None:
+    weights = MaskLossWeights(20.0, 1.0, alpha, gamma, 1.0, mean_valid)
     logits, masks, valid = example(M=M, size=size)
     loss, focal, dice, chosen, ious = best_mask_loss(logits, masks, valid, weights)
     expected, best, expected_ious = plain(logits, masks, valid, weights)

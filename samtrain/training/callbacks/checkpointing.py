@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from samtrain.files import atomic_path
+from samtrain.training.finite import LossWatch
 
 CONFIG_KEYS = ("sam_config", "detector_config")  # a checkpoint has one of them
 WEIGHTS_ONLY = {
@@ -68,6 +69,7 @@ class BestCheckpoint(Checkpoint):
             raise ValueError(f"callbacks.monitor is {self.monitor!r}, which validation does not measure: choose from {known}")
         score = float(trainer.callback_metrics[self.monitor])
         if score > self.best_score:
+            check_finite(pl_module)
             self.best_score, self.best_step = score, trainer.global_step
             self.scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
             trainer.save_checkpoint(self.path, weights_only=False, storage_options=WEIGHTS_ONLY)
@@ -132,18 +134,25 @@ class LastCheckpoint(Checkpoint):
         step = trainer.global_step
         due = step % self.every_n_steps == 0 or step == trainer.max_steps
         if due and step > self._saved_step and not _validation_follows(trainer):
-            self._save(trainer)
+            self._save(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking and trainer.state.fn == "fit":
-            self._save(trainer)
+            self._save(trainer, pl_module)
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves the logged rows first, because a run that resumes from this checkpoint will not write them again."""
+        check_finite(pl_module)
         for logger in trainer.loggers:
             logger.save()
         trainer.save_checkpoint(self.path, weights_only=False)
         self._saved_step = trainer.global_step
+
+
+def check_finite(pl_module: pl.LightningModule) -> None:
+    """Raises ValueError if a loss or weight is not finite, so that the previous checkpoint is kept."""
+    if isinstance(watch := getattr(pl_module, "loss_watch", None), LossWatch):
+        watch.check(pl_module)
 
 
 def batches_seen(path: Path | None) -> int:
