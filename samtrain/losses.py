@@ -50,8 +50,8 @@ class SamLoss:
     No loss is taken of padded pixels.
 
     With `focal_mean="square"` the focal loss is divided by all pixels of the square, padding included, as in SAM 2. Dividing by
-    the valid pixels alone would bend focal : dice, which the paper sets to 20 : 1: a 3 : 2 image would have 30 : 1, and one that
-    large-scale jitter shrinks to a tenth more than 2,000 : 1, because the dice loss does not grow with the padding.
+    the valid pixels alone would bend focal : dice, which is 20 : 1 in the paper: to 30 : 1 in a 3 : 2 image, and to more than
+    2,000 : 1 in one that large-scale jitter shrinks to a tenth, because the dice loss does not depend on the padding.
 
     Raises ValueError for a number out of range or a choice that does not exist, naming the config key.
     """

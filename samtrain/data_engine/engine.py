@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from samtrain.data_engine.ledger import append_line, finite, promoted, read_ledg
 from samtrain.data_engine.ledger_line import LedgerLine, ProbeResult, Promotion, RoundDetector, RoundModel, Shard, Totals
 from samtrain.data_engine.records import Drawing, summarise_coverage, summarise_probe, summarise_round
 from samtrain.data_engine.stage_images import StageImages
-from samtrain.data_engine.stages import DetectorRequest, FitRequest, ModelTools, RoundConfig, Stage
+from samtrain.data_engine.stages import ASSISTED_MANUAL, DetectorRequest, FitRequest, ModelTools, RoundConfig, Stage
 from samtrain.files import Done, atomic_path, digest, do_once
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,8 @@ class DataEngine:
     initial:      the first model
     first_round:  the number of the first round; above 1 if the ledger begins with an earlier run's lines (`take_over`)
     size_limits:  areas in pixels that separate small, medium and large objects in the ledger's coverage
+    detector_train_on: "assisted": the detector learns the boxes of the first stage's masks, as the paper's did; "all": also
+                  those of the semi-automatic rounds, which the models themselves have prefilled in part
     on_error:     "raise", or "skip" to leave out damaged tars and images and use all others
     on_line:      called with each ledger line once it is written
     """
@@ -110,6 +112,7 @@ class DataEngine:
     seed: int = 0
     promote_metric: str = "val/miou_1"
     size_limits: tuple[float, float] = (32**2, 96**2)  # COCO's
+    detector_train_on: str = "assisted"
     on_error: str = "raise"
     on_line: Callable[[LedgerLine], None] | None = None
     files: EngineFiles = field(init=False)
@@ -167,7 +170,7 @@ class DataEngine:
     # ---- the five steps of a round
 
     def _prefill(self, current: _Round) -> Done:
-        """Trains the detector on the masks of all rounds before; returns its weights, or None in a stage without prefilling.
+        """Trains the detector on earlier rounds' masks; returns its weights, or None in a stage without prefilling.
 
         Its boxes prompt the model on each image before the annotator sees it. Training starts from the detector of the
         round before.
@@ -179,7 +182,7 @@ class DataEngine:
         request = DetectorRequest(
             directory=self.files.folder(current.number) / "detector",
             init=self.files.path(last.checkpoint) if last else None,
-            shards=[str(shard) for shard in self.files.shards(current.ledger)],
+            shards=self._detector_shards(current.ledger),
             steps=steps,
         )
 
@@ -258,6 +261,11 @@ class DataEngine:
         return self._write(line)
 
     # ---- parts of the steps
+
+    def _detector_shards(self, ledger: Sequence[LedgerLine]) -> list[str]:
+        """Returns the shards that the detector learns from: the first stage's, or those of all rounds before."""
+        lines = [line for line in ledger if self.detector_train_on == "all" or line.stage == ASSISTED_MANUAL]
+        return [str(shard) for shard in self.files.shards(lines)]
 
     def _fit(self, current: _Round, annotation: _Annotation) -> dict[str, Any]:
         """Returns the result of the training as plain JSON."""

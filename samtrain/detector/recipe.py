@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from samtrain.detector.model import DETECTORS
 
@@ -15,6 +15,7 @@ class DetectorRecipe:
     name, image_size:  one of `DETECTORS`, and the longest side that images are resized to; None: the detector's own
     init:              a detector.pth or .ckpt to start from; its sizes replace name and image_size; None: a new detector
     backbone_weights:  a .pth of torchvision's resnet50, for resnet50_fpn
+    train_on:          the rounds' masks that it learns from: those of the first stage ("assisted"), or of all rounds before
     learning_rate:     AdamW's rate, which warms up and then falls as a cosine
     flip_probability:  probability of exchanging left and right
     max_mask_area:     share of the image above which a mask is not an object
@@ -25,6 +26,7 @@ class DetectorRecipe:
     image_size: int | None = None
     init: str | None = None
     backbone_weights: str | None = None
+    train_on: Literal["assisted", "all"] = "assisted"
     steps: int
     batch_size: int
     learning_rate: float

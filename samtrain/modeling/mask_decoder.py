@@ -37,10 +37,14 @@ class MLP(nn.Module):
         return x
 
     def forward_in_float32(self, x: Tensor) -> Tensor:
-        """Returns (..., out_dim) float32; the last layer is computed in float32 under autocast and in bfloat16 models, too."""
+        """Returns (..., out_dim) float32; the last layer is computed in float32 under autocast and in bfloat16 models, too.
+
+        A float64 model stays in float64.
+        """
         x, last = self.hidden(x), self.layers[-1]
+        dtype = torch.promote_types(last.weight.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.float(), last.weight.float(), last.bias.float())
+            return F.linear(x.to(dtype), last.weight.to(dtype), last.bias.to(dtype))
 
 
 class MaskDecoder(nn.Module):

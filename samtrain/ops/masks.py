@@ -33,7 +33,7 @@ def stability_score(logits: Tensor, offset: float = 1.0) -> Tensor:
 
 
 def shrink_masks(masks_NHW: Tensor, valid_NHW: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Returns masks and valid pixels on a coarse grid, both (N, side, side) bool, True where at least half of a cell is covered.
+    """Returns masks and valid pixels on a coarse grid, both (N, side, side) bool, True where half of a cell or more is covered.
 
     A mask that covers no cell by half keeps the cell that it covers most, so that no object becomes empty. A cell of a mask is
     valid, even if most of it is padding.

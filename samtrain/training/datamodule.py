@@ -4,19 +4,43 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from samtrain.data.datasets import EndlessBatchSampler, RemoteSamDataset, SamDataset, Source, Transform, collate
 from samtrain.data.shards import expand_urls, is_remote
+from samtrain.data.transforms import Sample
 from samtrain.training.config import LoaderConfig
 
 log = logging.getLogger(__name__)
 
 PREFETCH = 4  # batches that each worker prepares ahead: decoding times vary by a factor of ten between images
+
+
+class _RankShare(Dataset):
+    """The images of a dataset that one rank validates: every `world_size`-th one.
+
+    All ranks have equally many, because under FSDP they encode each batch together and a rank without a batch would leave the
+    others waiting. A missing image is filled with another one that has lost its objects, so that it counts for nothing.
+    """
+
+    def __init__(self, dataset: SamDataset, rank: int, world_size: int) -> None:
+        self.dataset = dataset
+        self.images = range(rank, len(dataset), world_size)
+        self.length = -(-len(dataset) // world_size)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        if index < len(self.images):
+            return self.dataset[self.images[index]]
+        filling = self.dataset[0]
+        return replace(filling, masks=filling.masks[:0])
 
 
 class SamDataModule(pl.LightningDataModule):
@@ -80,7 +104,7 @@ class SamDataModule(pl.LightningDataModule):
         if self.val_dataset is None:
             return []
         rank, world_size = self._rank_and_world_size()
-        mine = Subset(self.val_dataset, range(rank, len(self.val_dataset), world_size))
+        mine = _RankShare(self.val_dataset, rank, world_size)
         return self._make_loader(mine, batch_size=self.loader.val_batch_size or self.loader.batch_size, shuffle=False)
 
     def _make_train_dataset(self) -> SamDataset | RemoteSamDataset:

@@ -84,11 +84,19 @@ def test_both_stages_share_one_ledger(both: tuple[Path, World]) -> None:
     assert [line.detector is None for line in lines] == [True] * 3 + [False] * 2
 
 
-def test_the_detector_is_trained_again_in_each_round_on_all_masks_so_far(both: tuple[Path, World]) -> None:
+def test_the_detector_is_trained_again_in_each_round_on_the_first_stages_masks(both: tuple[Path, World]) -> None:
     run_dir, world = both
-    assert [len(request.shards) for request in world.detector_requests] == [2, 3]
+    first_stage = [str(run_dir / shard.path) for line in read_ledger(run_dir)[1:3] for shard in line.shards]
+    assert [request.shards for request in world.detector_requests] == [first_stage, first_stage]
     assert [request.steps for request in world.detector_requests] == [9, 9]
     assert [request.init for request in world.detector_requests] == [None, run_dir / "rounds/3/detector/detector.pth"]
+
+
+def test_the_detector_learns_from_all_rounds_on_request(tmp_path: Path, pools: tuple[list[str], list[str]]) -> None:
+    world = World(QUALITIES)
+    stages = [stage_1(world, pools[0]), stage_2(world, pools[1])]
+    engine(tmp_path, stages, world, detector_train_on="all").run()
+    assert [len(request.shards) for request in world.detector_requests] == [2, 3]
 
 
 @pytest.mark.parametrize("number", [3, 4])

@@ -53,6 +53,15 @@ def test_training_has_no_end_and_validation_is_the_same_each_time(module):
     assert all(torch.equal(a.masks, b.masks) and len(a.masks) == len(a.keys) for a, b in zip(one, two, strict=True))
 
 
+@pytest.mark.parametrize("world_size", [2, 8])
+def test_all_ranks_validate_equally_many_batches(module, world_size):
+    """Even with fewer images than ranks: what fills a rank has no objects, so each image counts once."""
+    ranks = [list(module(rank=rank, world_size=world_size).val_dataloader()) for rank in range(world_size)]
+    assert {len(batches) for batches in ranks} == {-(-(-(-5 // world_size)) // 2)}
+    counted = [batch.keys[i] for own in ranks for batch in own for i in batch.image_index[batch.weights > 0].tolist()]
+    assert sorted(counted) == [f"val_{i}" for i in range(5)]
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_training_goes_on_where_it_stopped(module, num_workers):
     whole = batches(module(num_workers=num_workers).train_dataloader(), 8)
@@ -69,7 +78,7 @@ def test_ranks_share_both_sets(module, num_workers):
     parts = [batches(rank.train_dataloader(), 4) for rank in ranks]
     assert [key for pair in zip(*parts, strict=True) for batch in pair for key in batch.keys] == whole
     val = [key for rank in ranks for batch in rank.val_dataloader() for key in batch.keys]
-    assert sorted(val) == [f"val_{i}" for i in range(5)]
+    assert set(val) == {f"val_{i}" for i in range(5)} and len(val) == 6  # one image fills the second rank, without objects
 
 
 def test_without_validation(module):

@@ -31,6 +31,7 @@ from torch import Tensor
 from samtrain.interact import BatchDecoder, interact
 from samtrain.modeling import load_sam
 from samtrain.prompts import CentreSampler, PromptSampler, seeded_generator
+from samtrain.training.callbacks import AtomicCheckpointIO, LastCheckpoint
 from samtrain.training.lit_sam import PROMPTS, SCHEDULE, LitSam, freeze
 from samtrain.types import Batch, Prompts
 
@@ -146,8 +147,8 @@ def test_gradients_are_clipped_by_their_norm(tmp_path: Path, precision: str) -> 
 
 
 def test_accumulation_gives_the_big_batchs_step(tmp_path: Path) -> None:
-    """Micro-batches with equally many objects weigh as one batch does; each step is logged once, as their mean."""
-    small = [blobs(k, counts=(2, 2)) for k in range(4)]
+    """An object weighs the same, however many its micro-batch has; each step is logged once, as the mean over its objects."""
+    small = [blobs(k, counts=(1 + 3 * (k % 2), 2)) for k in range(4)]
     for name, batches, accumulate in (("small", small, 2), ("big", [join(small[:2]), join(small[2:])], 1)):
         lit = tiny_lit(sam=tiny_sam(config=CALM), prompts=CentreSampler(num_points=2))
         train(tmp_path / name, lit, batches, 2, accumulate_grad_batches=accumulate, precision="64-true")
@@ -237,8 +238,36 @@ def test_only_every_nth_step_and_the_last_are_logged(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     lit = tiny_lit()
     lit.sam.mask_decoder.iou_token.weight.data.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"the loss is nan at step 1.*learning_rate_factor"):
+    with pytest.raises(ValueError, match=r"the loss is nan at step 1.*blobs_0_0, blobs_0_1.*learning_rate_factor"):
         train(tmp_path, lit, [blobs(0)], 1)
+
+
+def test_a_nan_between_two_logged_steps_is_not_saved(tmp_path: Path) -> None:
+    """The step's images are named, and the run can be resumed from the checkpoint before."""
+    batches = [blobs(k) for k in range(6)]
+    batches[2].weights[:] = float("nan")
+    callbacks = [LastCheckpoint(path=tmp_path / "last.ckpt", every_n_steps=2)]
+    settings: dict[str, Any] = {"callbacks": callbacks, "enable_checkpointing": True, "plugins": [AtomicCheckpointIO()]}
+    with pytest.raises(ValueError, match="the loss is nan at step 3, in the batch of the images blobs_2_0, blobs_2_1"):
+        train(tmp_path, tiny_lit(), batches, 6, log_every_n_steps=100, **settings)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
+    assert all(torch.isfinite(value).all() for value in saved["state_dict"].values())
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    """Even if no loss has shown it yet: the last step's gradient may be infinite."""
+
+    class Break(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+            if trainer.global_step == 4:
+                pl_module.sam.mask_decoder.iou_token.weight.data[0, 0] = float("inf")
+
+    callbacks = [Break(), LastCheckpoint(path=tmp_path / "last.ckpt", every_n_steps=2)]
+    settings: dict[str, Any] = {"callbacks": callbacks, "enable_checkpointing": True, "plugins": [AtomicCheckpointIO()]}
+    with pytest.raises(ValueError, match=r"sam.mask_decoder.iou_token.weight is not finite after step 4.*blobs_3_0"):
+        train(tmp_path, tiny_lit(), [blobs(k) for k in range(6)], 6, log_every_n_steps=100, **settings)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
 # ---- validation

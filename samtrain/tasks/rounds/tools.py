@@ -81,6 +81,7 @@ class EngineTools:
             seed=self.config["seed"],
             promote_metric=self.engine_config.promote_metric,
             size_limits=tuple(self.config["size_limits"]),
+            detector_train_on=recipe_of(self.config).train_on,
             on_error=data_config(self.config["data"]).on_error,
             on_line=self._on_line,
         )
