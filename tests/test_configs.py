@@ -262,7 +262,7 @@ def test_experiments_set_no_number_that_a_scale_sets(experiment: str) -> None:
     scaled = {*COMMON.values(), "trainer.max_steps", "optim.learning_rate_factor"}
     for place, value in body.items():
         if place in scaled or (place.startswith("rounds.") and not place.endswith(".stage")):
-            assert str(value).startswith("${scale."), place
+            assert str(value).startswith(("${scale.", "${by_checkpoint:")), place
 
 
 def test_no_number_of_a_scale_goes_unasked() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,17 @@ def load_sam(path: str | Path, *, image_size: int | None = None) -> Sam:
     weights = read_weights(path)
     config = _config_of(weights)
     return _fill(replace(config, image_size=image_size or config.image_size), weights)
+
+
+def checkpoint_config(path: str | Path) -> SamConfig:
+    """Returns the sizes of the SAM that a file holds, without building it; raises ValueError as `load_sam` does."""
+    status = Path(path).stat() if Path(path).is_file() else None
+    return _checkpoint_config(str(path), status and (status.st_mtime_ns, status.st_size))
+
+
+@lru_cache(maxsize=8)  # several parts of a run ask for them, and a ViT-H's file takes seconds to read
+def _checkpoint_config(path: str, _stamp: tuple[int, int] | None) -> SamConfig:
+    return _config_of(read_weights(path))
 
 
 def sam_config(model: str, *, image_size: int | None = None, **overrides: Any) -> SamConfig:

@@ -42,6 +42,7 @@ class MLP(nn.Module):
         A float64 model stays in float64.
         """
         x, last = self.hidden(x), self.layers[-1]
+        assert isinstance(last, nn.Linear)
         dtype = torch.promote_types(last.weight.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.to(dtype), last.weight.to(dtype), last.bias.to(dtype))

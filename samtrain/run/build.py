@@ -15,7 +15,7 @@ from samtrain.inference.generator import SamAutomaticMaskGenerator
 from samtrain.inference.predictor import SamPredictor
 from samtrain.inference.tiled import TiledPredictor
 from samtrain.losses import SamLoss
-from samtrain.modeling.build import build_sam, load_sam, sam_config
+from samtrain.modeling.build import build_sam, checkpoint_config, load_sam, sam_config
 from samtrain.modeling.growth import check_depth_growth, next_model
 from samtrain.modeling.mae import load_mae
 from samtrain.modeling.sam import Sam, SamConfig
@@ -92,8 +92,9 @@ def sam_config_of(config: Config) -> SamConfig:
         if settings.name is None:
             raise ValueError("model.name and checkpoint are both null, so there is no model: set one of them")
         return sam_config(settings.name, image_size=settings.image_size, **_own_sizes(settings))
-    own = load_sam(config["checkpoint"], image_size=settings.image_size).config
-    return sam_config(settings.name, image_size=own.image_size) if settings.name else own
+    own = checkpoint_config(config["checkpoint"])
+    image_size = settings.image_size or own.image_size
+    return sam_config(settings.name, image_size=image_size) if settings.name else replace(own, image_size=image_size)
 
 
 def _own_sizes(settings: ModelConfig) -> dict[str, Any]:

@@ -52,9 +52,19 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     """
     from omegaconf import OmegaConf
 
+    OmegaConf.register_new_resolver("by_checkpoint", _by_checkpoint, replace=True)
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def _by_checkpoint(key: str, *, _root_: DictConfig) -> Any:
+    """Returns the value of `${by_checkpoint:key}` in conf/."""
+    from samtrain.__main__ import conf_dir
+    from samtrain.run.by_checkpoint import value_by_checkpoint
+
+    checkpoint = None if "checkpoint" not in _root_ else _root_.checkpoint
+    return value_by_checkpoint(key, checkpoint=checkpoint, scale=_root_.scale, scales=conf_dir() / "scale")
 
 
 def run(config: dict[str, Any], run_dir: Path) -> dict[str, float | None] | None:

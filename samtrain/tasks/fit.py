@@ -15,6 +15,7 @@ from samtrain.files import build_once
 from samtrain.modeling.build import load_sam
 from samtrain.report import write_report
 from samtrain.run.build import loggers_of, sam_config_of, transforms_of
+from samtrain.run.by_checkpoint import say_what_follows
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, is_first_rank, write_metrics
 from samtrain.run.evaluation import difficulty_metrics, test_metrics
@@ -33,6 +34,8 @@ def run(config: Config, run_dir: Path) -> Metrics:
     """Trains on `data`, or resumes what `run_dir` holds; returns the content of metrics.json."""
     begin = time.perf_counter()
     # look at the images, then train
+    if config["checkpoint"]:
+        say_what_follows(config, sam_config_of(config))
     images = open_set(config["data"], config["data_dir"])
     request = fit_request(config, run_dir, images)
     if is_first_rank():
