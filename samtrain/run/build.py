@@ -94,7 +94,9 @@ def sam_config_of(config: Config) -> SamConfig:
         return sam_config(settings.name, image_size=settings.image_size, **_own_sizes(settings))
     own = checkpoint_config(config["checkpoint"])
     image_size = settings.image_size or own.image_size
-    return sam_config(settings.name, image_size=image_size) if settings.name else replace(own, image_size=image_size)
+    if settings.name is None:
+        return replace(own, image_size=image_size)
+    return sam_config(settings.name, image_size=image_size, decoder_depth=own.decoder_depth)
 
 
 def _own_sizes(settings: ModelConfig) -> dict[str, Any]:

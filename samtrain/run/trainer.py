@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +140,17 @@ def micro_batches(config: Config, model: str) -> int:
 
 
 def validation_interval(steps: int, wanted: int) -> int:
-    """Returns the divisor of `steps` that is nearest to `wanted` in proportion, so that the last step is validated once."""
+    """Returns the number of steps between validations: near `wanted`, so that the last step is validated once.
+
+    A divisor of `steps` within a factor of two of `wanted` is taken if there is one. Otherwise the steps are shared out as
+    evenly as whole numbers allow, and the last step is validated in addition (by `LastCheckpoint`): 401 steps have no
+    divisor but 1 and themselves.
+    """
     divisors = [n for n in range(1, steps + 1) if steps % n == 0]
-    return min(divisors, key=lambda n: max(n, wanted) / min(n, wanted))
+    nearest = min(divisors, key=lambda n: max(n, wanted) / min(n, wanted))
+    if wanted >= steps or wanted / 2 <= nearest <= wanted * 2:
+        return nearest
+    return math.ceil(steps / round(steps / wanted))
 
 
 def _deterministic(settings: TrainerConfig) -> Any:

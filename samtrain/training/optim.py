@@ -106,8 +106,9 @@ class AdamWConfig:
 def param_groups(sam: nn.Module, config: AdamWConfig) -> list[dict[str, Any]]:
     """Returns the trainable parameters grouped by rate and weight decay, the full rate first; each group has a `name`.
 
-    Parameters with one axis (norms and biases) and absolute positions have no weight decay (ViTDet). Relative positions and the
-    decoder's tokens decay as weights do (ViTDet, SAM 2).
+    Norms and biases, which have one axis, have no weight decay (SAM 2's config; ViTDet's exempts norms, but not biases), nor
+    have absolute positions (ViTDet). Relative positions and the decoder's tokens decay as weights do (ViTDet, SAM 2). The paper
+    is silent on all of this.
     """
     depth = len(list(sam.get_submodule("image_encoder.blocks").children()))
     tokens = ("pos_embed", "cls_token", "reg_token")

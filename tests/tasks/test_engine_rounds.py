@@ -138,6 +138,16 @@ def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
         assert sam_config_of(config).image_size == 64
 
 
+def test_a_decoder_of_another_depth_runs_all_rounds(tmp_path: Path) -> None:
+    """The rounds' models take over the decoder of the first model, new or from a checkpoint."""
+    schedule.check_growth_of_rounds(config_of("model.decoder_depth=3"))
+    path = save_safetensors(build_sam("vit_tiny", image_size=64, decoder_depth=3), tmp_path / "deep.safetensors")
+    given = config_of(f"checkpoint={path}", "model.image_size=64", "model.name=null")
+    schedule.check_growth_of_rounds(given)
+    assert sam_config_of(given).decoder_depth == 3
+    assert sam_config_of(config_of(f"checkpoint={path}", "model.name=vit_small", "model.image_size=null")).decoder_depth == 3
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

@@ -98,7 +98,7 @@ def test_a_metric_that_is_not_measured_is_named(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint_comes_right_before_a_validation(tmp_path: Path) -> None:
-    """Steps 4, 8 by number, 6, 12 after a validation, 14 at the end; 12 once, and only behind its validation."""
+    """Steps 4, 8 by number, 6, 12 and the last after a validation; 12 once, and only behind its validation."""
     seen: list[tuple[str, int]] = []
 
     class Follow(pl.Callback):
@@ -111,7 +111,7 @@ def test_no_checkpoint_comes_right_before_a_validation(tmp_path: Path) -> None:
     last = LastCheckpoint(path=tmp_path / "last.ckpt", every_n_steps=4)
     tiny_trainer(tmp_path, max_steps=14, callbacks=[Follow(), last]).fit(tiny_lit(), BlobData())
     expected = [("checkpoint", 4), ("validation", 6), ("checkpoint", 6), ("checkpoint", 8), ("validation", 12)]
-    assert seen == [*expected, ("checkpoint", 12), ("checkpoint", 14)]
+    assert seen == [*expected, ("checkpoint", 12), ("validation", 14), ("checkpoint", 14)]
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def check_growth_of_rounds(config: Config) -> None:
             )
     candidates = [first]  # every round may leave any of the models before it in use
     for each in rounds_of(config):
-        child = sam_config(each.model, image_size=first.image_size)
+        child = sam_config(each.model, image_size=first.image_size, decoder_depth=first.decoder_depth)
         for parent in candidates:
             check_growth(config, parent, child, key=f"rounds.{each.number}.model")
         candidates.append(child)

@@ -132,6 +132,8 @@ class LastCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
+        if step == trainer.max_steps and trainer.enable_validation:
+            trainer.should_stop = True  # Lightning then validates the last step, whatever the interval is
         due = step % self.every_n_steps == 0 or step == trainer.max_steps
         if due and step > self._saved_step and not _validation_follows(trainer):
             self._save(trainer, pl_module)
@@ -167,4 +169,4 @@ def _validation_follows(trainer: pl.Trainer) -> bool:
     """Returns whether the loop validates after the batch that has just ended."""
     if not trainer.enable_validation:
         return False
-    return (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
+    return trainer.should_stop or (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
