@@ -13,6 +13,8 @@ from PIL import Image
 
 import samtrain
 
+if len(sys.argv) != 5:
+    sys.exit(__doc__)
 checkpoint, path, x, y = sys.argv[1:]
 image = np.asarray(Image.open(path).convert("RGB"))
 

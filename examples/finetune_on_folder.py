@@ -17,6 +17,8 @@ from samtrain.interact import interaction_losses
 from samtrain.losses import SamLoss
 from samtrain.prompts import PromptSampler, seeded_generator
 
+if len(sys.argv) != 5:
+    sys.exit(__doc__)
 checkpoint, images, output, steps = sys.argv[1:]
 sam = load_sam(checkpoint).train().requires_grad_(False)
 sam.mask_decoder.requires_grad_(True)

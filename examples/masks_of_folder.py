@@ -14,6 +14,8 @@ from PIL import Image
 
 import samtrain
 
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
 checkpoint, folder, output = sys.argv[1:]
 
 # a grid of 32 x 32 clicks per image; lower the two thresholds for a model that is less sure of itself

@@ -44,7 +44,9 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used."""
+    """Imports a public name when it is first used; `__version__` is that of the installed package."""
+    if name == "__version__":
+        return import_module("samtrain.version").version()
     if name not in _MODULES:
         raise AttributeError(f"samtrain has no {name!r}: use one of {', '.join(sorted(_MODULES))}")
     return getattr(import_module(_MODULES[name]), name)

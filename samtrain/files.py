@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import threading
 import time
 from collections import defaultdict
@@ -21,7 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # file systems that are mounted without locks
+LOCKS = "SAMTRAIN_LOCKS"  # "off" in the environment: nothing is locked
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # no space left on the disk, or in the user's quota
+ALMOST_NOTHING = 1 << 20  # bytes: what PyTorch's writer leaves of a disk that it could not write to
 RESUME = "free some disk space, then run the same command again with run_dir= of this run: it resumes"
 
 # ---- writing
@@ -75,14 +79,30 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def explain_full_disk(path: Path, cure: str = RESUME) -> Iterator[None]:
-    """Adds the file's name and the cure to the error of a full disk, which names neither."""
+def explain_full_disk(path: Path, cure: str = RESUME, of_libraries: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Adds the file's name and the cure to the error of a full disk, which names neither.
+
+    `of_libraries` are errors by which a library that writes the file itself may report a full disk.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
         raise OSError(error.errno, f"{error.strerror} ({cure})", str(path)) from error
+    except of_libraries as error:
+        if not _is_full(path, error):
+            raise
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({cure})", str(path)) from error
+
+
+def _is_full(path: Path, error: Exception) -> bool:
+    """Returns whether a library's error is due to a full disk: by its words, or by what is left there now."""
+    words = str(error).lower()
+    if "no space left" in words or "os error 28" in words or "quota" in words:
+        return True
+    folder = next(each for each in (path.parent, *path.parent.absolute().parents) if each.is_dir())
+    return shutil.disk_usage(folder).free < ALMOST_NOTHING
 
 
 # ---- doing work once
@@ -149,7 +169,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Holds a lock on the file `path`, which one thread of one process can hold at a time; the file itself stays.
 
     The system frees a POSIX lock when its process ends, however it ends, and child processes do not inherit it. Raises
-    BlockingIOError if the lock is taken and `wait` is false.
+    BlockingIOError if the lock is taken and `wait` is false, and ValueError if the file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     threads = _THREADS[os.path.abspath(path)]
@@ -157,13 +177,26 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         raise BlockingIOError(errno.EAGAIN, "another thread holds the lock", str(path))
     try:
         with open(path, "w") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except PermissionError as error:  # what some systems raise instead of BlockingIOError
-                raise BlockingIOError(errno.EAGAIN, "another process holds the lock", str(path)) from error
+            if os.environ.get(LOCKS) != "off":
+                _lock(file.fileno(), path, wait)
             yield
     finally:
         threads.release()
+
+
+def _lock(descriptor: int, path: Path, wait: bool) -> None:
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except PermissionError as error:  # what some systems raise instead of BlockingIOError
+        raise BlockingIOError(errno.EAGAIN, "another process holds the lock", str(path)) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise ValueError(
+            f"the file system of {path.parent} has no file locks ({error.strerror}), which keep two processes from working in "
+            "one folder: give a run_dir and data_dir on another disk, have it mounted with locks, or, if only one process at a "
+            f"time uses these folders, set {LOCKS}=off in the environment"
+        ) from error
 
 
 def digest(path: str | Path) -> str:

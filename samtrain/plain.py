@@ -34,6 +34,21 @@ def from_plain(kind: type[T], values: Any, name: str) -> T:
     return kind(**{key: _value(hints[key], value, f"{prefix}{key}") for key, value in values.items()})
 
 
+def differences(here: Any, there: Any) -> list[tuple[str, Any, Any]]:
+    """Returns (key, value here, value there) for each value that differs in two nested dicts; keys are dotted and sorted."""
+    ours, theirs, missing = _flat(here), _flat(there), "(not set)"
+    pairs = [(key, ours.get(key, missing), theirs.get(key, missing)) for key in sorted(ours.keys() | theirs.keys())]
+    return [each for each in pairs if each[1] != each[2]]
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns {"a.b.0": value} for nested dicts and lists."""
+    if not isinstance(values, (dict, list)) or not values:
+        return {prefix: values}
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    return {k: v for key, value in items for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
 def _suggestion(key: str, known: dict[str, Any]) -> str:
     near = get_close_matches(key, known, n=1)
     return f" (did you mean {near[0]}?)" if near else ""

@@ -39,5 +39,8 @@ def _with_new_name(argument: str) -> str:
     for old, new in RENAMED.items():
         if override["key"] == old or override["key"].startswith(f"{old}."):
             print(f"Warning: {old} was renamed to {new}; please use the new name, the old one will go.", file=sys.stderr)
-            return override["prefix"] + new + override["key"].removeprefix(old) + override["rest"]
+            prefix = override["prefix"]
+            if prefix == "+" and "/" not in new:  # the new name may be in conf/, where a single + is refused
+                prefix = "++"
+            return prefix + new + override["key"].removeprefix(old) + override["rest"]
     return argument

@@ -35,6 +35,11 @@ def log_through_console() -> None:
         root.addHandler(ours)
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun, such as "1 image" and "2 images"."""
+    return f"{number:d} {noun}" if number == 1 else f"{number:d} {noun}s"
+
+
 class _LevelFormatter(logging.Formatter):
     """Puts the level before messages of warnings and errors."""
 

@@ -7,10 +7,11 @@ import multiprocessing
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from samtrain.files import build_once, do_once, write_bytes, write_once, write_text
+from samtrain.files import build_once, do_once, explain_full_disk, locked, write_bytes, write_once, write_text
 
 
 def full_disk(*_) -> None:
@@ -77,3 +78,35 @@ def test_the_remains_of_a_killed_process_are_not_taken_for_complete(tmp_path: Pa
     assert [each.exitcode for each in others] == [0, 0, 0]
     assert (target / "content").read_text() == "whole" and '"xx"' in (target / "manifest.json").read_text()
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_named_with_a_way_to_continue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def no_locks(*_) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    words = r"has no file locks \(.*run_dir and data_dir on another disk.*SAMTRAIN_LOCKS=off"
+    with pytest.raises(ValueError, match=words), locked(tmp_path / ".lock"):
+        pass
+    monkeypatch.setenv("SAMTRAIN_LOCKS", "off")
+    with locked(tmp_path / ".lock"):
+        pass
+
+
+def test_a_library_that_meets_a_full_disk_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's writer raises a RuntimeError without the reason; another error of the same kind stays as it is."""
+
+    def write(words: str) -> None:
+        with explain_full_disk(tmp_path / "x.pth", "free some disk space", of_libraries=(RuntimeError,)):
+            raise RuntimeError(words)
+
+    with pytest.raises(RuntimeError, match="no such layer"):
+        write("no such layer")
+    with pytest.raises(OSError, match=r"No space left on device \(free some disk space\): '.*x.pth'"):
+        write("I/O error: No space left on device (os error 28)")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4096))
+    with pytest.raises(OSError, match="No space left on device"):
+        write("PytorchStreamWriter failed writing file data/3: file write failed")

@@ -12,13 +12,13 @@ ROOT = Path(__file__).resolve().parents[1] / "samtrain"
 
 # the layer of each file or folder of samtrain/; siblings do not meet but in SIBLINGS_ALLOWED
 LAYERS = {
-    "types": 0, "files": 0, "plain": 0, "ops": 0, "terminal": 0, "report": 0,
+    "types": 0, "files": 0, "plain": 0, "ops": 0, "terminal": 0, "report": 0, "version": 0,
     "modeling": 1, "text": 1, "prompts": 1, "losses": 1, "data": 1,
     "interact": 2, "inference": 2, "metrics": 2, "panels": 2,
     "training": 3, "evaluators": 3, "export": 3,
     "data_engine": 4, "annotator": 4, "detector": 4, "tuning": 4,
     "run": 5,
-    "tasks": 6, "__main__": 6, "renamed": 6,
+    "tasks": 6, "__main__": 6, "entry": 6, "arguments": 6, "refusals": 6, "renamed": 6,
 }  # fmt: skip
 # layer 0 shares its files; in layer 2 the loop comes before those who prompt by it; the losses need the model they are taken of
 SIBLINGS_ALLOWED = {0, 2, 6}

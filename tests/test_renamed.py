@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
         ("~generator.panels", "~generate.panels"),
         ("+generator/release=sa1b", "+generate/release=sa1b"),
         ("generator.release.short_side=9", "generate.release.short_side=9"),
-        ("+annotator.leaves_picture=false", "+annotator.leaves_image=false"),
+        ("+annotator.leaves_picture=false", "++annotator.leaves_image=false"),
+        ("+audit.pictures=3", "++audit.images=3"),  # a single + is refused for a key that conf/ has
     ],
 )
 def test_an_old_name_becomes_the_new_one(old: str, new: str, capsys: pytest.CaptureFixture) -> None:

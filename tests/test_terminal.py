@@ -70,3 +70,8 @@ def test_the_log_goes_through_the_shared_console(monkeypatch: pytest.MonkeyPatch
     root.warning("left out")
     assert ("warning: left out" in screen.file.getvalue()) is is_terminal  # type: ignore[attr-defined]
     assert list(terminal.follow([1, 2, 3], "counting", 3)) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("number", "words"), [(0, "0 masks"), (1, "1 mask"), (2, "2 masks")])
+def test_one_thing_is_not_several(number: int, words: str) -> None:
+    assert terminal.counted(number, "mask") == words

@@ -81,7 +81,7 @@ class ShardsConfig(DataConfig):
 
 def _local_tars(urls: str | list[str], key: str) -> list[str]:
     """Returns the shards in their order; raises ValueError for a URL, because these shards are read again and again."""
-    tars = expand_urls(urls)
+    tars = expand_urls(urls, key)
     if remote := [tar for tar in tars if is_remote(tar)]:
         raise ValueError(f"{key} holds {remote[0]}: only data.train is streamed, so download it and give its path")
     return tars

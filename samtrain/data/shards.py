@@ -55,15 +55,18 @@ def is_remote(url: str) -> bool:
     return re.match(r"pipe:|[a-z][a-z0-9+.-]*://", url) is not None
 
 
-def expand_urls(spec: str | Path | Iterable[str | Path]) -> list[str]:
+def expand_urls(spec: str | Path | Iterable[str | Path], key: str = "") -> list[str]:
     """Returns the shards that paths, folders, globs, brace patterns (`a_{000000..000012}.tar`), URLs or a list of these name.
 
     The order is as given, and sorted within a glob or folder; a shard that is named twice is returned once. Raises
-    ValueError for a name that matches no file.
+    ValueError for a name that matches no file; `key` is the config key that it then names.
     """
     if isinstance(spec, (str, Path)):
         spec = [spec]
-    found = [url for item in spec for pattern in _expand_braces(str(item)) for url in _expand_path(pattern)]
+    try:
+        found = [url for item in spec for pattern in _expand_braces(str(item)) for url in _expand_path(pattern)]
+    except ValueError as error:
+        raise ValueError(f"{error} ({key})" if key else str(error)) from error
     if not found:
         raise ValueError("the list of shards is empty: give .tar paths, folders, globs or https:// URLs")
     return list(dict.fromkeys(found))

@@ -81,7 +81,7 @@ def _records(dataset: str | Sequence[str]) -> Iterator[Record | Fault]:
         for entry in entries:
             yield _read_entry(entry)
         return
-    for url in expand_urls(dataset):
+    for url in expand_urls(dataset, "validate.dataset"):
         index = index_tar(url, on_error="skip")
         for problem in index.problems:
             yield Fault("the tar is damaged", url, problem)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from samtrain.detector.model import Detector, DetectorConfig
-from samtrain.files import atomic_path
+from samtrain.files import atomic_path, explain_full_disk
 from samtrain.modeling.checkpoints import load_without_code
 
 CONFIG_KEY = "detector_config"  # the key of DetectorConfig.to_dict() in a file
@@ -23,7 +23,11 @@ def save_detector(detector: Detector, path: str | Path) -> Path:
     """
     state = {key: value.detach().cpu().contiguous() for key, value in detector.state_dict().items()}
     # pass a file object, not a name: torch would write the temporary name into the file
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+    with (
+        explain_full_disk(Path(path), of_libraries=(RuntimeError,)),
+        atomic_path(path) as temporary,
+        temporary.open("wb") as file,
+    ):
         torch.save({CONFIG_KEY: detector.config.to_dict(), "state_dict": state}, file)
     return Path(path)
 

@@ -21,6 +21,7 @@ from samtrain.detector.lit import LitDetector
 from samtrain.detector.model import Detector, build_detector
 from samtrain.detector.recipe import DetectorRecipe, RuntimeOptions
 from samtrain.metrics.boxes import COCO_SIZES
+from samtrain.terminal import counted
 from samtrain.training.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, ProgressDisplay, batches_seen
 from samtrain.training.loggers import AppendingCSVLogger
 
@@ -68,7 +69,7 @@ def train_detector(
     callbacks += [LastCheckpoint(path=last, every_n_steps=options.checkpoint_every_steps)]
     loggers = [AppendingCSVLogger(directory / "metrics.csv")] if loggers is None else list(loggers)
     trainer = _trainer(directory, recipe, options, callbacks, loggers, validates=validates)
-    log.info("%s a detector for %d steps in %s", "Resuming" if resume else "Training", recipe.steps, directory)
+    log.info("%s a detector for %s in %s.", "Resuming" if resume else "Training", counted(recipe.steps, "step"), directory)
     trainer.fit(lit, train, _val_loader(val, recipe, options) if validates else None, ckpt_path=resume)
     for logger in loggers:
         logger.save()

@@ -22,7 +22,10 @@ def find_sets(
     missing: dict[str, KnownSet] = {}
     for name, given in sets.items():
         if not isinstance(given, KnownSet):
-            found[name] = locate(given)
+            try:
+                found[name] = locate(given)
+            except (ValueError, OSError) as error:
+                raise ValueError(f"{error} (zero_shot.sets.{name})") from error
         elif files := _locate_known(given, locate):
             found[name] = files
         else:

@@ -84,7 +84,7 @@ class SamAutomaticMaskGenerator:
     ) -> None:
         if output_mode not in OUTPUT_MODES:
             raise ValueError(f"output_mode is {output_mode!r}: use one of {', '.join(OUTPUT_MODES)}")
-        if min(points_per_batch, crops_per_batch or 1) < 1:
+        if min(points_per_batch, 1 if crops_per_batch is None else crops_per_batch) < 1:
             raise ValueError(f"points_per_batch {points_per_batch} and crops_per_batch {crops_per_batch} must be 1 or more")
         if stability_score_offset < 0:
             raise ValueError(f"stability_score_offset is {stability_score_offset}: use 0 or more")

@@ -66,7 +66,7 @@ def load_sam(path: str | Path, *, image_size: int | None = None) -> Sam:
     """
     weights = read_weights(path)
     config = _config_of(weights)
-    return _fill(replace(config, image_size=image_size or config.image_size), weights)
+    return _fill(replace(config, image_size=config.image_size if image_size is None else image_size), weights)
 
 
 def checkpoint_config(path: str | Path) -> SamConfig:
@@ -88,7 +88,7 @@ def sam_config(model: str, *, image_size: int | None = None, **overrides: Any) -
     if unknown := sorted(set(overrides) - set(known)):
         raise ValueError(f"a model has no settings named {', '.join(unknown)}: choose from {', '.join(known)}")
     config = SamConfig(model=model, **timm_sizes(model)) if is_timm(model) else SAM_CONFIGS[model]
-    return replace(config, image_size=image_size or config.image_size, **overrides)
+    return replace(config, image_size=config.image_size if image_size is None else image_size, **overrides)
 
 
 def _config_of(weights: Weights, asked: SamConfig | None = None) -> SamConfig:

@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from samtrain.files import atomic_path
+from samtrain.files import atomic_path, explain_full_disk, write_bytes
 from samtrain.modeling.sam import Sam, SamConfig
 from samtrain.modeling.weights import StateDict, official_state_dict, to_our_layout
 
 log = logging.getLogger(__name__)
 
 CONFIG_KEY = "sam_config"  # our files carry SamConfig.to_dict() under this key
+EXPORT_CURE = "free some disk space, or write to another disk with export.path"
 LIT_PREFIX = "sam."  # prefix of the model's keys in our Lightning checkpoints
 
 
@@ -129,7 +130,7 @@ def save_official(sam: Sam, path: str | Path) -> Path:
     """
     state = OrderedDict(official_state_dict(sam))
     setattr(state, CONFIG_KEY, sam.config.to_dict())
-    with atomic_path(path) as temporary:
+    with explain_full_disk(Path(path), EXPORT_CURE, (RuntimeError,)), atomic_path(path) as temporary:
         torch.save(state, temporary)
     return Path(path)
 
@@ -147,6 +148,7 @@ def save_safetensors(sam: Sam, path: str | Path) -> Path:
         The path.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in sam.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata={CONFIG_KEY: json.dumps(sam.config.to_dict()), "format": "pt"})
+    # written by Python, because save_file does not notice every full disk
+    content = save(state, metadata={CONFIG_KEY: json.dumps(sam.config.to_dict()), "format": "pt"})
+    write_bytes(Path(path), content, EXPORT_CURE)
     return Path(path)

@@ -47,10 +47,10 @@ class SamConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "global_attn_indexes", tuple(self.global_attn_indexes))
-        if self.image_size % self.patch_size:
+        if self.image_size < 1 or self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of the patch size {self.patch_size}: "
-                f"set {self.image_size // self.patch_size * self.patch_size} (model.image_size)"
+                f"set {max(1, self.image_size // self.patch_size) * self.patch_size} (model.image_size)"
             )
         for name, dim, heads in (
             ("encoder", self.encoder_dim, self.encoder_heads),

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from samtrain.report.compare_charts import (
-    MAX_RUNS,
+    MAX_LETTERS,
     Compared,
     click_comparison,
     round_comparison,
@@ -19,8 +19,8 @@ from samtrain.report.run_files import RunFiles, read_run
 
 
 def write_comparison(runs: Sequence[RunFiles], run_dir: Path) -> Path:
-    """Writes `<run_dir>/report.html` about at most `MAX_RUNS` other runs, and returns its path."""
-    assert 0 < len(runs) <= MAX_RUNS, len(runs)
+    """Writes `<run_dir>/report.html` about other runs, and returns its path; its charts show the first `MAX_RUNS` of them."""
+    assert 0 < len(runs) <= MAX_LETTERS, len(runs)
     own = read_run(run_dir)
     return write_page(run_dir / "report.html", comparison_page(runs, str(own.environment.get("command") or "")))
 
@@ -28,11 +28,12 @@ def write_comparison(runs: Sequence[RunFiles], run_dir: Path) -> Path:
 def comparison_page(runs: Sequence[RunFiles], command: str = "") -> str:
     """Returns the page as HTML."""
     known = [Compared(run, i, len(runs)) for i, run in enumerate(runs)]
+    drawn = [each for each in known if each.drawn]
     sections = [
         section("Runs", runs_table(known)),
-        section("Results", charts(click_comparison(known)) + metrics_tables(known)),
-        section("Learning", charts(training_comparison(known))),
-        section("Rounds of the data engine", charts(round_comparison(known))),
+        section("Results", charts(click_comparison(drawn)) + metrics_tables(known)),
+        section("Learning", charts(training_comparison(drawn))),
+        section("Rounds of the data engine", charts(round_comparison(drawn))),
         section("Settings that differ", settings_tables(known)),
     ]
     title = f"{len(runs)} runs side by side" if len(runs) > 1 else "One run"

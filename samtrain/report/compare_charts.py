@@ -13,6 +13,7 @@ from samtrain.report.round_charts import probe_pieces, promoted_values
 from samtrain.report.run_files import RunFiles
 
 MAX_RUNS = 2 * COLOURS  # each colour as a solid and as a dashed line
+MAX_LETTERS = 26 * 27  # A to ZZ: runs that the tables can name
 MAX_POINTS = 200  # per run and chart
 MAX_SETS = 4  # zero-shot sets that get a chart
 
@@ -29,11 +30,17 @@ class Compared:
 
     @property
     def letter(self) -> str:
-        return chr(ord("A") + self.number)
+        more, last = divmod(self.number, 26)  # A to Z, then AA, AB, ...
+        return (chr(ord("A") + more - 1) if more else "") + chr(ord("A") + last)
 
     @property
     def title(self) -> str:
         return f"{self.letter} {self.run.name}"
+
+    @property
+    def drawn(self) -> bool:
+        """Returns whether the charts show the run: there are no more lines that can be told apart."""
+        return self.number < MAX_RUNS
 
     @property
     def colour(self) -> int:

@@ -30,7 +30,7 @@ def runs_table(known: Sequence[Compared]) -> str:
     rows = []
     for each in known:
         run = each.run
-        line = f'<i class="key k{each.colour} {"dashed" if each.dashed else "line"}"></i>'
+        line = f'<i class="key k{each.colour} {"dashed" if each.dashed else "line"}"></i>' if each.drawn else ""
         state = "" if run.metrics else ' <span class="going">has not ended</span>'
         commit = run.commit.replace(" with uncommitted changes", ", changed")
         rows.append(

@@ -14,8 +14,8 @@ HOW = "set compare.runs='[RUN,RUN]' to run directories, or to a glob such as com
 def find_runs(entries: Sequence[str]) -> list[Path]:
     """Returns the run directories that the entries name, each once and in their order.
 
-    The matches of a glob are sorted by name; those that are no runs, or comparisons of runs, are skipped. A directory that is
-    named directly must be a run. Raises ValueError that says what to set in `compare.runs`.
+    The matches of a glob are sorted by name; those that are no runs, comparisons of runs, or still empty are skipped. A
+    directory that is named directly must be a run. Raises ValueError that says what to set in `compare.runs`.
     """
     if not entries:
         raise ValueError(f"compare.runs is empty: {HOW}")
@@ -31,7 +31,7 @@ def find_runs(entries: Sequence[str]) -> list[Path]:
 def _matches(pattern: str) -> list[Path]:
     """Returns the runs that a glob matches, sorted by name with numbers in natural order."""
     paths = [Path(path) for path in glob.glob(pattern, recursive=True)]
-    runs = [path for path in paths if _is_run(path)]
+    runs = [path for path in paths if _is_run(path) and not _is_empty(path)]
     if not runs:
         raise ValueError(f"compare.runs: {pattern!r} matches {len(paths)} paths, but no run among them: {HOW}")
     return sorted(runs, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))])
@@ -50,6 +50,11 @@ def _check(place: Path) -> None:
 
 def _is_run(path: Path) -> bool:
     return any((path / name).is_file() for name in FILES) and not _is_comparison(path)
+
+
+def _is_empty(path: Path) -> bool:
+    """Returns whether a run has not written anything yet, because it was refused or has just begun."""
+    return {each.name for each in path.iterdir()} <= {".hydra", ".lock", "samtrain.log"}
 
 
 def _is_comparison(path: Path) -> bool:

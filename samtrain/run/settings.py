@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from samtrain.data_engine.prefill import PrefillConfig
@@ -26,10 +27,12 @@ from samtrain.plain import from_plain
 from samtrain.run.image_sets import data_config
 from samtrain.run.targets import check_target
 from samtrain.training.config import CallbacksConfig, LoaderConfig, TrainerConfig, is_trainer_argument
+from samtrain.training.lit_sam import METRICS
 from samtrain.training.loggers import LoggerConfig
 from samtrain.training.optim import OptimConfig, Recipe
 from samtrain.training.plan import PlanConfig
 from samtrain.tuning.config import TuneConfig
+from samtrain.tuning.space import check_values
 
 T = TypeVar("T")
 Config = dict[str, Any]
@@ -177,6 +180,37 @@ def _read_trainer(node: Any, name: str) -> TrainerConfig:
     return from_plain(TrainerConfig, node, name)
 
 
+def _read_callbacks(node: Any, name: str) -> CallbacksConfig:
+    """Reads the `callbacks` node; a metric that validation does not measure is refused, unless a user's callback may."""
+    settings = from_plain(CallbacksConfig, node, name)
+    if not settings.extra:
+        _check_metric(f"{name}.monitor", settings.monitor)
+    return settings
+
+
+def _read_engine(node: Any, name: str) -> EngineConfig:
+    settings = from_plain(EngineConfig, node, name)
+    _check_metric(f"{name}.promote_metric", settings.promote_metric)
+    return settings
+
+
+def _read_tune(node: Any, name: str) -> TuneConfig:
+    """Reads the `tune` node; its sampler and pruner are checked where Optuna, an optional package, is installed."""
+    settings = from_plain(TuneConfig, node, name)
+    for key, values in settings.space.items():
+        check_values(f"{name}.space.{key}", values)
+    if find_spec("optuna") is not None:
+        check_target(settings.sampler, f"{name}.sampler")
+        if settings.pruner is not None:
+            check_target(settings.pruner, f"{name}.pruner")
+    return settings
+
+
+def _check_metric(key: str, metric: str) -> None:
+    if metric not in METRICS:
+        raise ValueError(f"{key} is {metric!r}, which validation does not measure: choose one of {', '.join(METRICS)}")
+
+
 _TRAINING = keys("model", "steps", "learning_rate_factor")
 _SYNTHETIC = keys("size", "public", "pool", "val", "test", "crowded")
 _ROUND = ("model", "images", "steps", "learning_rate_factor", "detector_steps")
@@ -187,7 +221,7 @@ NODES: dict[str, Reader] = {
     "recipes": each(plain(Recipe)),
     "loader": plain(LoaderConfig),
     "trainer": _read_trainer,
-    "callbacks": plain(CallbacksConfig),
+    "callbacks": _read_callbacks,
     "logger": plain(LoggerConfig),
     "evaluator": plain(EvaluatorConfig),
     "detector": plain(DetectorRecipe),
@@ -198,10 +232,10 @@ NODES: dict[str, Reader] = {
     "prefill": plain(PrefillConfig),
     "data": data_config,
     "public": data_config,
-    "engine": plain(EngineConfig),
+    "engine": _read_engine,
     "rounds": each(read_round),
     "zero_shot": plain(ZeroShotConfig),
-    "tune": plain(TuneConfig),
+    "tune": _read_tune,
     "generator": target(),
     # defaults that the nodes above refer to; a setting is given to its node, and to `scale` only for all nodes at once
     "scale": keys(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,12 @@ import torch
 from hydra.utils import instantiate
 from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from pytorch_lightning.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from pytorch_lightning.strategies import Strategy
 
 from samtrain.data_engine.stages import FitRequest
@@ -160,13 +166,22 @@ def _deterministic(settings: TrainerConfig) -> Any:
     return settings.accelerator == "cpu" or (settings.accelerator == "auto" and not torch.cuda.is_available())
 
 
-def _cluster() -> list[SLURMEnvironment]:
-    """Returns the environment for processes that srun started.
+def _cluster() -> list[ClusterEnvironment]:
+    """Returns the environment for processes that srun started, and another for a shell or script inside of a SLURM job.
 
     SLURM or submitit requeue a job. If Lightning did, it would write a checkpoint of its own and prefer it to `last.ckpt`.
     """
-    by_srun = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
-    return [SLURMEnvironment(auto_requeue=False)] if by_srun else []
+    if not SLURMEnvironment.detect() or TorchElasticEnvironment.detect():
+        return []
+    if "SLURM_STEP_NUM_TASKS" not in os.environ:  # srun sets it; a shell has the tasks of its job, but is one process
+        return [LightningEnvironment()]
+    tasks = int(os.environ.get("SLURM_NTASKS", 1))
+    if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise ValueError(
+            f"srun started {tasks} tasks, but not how many are on each node: give sbatch or srun --ntasks-per-node, with the "
+            "number of trainer.devices, instead of --ntasks"
+        )
+    return [SLURMEnvironment(auto_requeue=False)]
 
 
 def _made(value: Any) -> Any:

@@ -18,6 +18,7 @@ from samtrain.run.build import make_loss, make_prompts, make_sam, optimizer_conf
 from samtrain.run.image_sets import data_config
 from samtrain.run.settings import Config, read, recipe_of
 from samtrain.run.trainer import make_callbacks, make_trainer, make_validator
+from samtrain.terminal import counted
 from samtrain.training.callbacks import BestCheckpoint, batches_seen
 from samtrain.training.config import LoaderConfig, TrainerConfig
 from samtrain.training.datamodule import SamDataModule
@@ -46,7 +47,7 @@ def train(config: Config, request: FitRequest, loggers: list[Logger]) -> FitResu
     # train
     callbacks = make_callbacks(config, request)
     trainer = make_trainer(config, request.directory, callbacks, loggers, steps, model, validates=bool(request.val))
-    log.info("%s %s for %d steps in %s.", "Resuming" if resume else "Training", model, steps, request.directory)
+    log.info("%s %s for %s in %s.", "Resuming" if resume else "Training", model, counted(steps, "step"), request.directory)
     trainer.fit(lit, datamodule=data, ckpt_path=resume)
     for logger in loggers:
         logger.save()

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -65,6 +66,8 @@ def main(run_dir: str, directory: str) -> None:
 
 
 if __name__ == "__main__":
+    # Lightning's own exit after SIGTERM has the status 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main(*sys.argv[1:])
     except ValueError as error:

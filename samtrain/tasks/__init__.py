@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,7 @@ NODES = {
 def resolve(config: DictConfig) -> dict[str, Any]:
     """Returns the config as plain dicts, lists and numbers; nothing below this function knows OmegaConf.
 
+    `~` at the begin of a text is expanded, because paths are often written so.
     Raises MissingMandatoryValue if a setting is still `???`.
     """
     from omegaconf import OmegaConf
@@ -55,7 +57,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     OmegaConf.register_new_resolver("by_checkpoint", _by_checkpoint, replace=True)
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return {str(key): expanded(value) for key, value in values.items()}
 
 
 def _by_checkpoint(key: str, *, _root_: DictConfig) -> Any:
@@ -82,11 +84,34 @@ def check(config: dict[str, Any]) -> None:
 
     check_task(config["task"])
     check_config(config, NODES)
+    _check_checkpoint(config)
     if config["stage1_run"] is not None and config["task"] not in ("rounds", "detector"):
         raise ValueError(
             f"stage1_run is set, but only task=rounds and task=detector use it, and the task is {config['task']}: "
             "set stage1_run=null"
         )
+
+
+def _check_checkpoint(config: dict[str, Any]) -> None:
+    """Raises ValueError for a checkpoint that does not exist or was forgotten, before images are prepared for it."""
+    checkpoint = config["checkpoint"]
+    if checkpoint is not None and not Path(checkpoint).exists():
+        raise ValueError(f"there is no file {checkpoint} (checkpoint): set the path of a .pth, .ckpt or .safetensors file")
+    trainable = config["optim"]["trainable"]
+    if config["task"] == "fit" and trainable is not None and checkpoint is None and not config["model"]["mae"]:
+        raise ValueError(
+            f"optim.trainable is {trainable} and checkpoint is null, so the rest of the model would keep random weights: set "
+            "checkpoint=FILE to fine-tune it, or optim.trainable=null to train all of a new model"
+        )
+
+
+def expanded(value: Any) -> Any:
+    """Returns a setting with `~` at the begin of its texts replaced by the home directory; lists and dicts along."""
+    if isinstance(value, dict):
+        return {key: expanded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [expanded(each) for each in value]
+    return os.path.expanduser(value) if isinstance(value, str) and (value == "~" or value.startswith("~/")) else value
 
 
 def check_task(task: str) -> None:

@@ -27,7 +27,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     dataset = _check(settings)
 
     # sample images, and pair each of their masks with a corrected version
-    places = [(index, i) for index in map(index_tar, expand_urls(dataset)) for i in range(len(index))]
+    places = [(index, i) for index in map(index_tar, expand_urls(dataset, "audit.dataset")) for i in range(len(index))]
     records = [read_record(*place) for place in sample(places, settings.images, seed)]
     pairs, missing = _pairs(config, settings, records)
     if not pairs:
@@ -66,7 +66,7 @@ def _pairs(config: Config, settings: AuditConfig, records: list[Record]) -> tupl
     assert settings.truth is not None
     return pairs_with_truth(
         records,
-        objects_by_name(expand_urls(settings.truth)),
+        objects_by_name(expand_urls(settings.truth, "audit.truth")),
         target_iou=settings.target_iou,
         min_iou=settings.min_iou,
         brush=build(config["annotator"].get("brush"), "annotator.brush", of=Brush),

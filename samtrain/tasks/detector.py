@@ -17,6 +17,7 @@ from samtrain.run.build import device_of, loggers_of
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, write_metrics
 from samtrain.run.image_sets import data_config, open_set
+from samtrain.run.inputs import check_inputs
 from samtrain.run.settings import Config, read
 from samtrain.run.trainer import validation_interval
 from samtrain.tasks.rounds.schedule import stage_1_of
@@ -33,9 +34,11 @@ def run(config: Config, run_dir: Path) -> Metrics:
     begin = time.perf_counter()
     recipe = recipe_of(config)
     images = open_set(config["data"], config["data_dir"])
+    collected = [] if config["stage1_run"] is None else collected_by(stage_1_of(config))
+    check_inputs(config, run_dir, images, **({"masks of stage1_run": collected} if collected else {}))
     # train on the boxes of all masks
     path = train_detector(
-        images.train if config["stage1_run"] is None else [Source(collected_by(stage_1_of(config)), last_counts=True)],
+        [Source(collected, last_counts=True)] if collected else images.train,
         run_dir,
         recipe=recipe,
         seed=config["seed"],

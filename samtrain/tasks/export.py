@@ -12,6 +12,7 @@ from samtrain.run.settings import Config, read
 
 log = logging.getLogger(__name__)
 
+OFFICIAL, OFFICIAL_SIZE = ("vit_b", "vit_l", "vit_h"), 1024  # segment_anything/build_sam.py
 WRITERS = {".pth": save_official, ".safetensors": save_safetensors}
 
 
@@ -31,6 +32,11 @@ def run(config: Config, run_dir: Path) -> None:
     settings = read(ExportConfig, config, "export")
     if config["checkpoint"] is None:
         raise ValueError("checkpoint is null: task=export needs one, set checkpoint=FILE")
-    path = Path(settings.path or run_dir / "model.pth")
-    WRITERS[path.suffix](load_sam(config["checkpoint"]), path)
+    path, sam = Path(settings.path or run_dir / "model.pth"), load_sam(config["checkpoint"])
+    WRITERS[path.suffix](sam, path)
     log.info("The model was written to %s.", path)
+    if path.suffix == ".pth" and (sam.config.model not in OFFICIAL or sam.config.image_size != OFFICIAL_SIZE):
+        log.info(
+            "segment_anything's sam_model_registry knows %s at %d pixels only, so read this %s of %d pixels with "
+            "samtrain.load_sam.", ", ".join(OFFICIAL), OFFICIAL_SIZE, sam.config.model, sam.config.image_size,
+        )  # fmt: skip

@@ -19,6 +19,7 @@ from samtrain.panels import draw_panel, save_image, tile_panels
 from samtrain.run.build import device_of, make_predictor
 from samtrain.run.image_sets import data_config
 from samtrain.run.settings import Config, read
+from samtrain.terminal import counted
 from samtrain.types import PointLabel, Prompts
 
 log = logging.getLogger(__name__)
@@ -33,14 +34,21 @@ class PredictConfig:
     """
 
     image: str | None
-    points: list[list[float]] = field(default_factory=list)
+    points: list[Any] = field(default_factory=list)
     box: list[float] | None = None
 
     def __post_init__(self) -> None:
-        if any(len(point) != 3 or point[2] not in (0, 1) for point in self.points):
-            raise ValueError(f"predict.points is {self.points}: give each as [x, y, 1] on the object or [x, y, 0] off it")
+        if not all(_is_point(point) for point in self.points):
+            raise ValueError(
+                f"predict.points is {self.points}: give a list of points, each [x, y, 1] on the object or [x, y, 0] off it, as "
+                "in predict.points='[[320,200,1]]'"
+            )
         if self.box is not None and len(self.box) != 4:
             raise ValueError(f"predict.box is {self.box}: give [x0, y0, x1, y1] in pixels of the image")
+        if self.box is not None and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
+            raise ValueError(
+                f"predict.box is {self.box}: give the left upper corner first, [x0, y0, x1, y1] with x0 < x1 and y0 < y1"
+            )
 
 
 def run(config: Config, run_dir: Path) -> None:
@@ -48,6 +56,7 @@ def run(config: Config, run_dir: Path) -> None:
     settings = read(PredictConfig, config, "predict")
     path = _check(config, settings)
     image = decode_shown(path.read_bytes(), str(path))
+    _check_inside(settings, image)
     clicks = np.array(settings.points, dtype=np.float64).reshape(-1, 3)
     box = None if settings.box is None else np.array(settings.box, dtype=np.float64)
 
@@ -63,6 +72,29 @@ def run(config: Config, run_dir: Path) -> None:
     )
     order = np.argsort(-ious)
     _write(run_dir, image, masks[order], ious[order], _shown(clicks, box))
+
+
+def _is_point(point: Any) -> bool:
+    numbers = isinstance(point, list) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in point)
+    return numbers and len(point) == 3 and point[2] in (0, 1)
+
+
+def _check_inside(settings: PredictConfig, image: np.ndarray) -> None:
+    """Raises ValueError for a click outside of the image, and for a box that does not meet it."""
+    height, width = image.shape[:2]
+    for x, y, _ in settings.points:
+        if not (0 <= x <= width and 0 <= y <= height):
+            raise ValueError(
+                f"predict.points has ({x:g}, {y:g}), which is outside of the image of {width} x {height} pixels: give (x, y) "
+                "in pixels of the image, counted from its left upper corner"
+            )
+    if settings.box is not None:
+        x0, y0, x1, y1 = settings.box
+        if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+            raise ValueError(
+                f"predict.box is {settings.box}, which is outside of the image of {width} x {height} pixels: give "
+                "[x0, y0, x1, y1] in pixels of the image"
+            )
 
 
 def _check(config: Config, settings: PredictConfig) -> Path:
@@ -97,4 +129,4 @@ def _write(run_dir: Path, image: np.ndarray, masks: np.ndarray, ious: np.ndarray
     write_text(run_dir / "masks.json", json.dumps(found, indent=1) + "\n")
     save_image(run_dir / "masks.png", tile_panels([tiles]))
     shown = ", ".join(f"{iou:.2f}" for iou in ious)
-    log.info("%d masks were written to %s, with predicted IoU %s.", len(found), run_dir, shown)
+    log.info("Wrote %s to %s, with predicted IoU %s.", counted(len(found), "mask"), run_dir, shown)

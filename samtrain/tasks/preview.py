@@ -15,6 +15,7 @@ from samtrain.run.build import make_prompts, sam_config_of, transforms_of
 from samtrain.run.image_sets import data_config, is_native, open_set
 from samtrain.run.preflight import check_images
 from samtrain.run.settings import Config, read
+from samtrain.terminal import counted
 from samtrain.training.config import LoaderConfig
 from samtrain.training.contact_sheet import row_of
 
@@ -42,7 +43,7 @@ def run(config: Config, run_dir: Path) -> None:
     rows = [row_of(collate([dataset.get(0, i)]), sampler, seeded_generator("cpu", seed, i)) for i in indices]
     path = run_dir / "preview.png"
     save_image(path, tile_panels(rows))
-    log.info("%d images were drawn in %s.", count, path)
+    log.info("Drew %s in %s.", counted(count, "image"), path)
 
 
 def _training_set(config: Config) -> SamDataset:

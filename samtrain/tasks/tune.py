@@ -12,10 +12,14 @@ import torch
 import yaml
 
 from samtrain.report.page import write_report
+from samtrain.run.build import sam_config_of
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, num_ranks, write_metrics
+from samtrain.run.image_sets import open_set
+from samtrain.run.inputs import check_inputs
 from samtrain.run.settings import Config, read
 from samtrain.run.targets import build
+from samtrain.terminal import counted
 from samtrain.training.config import TrainerConfig
 from samtrain.tuning import Command, Sweep, TuneConfig, lock_of, open_study, read_space
 from samtrain.tuning.comparison import compare_with_default
@@ -37,12 +41,13 @@ def run(config: Config, run_dir: Path) -> Metrics:
     begin, settings = time.perf_counter(), read(TuneConfig, config, "tune")
     _check()
     command = _command(settings, run_dir)
+    _check_inputs(config, run_dir)
     sweep = _open_sweep(config, settings, command, run_dir)
     record = SweepRecord(run_dir, settings, sweep, command)
     num_devices = _num_devices(read(TrainerConfig, config, "trainer").devices)
     environments = worker_environments(settings.num_workers, num_devices, torch.cuda.device_count())
     # trials
-    log.info("The sweep runs %d trials, %d at a time.", sweep.num_trials, len(environments))
+    log.info("The sweep runs %s, %d at a time.", counted(sweep.num_trials, "trial"), len(environments))
     with explain_storage_errors():
         TrialLoop(sweep, command, settings.metric, on_trial=record.write).run(environments)
     record.write()
@@ -71,6 +76,12 @@ def _check() -> None:
         raise ValueError(f"{num_ranks()} ranks were launched, but task=tune is one process: launch one, set tune.num_workers")
 
 
+def _check_inputs(config: Config, run_dir: Path) -> None:
+    """Raises ValueError if later trials would be run on other images or weights than the first; scenes never differ."""
+    is_painted = config["data"].get("kind") == "synthetic"
+    check_inputs(config, run_dir, None if is_painted else open_set(config["data"], config["data_dir"]))
+
+
 def _command(settings: TuneConfig, run_dir: Path) -> Command:
     """Returns the command of a trial: what was typed when the run began, without what concerns the sweep.
 
@@ -85,7 +96,8 @@ def _command(settings: TuneConfig, run_dir: Path) -> Command:
 
 def _open_sweep(config: Config, settings: TuneConfig, command: Command, run_dir: Path) -> Sweep:
     """Opens the study, or creates it."""
-    dimensions = read_space(settings.space, config, model=config["model"]["name"])
+    named = any("{model}" in key for key in settings.space)  # a null model.name is the checkpoint's
+    dimensions = read_space(settings.space, config, model=sam_config_of(config).model if named else None)
     storage = settings.storage or f"sqlite:///{(run_dir / 'study.db').resolve()}"
     numbers = [each for each in command.overrides if not each.startswith(NOT_THE_NUMBERS)]
     study = open_study(

@@ -12,6 +12,7 @@ from samtrain.data.validate import Verdict, validate
 from samtrain.files import write_text
 from samtrain.run.directory import Metrics, write_metrics
 from samtrain.run.settings import Config, read
+from samtrain.terminal import counted
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     verdict = validate(settings.dataset)
     _log(verdict, settings.max_messages)
     metrics = _write(verdict, settings.dataset, run_dir)
-    log.info("%s has %d images with %d masks.", settings.dataset, verdict.images, verdict.masks)
+    log.info("%s has %s with %s.", settings.dataset, counted(verdict.images, "image"), counted(verdict.masks, "mask"))
     if not verdict.is_sound:
         told = ", ".join(f"{count} x {kind}" for kind, count in verdict.counts().items()) or "it has no image"
         raise ValueError(f"{settings.dataset} is not valid: {told}. See {run_dir / 'validation.json'} for all faults")

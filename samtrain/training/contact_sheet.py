@@ -9,6 +9,7 @@ from torch import Tensor
 from samtrain.ops.boxes import masks_to_boxes_xyxy
 from samtrain.panels import draw_panel
 from samtrain.prompts import POINT, Sampler
+from samtrain.terminal import counted
 from samtrain.types import Batch, Prompts
 
 OBJECTS = 4  # per image that are drawn with prompts
@@ -22,14 +23,14 @@ def row_of(batch: Batch, sampler: Sampler, generator: torch.Generator) -> list[n
     objects = batch.masks[batch.weights > 0]
     masks = objects[:, :height, :width].numpy()
 
-    tiles = [draw_panel(image, masks, caption=f"{batch.keys[0]}, {len(masks)} masks")]
+    tiles = [draw_panel(image, masks, caption=f"{batch.keys[0]}, {counted(len(masks), 'mask')}")]
     if len(masks) == 0:
         return tiles
     valid = batch.valid().expand(len(objects), -1, -1)
     prompts = _prompts(objects, valid, sampler, generator)
     for i in range(min(OBJECTS, len(masks))):
         area = int(masks[i].sum())
-        tiles.append(draw_panel(image, masks[i : i + 1], prompts.select(slice(i, i + 1)), caption=f"{area} pixels"))
+        tiles.append(draw_panel(image, masks[i : i + 1], prompts.select(slice(i, i + 1)), caption=counted(area, "pixel")))
     return tiles
 
 

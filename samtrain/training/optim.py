@@ -57,6 +57,16 @@ class Recipe:
     warmup_steps: int
     mae: str | None = None
 
+    def __post_init__(self) -> None:
+        for name, least in (("images_per_step", 1), ("max_steps", 1), ("warmup_steps", 0), ("weight_decay", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"recipes.<model>.{name} is {getattr(self, name)}: give {least} or more")
+        if self.learning_rate <= 0:
+            raise ValueError(f"recipes.<model>.learning_rate is {self.learning_rate}: give a number above 0")
+        for name in ("drop_path", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"recipes.<model>.{name} is {getattr(self, name)}: give a share of at least 0, below 1")
+
 
 @dataclass(frozen=True)
 class AdamWConfig:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from samtrain.terminal import counted
 from samtrain.tuning.space import Value
 from samtrain.tuning.study import Sweep, TrialTaken
 from samtrain.tuning.trials import Command, Stopped, TrialFailed, TrialKilled, run_trial
@@ -105,7 +106,7 @@ class TrialLoop:
         """Raises ValueError if trials do not fail because of their settings: the default does, or one after another."""
         is_default = bool(trial.user_attrs.get("default"))
         if self._failures and (is_default or len(self._failures) >= MAX_FAILURES):
-            which = "with the default settings" if is_default else f"like the {len(self._failures) - 1} trials before it"
+            which = "with the default settings" if is_default else f"like {counted(len(self._failures) - 1, 'trial')} before it"
             raise ValueError(
                 f"trial {trial.number} failed {which}: {self._failures[-1]}; fix the cause, and the same command resumes"
             )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 FORMS = "{low: 0.1, high: 10.0, log: true}, {low: 1, high: 9, step: 2} or {choices: [a, b]}"
+KEYS = {"low", "high", "log", "step", "choices"}
 PLAIN = re.compile(r"[A-Za-z_][\w./-]*")  # text that needs no quotes in an override
 Value = str | int | float | bool | None
 
@@ -67,14 +68,20 @@ def read_space(space: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]
     return [_dimension(key.replace("{model}", str(model)), values, config) for key, values in space.items()]
 
 
+def check_values(name: str, values: Mapping[str, Any]) -> None:
+    """Raises ValueError that names the key if its values are in none of the `FORMS`."""
+    if unknown := sorted(set(values) - KEYS):
+        raise ValueError(f"{name}.{unknown[0]} is not a setting; {name} has {', '.join(sorted(KEYS))}: give {FORMS}")
+    is_range = "low" in values and "high" in values and "choices" not in values
+    if not is_range and not (set(values) == {"choices"} and values["choices"]):
+        raise ValueError(f"{name} is {dict(values)}: give {FORMS}")
+
+
 def _dimension(key: str, values: Mapping[str, Any], config: Mapping[str, Any]) -> Dimension:
     name = f"tune.space.{key}"
-    known = {"low", "high", "log", "step", "choices"}
-    is_range = "low" in values and "high" in values and "choices" not in values
-    if set(values) - known or not (is_range or (set(values) == {"choices"} and values["choices"])):
-        raise ValueError(f"{name} is {dict(values)}: give {FORMS}")
+    check_values(name, values)
     default = _at(config, key, name)
-    if not is_range:
+    if "choices" in values:
         dimension = Dimension(key, _plain(default), choices=tuple(map(_plain, values["choices"])))
     else:
         low, high = values["low"], values["high"]

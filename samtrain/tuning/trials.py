@@ -125,7 +125,7 @@ def run_trial(
                     return None
                 reported += 1
             if ended:
-                return _result(process.returncode, run_dir, metric)
+                return result_of(process.returncode, run_dir, metric)
             if stopped():
                 raise Stopped
             heartbeat()
@@ -163,13 +163,14 @@ def terminate(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
     process.wait()
 
 
-def _result(status: int, run_dir: Path, metric: str) -> dict[str, float]:
+def result_of(status: int, run_dir: Path, metric: str) -> dict[str, float]:
     """Returns the metrics of a run that has ended; raises TrialFailed if it failed or has no such metric."""
     log = run_dir / "output.log"
     if status:
         last = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
-        if status < 0:
-            raise TrialKilled(f"it was ended by {signal.Signals(-status).name}, see {log}: {last}")
+        if status < 0 or status in (128 + signal.SIGTERM, 128 + signal.SIGINT):  # the latter: samtrain's own exit statuses
+            name = signal.Signals(-status if status < 0 else status - 128).name
+            raise TrialKilled(f"it was ended by {name}, see {log}: {last}")
         raise TrialFailed(f"it ended with exit status {status}, see {log}: {last}")
     metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text())
     value = metrics.get(metric)

@@ -15,6 +15,7 @@ def test_a_glob_finds_runs_in_the_order_of_their_numbers(tmp_path: Path) -> None
         make_run(tmp_path / f"run_{number}")
     make_run(tmp_path / "run_11", task="compare")
     (tmp_path / "run_2").mkdir()
+    (make_run(tmp_path / "run_4") / "metrics.csv").unlink()  # it was refused, or has just begun
     (tmp_path / "run_3").write_text("a file")
     assert [path.name for path in find_runs([str(tmp_path / "run_*")])] == ["run_1", "run_9", "run_10"]
     twice = find_runs([str(tmp_path / "run_9"), str(tmp_path / "run_*")])

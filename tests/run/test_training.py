@@ -86,6 +86,11 @@ def test_lightning_writes_no_checkpoint_of_its_own_on_slurm(tmp_path: Path, monk
         return made._accelerator_connector.cluster_environment
 
     assert not isinstance(cluster(), SLURMEnvironment)
-    for name in ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert not isinstance(cluster(), SLURMEnvironment), "a shell inside of a job is one process"
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(ValueError, match="srun started 4 tasks.*--ntasks-per-node"):
+        cluster()
+    for name in ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.setenv(name, "1")
     assert isinstance(cluster(), SLURMEnvironment) and not cluster().auto_requeue

@@ -47,10 +47,15 @@ def test_runs_are_one_or_several(runs: Any, paths: list[str]) -> None:
 
 
 def test_more_runs_than_the_charts_can_show(tmp_path: Path) -> None:
-    for number in range(11):
-        make_run(tmp_path / str(number))
-    with pytest.raises(ValueError, match="compare.runs has 11 runs, but the charts can show 10 at most: name fewer"):
-        compare(tmp_path / "out", f"'{tmp_path}/*'")
+    for number in range(28):
+        make_run(tmp_path / str(number), {"test/miou_1": 0.5 + number / 1000})
+    compare(tmp_path / "out", f"'{tmp_path}/*'")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "28 runs side by side" in page and '<b class="good">0.527</b>' in page and "AB 27" in page
+    assert len(json.loads((tmp_path / "out" / "compare.json").read_text())) == 28
+
+
+def test_a_damaged_run_is_named(tmp_path: Path) -> None:
     make_run(tmp_path / "broken" / "run")
     (tmp_path / "broken" / "run" / "metrics.json").write_text("{")
     with pytest.raises(ValueError, match="metrics.json cannot be parsed as JSON"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,3 +36,34 @@ def test_what_is_missing_is_named(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="export.path is .*model.onnx'.* .pth or .safetensors"):
         export.run({"checkpoint": str(checkpoint), "export": {"path": str(tmp_path / "model.onnx")}}, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_a_full_disk_leaves_no_half_file_and_is_named(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fails_halfway(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+
+    def full(self: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("samtrain.modeling.checkpoints.torch.save", fails_halfway)
+    monkeypatch.setattr("samtrain.files.shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    if name.endswith(".safetensors"):
+        monkeypatch.setattr(Path, "write_bytes", full)
+    path = tmp_path / name
+    with pytest.raises(OSError, match=rf"No space left on device \(free some disk space.*export.path\): '.*{name}'"):
+        export.run({"checkpoint": str(checkpoint), "export": {"path": str(path)}}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_a_file_has_the_permissions_that_the_user_wants(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    before = os.umask(0o027)
+    try:
+        export.run({"checkpoint": str(checkpoint), "export": {"path": str(tmp_path / name)}}, tmp_path)
+    finally:
+        os.umask(before)
+    assert (tmp_path / name).stat().st_mode & 0o777 == 0o640

@@ -333,3 +333,21 @@ def test_an_invalid_dataset_is_exit_status_1(undisturbed: Path, tmp_path: Path) 
     ended = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert ended.returncode == 1 and str(cut) in ended.stdout + ended.stderr
     assert json.loads((tmp_path / "cli" / "validation.json").read_text())["sound"] is False
+
+
+def test_no_masks_are_explained_by_the_thresholds(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = write_images(tmp_path / "in", 1)
+    more = ["generator.pred_iou_thresh=0.99", "generator.stability_score_thresh=1.0", "generator.points_per_side=2"]
+    metrics = generate(model, source, tmp_path / "out", tmp_path / "run", *more)
+    assert metrics is not None and metrics["generated/masks"] == 0
+    said = next(record.message for record in caplog.records if "No image got a mask" in record.message)
+    assert "(generator.pred_iou_thresh is 0.99, generator.stability_score_thresh is 1). Lower the thresholds" in said
+
+
+def test_a_changed_threshold_is_named_alone(model: Path, tmp_path: Path) -> None:
+    source = write_images(tmp_path / "in", 1)
+    generate(model, source, tmp_path / "out", tmp_path / "run")
+    with pytest.raises(ValueError, match="was begun with other settings") as error:
+        generate(model, source, tmp_path / "out", tmp_path / "run", "generator.pred_iou_thresh=0.5")
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3 and lines[1] == "  generator.pred_iou_thresh: 0.0 before, 0.5 now"

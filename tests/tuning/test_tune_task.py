@@ -18,7 +18,15 @@ from hydra.core.global_hydra import GlobalHydra
 optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'samtrain[sweep]'")
 
 from samtrain import tasks  # noqa: E402
-from samtrain.tuning.trials import Command, measurements, terminate, worker_environments  # noqa: E402
+from samtrain.tuning.trials import (  # noqa: E402
+    Command,
+    TrialFailed,
+    TrialKilled,
+    measurements,
+    result_of,
+    terminate,
+    worker_environments,
+)
 from tests.tuning.pretend_command import write_command  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,6 +208,15 @@ def test_rounds_are_read_from_their_ledger(tmp_path: Path) -> None:
 
 
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize(("status", "kind"), [(-9, TrialKilled), (143, TrialKilled), (130, TrialKilled), (1, TrialFailed)])
+def test_a_run_that_a_signal_ended_was_killed(tmp_path: Path, status: int, kind: type[Exception]) -> None:
+    """A run of samtrain ends with 143 after SIGTERM, which is no failure of its settings."""
+    (tmp_path / "output.log").write_text("The run was stopped\n")
+    with pytest.raises(kind) as error:
+        result_of(status, tmp_path, "m")
+    assert type(error.value) is kind
 
 
 def test_a_run_ends_with_all_processes_that_it_started(tmp_path: Path, monkeypatch) -> None:

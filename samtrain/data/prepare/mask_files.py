@@ -10,6 +10,7 @@ from glob import escape
 from pathlib import Path
 
 import numpy as np
+from braceexpand import braceexpand
 from PIL import Image
 from scipy import ndimage
 
@@ -40,6 +41,8 @@ class MaskFinder:
     def __init__(self, source: Path, masks: str, *, several: bool) -> None:
         self.source, self.masks, self.several = _normal(source), masks, several
         self._is_glob = "{stem}" in masks or "{folder}" in masks
+        if unknown := set(re.findall(r"\{(\w*)\}", masks)) - {"stem", "folder"}:
+            raise ValueError(f"data.masks is {masks!r}, but {{{min(unknown)}}} stands for nothing: use {{stem}}, {{folder}}")
         if not self._is_glob and not (source / masks).is_dir():
             raise ValueError(
                 f"data.masks is {masks!r}, which is not a folder below {source}: give one, or a glob with {{stem}} in it"
@@ -76,9 +79,15 @@ class MaskFinder:
 
     def _globbed(self, image: Path) -> tuple[Path, ...]:
         folder = image.parent.relative_to(self.source).as_posix()
-        found = self.source.glob(self.masks.format(stem=escape(image.stem), folder=escape(folder)))
+        found = [path for pattern in _globs(self.masks, image.stem, folder) for path in self.source.glob(pattern)]
         files = {_normal(path) for path in found if path.suffix.lower() in MASKS}
         return tuple(sorted(files - {image}, key=_natural))
+
+
+def _globs(masks: str, stem: str, folder: str) -> list[str]:
+    """Returns the globs that `data.masks` stands for; braces with a comma, as in `{stem}_{a,b}.png`, are alternatives."""
+    alternatives = braceexpand(masks.replace("{stem}", "\0").replace("{folder}", "\1"))
+    return [each.replace("\0", escape(stem)).replace("\1", escape(folder)) for each in alternatives]
 
 
 def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:

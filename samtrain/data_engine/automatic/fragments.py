@@ -24,6 +24,7 @@ from webdataset.writer import TarWriter
 
 from samtrain.data_engine.automatic.statistics import add_statistics
 from samtrain.files import atomic_path, explain_full_disk, locked, write_bytes, write_text
+from samtrain.plain import differences
 
 Outcome = dict[str, Any]  # of an image: `statistics` and `blurred`, or `refused` with the reason if it gets no masks
 MANIFEST = "manifest.json"
@@ -169,8 +170,9 @@ class Fragments:
 
 def _check_same(existing: dict[str, Any], facts: dict[str, Any], output: Path) -> None:
     """Raises ValueError that lists the facts in which an existing output differs from this run."""
-    if different := [key for key in facts if existing.get(key) != facts[key]]:
-        listed = "\n".join(f"  {key}: {existing.get(key)} before, {facts[key]} now" for key in different)
+    before = {key: existing.get(key) for key in facts}  # a manifest has counts beside the facts
+    if different := differences(facts, before):
+        listed = "\n".join(f"  {key}: {there} before, {here} now" for key, here, there in different)
         raise ValueError(
             f"{output} was begun with other settings:\n{listed}\nSet another generate.output, or use the same settings"
         )

@@ -21,6 +21,7 @@ from samtrain.metrics.full_truth import ImageMasks
 from samtrain.ops.rle import decode_rle
 from samtrain.panels import draw_panel, save_image, tile_panels
 from samtrain.run.directory import Metrics
+from samtrain.terminal import counted
 
 NAME = "generated.json"  # in the run's directory, where the report reads it
 COLUMNS = 4  # of panels in a row
@@ -75,4 +76,4 @@ def _tile(record: Record) -> np.ndarray:
     pixels = decode_image(record.image_bytes, image["width"], image["height"], record.name)
     by_area = sorted(annotations, key=lambda each: -each["area"])
     masks = np.array([decode_rle(each["segmentation"]) for each in by_area]).reshape(-1, *pixels.shape[:2])
-    return draw_panel(pixels, masks, caption=f"{record.key}: {len(masks)} masks", side=384)
+    return draw_panel(pixels, masks, caption=f"{record.key}: {counted(len(masks), 'mask')}", side=384)

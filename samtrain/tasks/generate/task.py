@@ -23,7 +23,9 @@ from samtrain.run.processes import CONTEXT, as_worker, run_together
 from samtrain.run.settings import Config, read
 from samtrain.run.targets import build
 from samtrain.tasks.generate.display import PaceDisplay
+from samtrain.tasks.generate.no_masks import log_why_no_masks
 from samtrain.tasks.generate.results import compare_with_truth, draw_panels, generated_metrics, write_generated
+from samtrain.terminal import counted
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +58,11 @@ def run(config: Config, run_dir: Path) -> Metrics:
     write_metrics(run_dir, metrics)
     for name, reason in total["refused"][:MAX_REFUSALS]:
         log.warning("%s was left out: %s", name, reason)
+    if not total["masks"] and total["images"]:
+        log_why_no_masks(config, images, device_of(config))
     refused = len(total["refused"])
-    log.info("%s has %d images with %d masks; %d were left out.", settings.output, total["images"], total["masks"], refused)
+    images_made, masks_made = counted(total["images"], "image"), counted(total["masks"], "mask")
+    log.info("%s has %s with %s; number of images left out: %d.", settings.output, images_made, masks_made, refused)
     log.info("The report is %s.", write_report(run_dir))
     return metrics
 

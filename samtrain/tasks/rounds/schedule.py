@@ -9,8 +9,10 @@ import yaml
 from samtrain.data_engine.ledger import promoted, read_ledger, take_over
 from samtrain.data_engine.stages import SEMI_AUTOMATIC, STAGES, RoundConfig, read_round
 from samtrain.modeling.build import load_sam, sam_config
+from samtrain.plain import differences
 from samtrain.run.build import check_growth, sam_config_of
-from samtrain.run.directory import config_differences, num_ranks
+from samtrain.run.directory import num_ranks
+from samtrain.run.environment import resume_command
 from samtrain.run.settings import Config, ModelConfig, read
 from samtrain.training.config import TrainerConfig
 
@@ -64,7 +66,7 @@ def stage_1_of(config: Config) -> Path:
     if not earlier.is_dir():
         raise ValueError(f"there is no run directory {earlier} (stage1_run): give the one that +experiment=stage1 wrote")
     if not (earlier / "metrics.json").is_file():
-        raise ValueError(f"the run in {earlier} has not ended (stage1_run): finish it first, with run_dir={earlier}")
+        raise ValueError(f"the run in {earlier} has not ended (stage1_run): finish it first: {resume_command(earlier)}")
     return earlier
 
 
@@ -74,14 +76,14 @@ def _check_same_images(config: Config, earlier: Path) -> None:
     Models are compared by the same validation, and images that stage 1 has trained on must not be tested on.
     """
     stored = yaml.safe_load((earlier / ".hydra" / "config.yaml").read_text())
-    differences = [
+    found = [
         f"{key}: {there} there, {here} now"
-        for key, here, there in config_differences(config, stored)
+        for key, here, there in differences(config, stored)
         if key.startswith(SAME) and not key.startswith(MAY_DIFFER)
     ]
-    if differences:
+    if found:
         raise ValueError(
-            f"{earlier} was run on other images or measured otherwise (stage1_run): {'; '.join(differences)}. Give the same "
+            f"{earlier} was run on other images or measured otherwise (stage1_run): {'; '.join(found)}. Give the same "
             "settings, or run stage 1 with these"
         )
 

@@ -16,6 +16,7 @@ from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, write_metrics
 from samtrain.run.evaluation import difficulty_metrics, test_metrics
 from samtrain.run.image_sets import open_set
+from samtrain.run.inputs import check_inputs
 from samtrain.run.settings import Config
 from samtrain.tasks.detector import test_metrics as box_test_metrics
 from samtrain.tasks.rounds.results import coverage_metrics
@@ -39,6 +40,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     images = open_set(config["data"], config["data_dir"])
     if not images.val:
         raise ValueError("the rounds choose models by validation, but no image is held back for it: set data.val")
+    check_inputs(config, run_dir, images)
     tools, stages = EngineTools(config, run_dir, images), make_stages(config, images)
     check_pools(config, stages, images, native=tools.native)
 
