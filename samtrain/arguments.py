@@ -85,7 +85,7 @@ def resumed(arguments: list[str]) -> list[str]:
 
 
 def _needs_quotes(start: str, key: str, value: str, multirun: bool) -> bool:
-    if not value or value[0] in "'\"" or "${" in value or (value[0] in "[{" and value[-1] in "]}"):
+    if not value or value[0] in "'\"" or (value[0] in "[{" and value[-1] in "]}"):
         return False
     if not _is_readable(start + value):
         return True
