@@ -120,7 +120,7 @@ def test_predict_writes_masks_of_the_image_as_it_is_shown(tmp_path: Path, checkp
         (["predict.image=gone.png", "predict.points=[[1,1,1]]"], "predict.image is 'gone.png', which is not a file"),
         (["predict.image={}/sam.safetensors", "predict.points=[[1,1,1]]"], "sam.safetensors: its image cannot be read"),
         (["predict.image={}/sam.safetensors"], "There are no prompts"),
-        (["predict.image={}/sam.safetensors", "predict.points=[[1,1,2]]"], r"give a list of points, each \[x, y, 1\] on the object"),
+        (["predict.image={}/sam.safetensors", "predict.points=[[1,1,2]]"], r"give a list of points, each \[x, y, 1\] on"),
     ],
 )
 def test_predict_says_what_is_missing(tmp_path: Path, checkpoint: str, overrides: list[str], complaint: str) -> None:
