@@ -72,7 +72,7 @@ def to_compressed(rle: RLE, size: tuple[int, int] | None = None) -> RLE:
 def _sides(size: Any) -> tuple[int, int]:
     """Returns height and width; raises ValueError if they are not two whole numbers."""
     whole = isinstance(size, (list, tuple)) and all(isinstance(side, (int, np.integer)) and side >= 0 for side in size)
-    if not whole or len(size) != 2:
+    if not whole or len(size) != 2 or size[0] * size[1] >= 1 << 31:  # pycocotools counts pixels with 32 bits
         raise ValueError(f"an RLE's size is [height, width] in pixels, got {str(size)[:80]}")
     return int(size[0]), int(size[1])
 

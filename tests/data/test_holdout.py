@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samtrain.data.prepare.holdout import grouping, hold_back
+from samtrain.data.prepare.holdout import grouping, hold_back, joined_groups
 
 FRACTIONS = {"val": 0.15, "test": 0.15}
 
@@ -53,12 +53,32 @@ def test_a_share_of_zero_stays_empty() -> None:
 
 def test_groups_by_csv_and_by_expression(tmp_path: Path) -> None:
     (tmp_path / "images.csv").write_text("id,file_name,patient\n1,a.png,p1\n2,sub/b.png,p2\n3,c.png,\n")
-    by_csv = grouping("images.csv:patient", tmp_path / "images")  # beside the folder of images
-    assert [by_csv(name) for name in ("x/a.png", "sub/b.png", "c.png", "d.png")] == ["p1", "p2", None, None]
-    assert grouping(r"^(\w+?)_", tmp_path)("slide7_04.png") == "slide7"
-    assert grouping(r"^[a-z]+\d", tmp_path)("slide7_04.png") == "slide7"
-    assert grouping(r"^(\w+?)_", tmp_path)("alone.png") is None
-    assert grouping(None, tmp_path)("alone.png") == "alone.png"
+    names = ["x/a.png", "sub/b.png", "c.png", "d.png"]
+    by_csv = grouping("images.csv:patient", tmp_path / "images", names)  # beside the folder of images
+    assert [by_csv(name) for name in names] == ["p1", "p2", None, None]
+    assert grouping(r"^(\w+?)_", tmp_path, [])("slide7_04.png") == "slide7"
+    assert grouping(r"^[a-z]+\d", tmp_path, [])("slide7_04.png") == "slide7"
+    assert grouping(r"^(\w+?)_", tmp_path, [])("alone.png") is None
+    assert grouping(None, tmp_path, [])("alone.png") == "alone.png"
+
+
+def test_a_row_of_the_csv_belongs_to_one_image(tmp_path: Path) -> None:
+    """day2/p0.png once took the patient of day1/p0.png, so that one patient could be in two splits."""
+    (tmp_path / "images.csv").write_text("file_name,patient\np0.png,a\nday1/p1.png,b\n")
+    names = ["day1/p0.png", "day2/p0.png", "day1/p1.png", "day2/p1.png"]
+    by_csv = grouping("images.csv:patient", tmp_path, names)
+    assert [by_csv(name) for name in names] == [None, None, "b", None]
+
+
+def test_an_image_with_two_groups_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images.csv").write_text("file_name,patient\na.png,p1\na.png,p2\n")
+    with pytest.raises(ValueError, match="a.png in the groups 'p1' and 'p2'"):
+        grouping("images.csv:patient", tmp_path, ["a.png"])
+
+
+def test_groups_that_share_an_image_become_one() -> None:
+    images = [("a", "1"), ("b", "2"), ("c", "3"), ("b", "1"), ("d", "3"), ("e", "4"), ("c", "2")]
+    assert joined_groups(images) == {"a": "a", "b": "a", "c": "a", "d": "a", "e": "e"}
 
 
 @pytest.mark.parametrize(
@@ -68,4 +88,4 @@ def test_groups_by_csv_and_by_expression(tmp_path: Path) -> None:
 def test_a_wrong_group_by_is_refused(tmp_path: Path, group_by: str, message: str) -> None:
     (tmp_path / "images.csv").write_text("file_name,patient\na.png,p1\n")
     with pytest.raises(ValueError, match=message):
-        grouping(group_by, tmp_path)
+        grouping(group_by, tmp_path, [])

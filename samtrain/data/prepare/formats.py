@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from samtrain.data.prepare.mask_files import IMAGES, MaskFinder, Refused, files_below, read_labels, split_labels
+from samtrain.data.prepare.names import pair_names
 from samtrain.ops.rle import encode_mask
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class Sa1bFolder:
             raise Refused("no JSON beside the image", f"expected {entry.image.with_suffix('.json').name}")
         try:
             content = json.loads(entry.evidence[0].read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Refused("the JSON cannot be parsed", str(error)) from error
         image = content.get("image", {}) if isinstance(content, dict) else None
         objects = content.get("annotations") if isinstance(content, dict) else None
@@ -94,30 +95,25 @@ class Sa1bFolder:
 class CocoInstances:
     """Reads COCO's or LVIS's instance JSON, with polygons or RLE, and the folder of its images.
 
-    With `categories` only the objects of the categories of these names are read.
+    An image is the file below the folder that `pair_names` finds for its file_name, never one outside of the folder. With
+    `categories` only the objects of the categories of these names are read.
     """
 
     def __init__(self, source: Path, annotations: Path, categories: Sequence[str] | None = None) -> None:
         self.source, self.annotations = source, annotations
         content = self._content()
-        self._images = {self._name(image): image for image in content["images"]}
-        if len(self._images) < len(content["images"]):
+        by_name = {self._name(image): image for image in content["images"]}
+        if len(by_name) < len(content["images"]):
             raise ValueError(f"data.annotations: {annotations} has two images of one file_name: merge them and their masks")
-        self._objects = defaultdict(list)
-        known_categories = self._categories(content)
-        kept = None if categories is None else self._chosen(categories, known_categories)
-        for each in content["annotations"]:
-            if kept is None or each.get("category_id") in kept:
-                self._objects[each.get("image_id")].append({**each, **known_categories.get(each.get("category_id"), {})})
-        known = {image.get("id") for image in content["images"]}
-        if lost := sum(len(objects) for key, objects in self._objects.items() if key not in known):
-            log.warning("%s has %d annotations of images that it does not list.", annotations, lost)
+        self._pairs = pair_names(by_name, self._files(by_name))
+        self._images = {self._pairs.found.get(name, name): image for name, image in by_name.items()}
+        self._objects = self._by_image(content, categories)
 
     def _content(self) -> dict[str, Any]:
         """Returns the JSON, with its two lists checked; raises ValueError."""
         try:
             content = json.loads(self.annotations.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"data.annotations: {self.annotations} cannot be parsed as JSON ({error}): give the instance JSON"
             ) from error
@@ -129,12 +125,48 @@ class CocoInstances:
             )
         return content
 
+    def _by_image(self, content: dict[str, Any], categories: Sequence[str] | None) -> dict[Any, list[dict[str, Any]]]:
+        """Returns the annotations by the id of their image, as the image's own entry writes it, with their category."""
+        images = IdIndex(self._image_ids(content["images"]))
+        objects: dict[Any, list[dict[str, Any]]] = {own: [] for own in images}
+        known = self._categories(content)
+        category_ids = IdIndex(known)
+        chosen = None if categories is None else self._chosen(categories, known)
+        lost = []
+        for each in content["annotations"]:
+            category = category_ids.find(each.get("category_id"))
+            if (key := images.find(each.get("image_id"))) is None:
+                lost.append(each.get("image_id"))
+            elif chosen is None or category in chosen:
+                objects[key].append(each if category is None else {**each, "category_id": category, **known[category]})
+        if lost:
+            shown = f"for example image_id {lost[0]!r}, while images have ids such as {next(iter(images), None)!r}"
+            if len(lost) == len(content["annotations"]):
+                raise ValueError(
+                    f"data.annotations: no annotation in {self.annotations} belongs to an image that it lists ({shown})"
+                )
+            log.warning("%s has %d annotations of images that it does not list (%s).", self.annotations, len(lost), shown)
+        return objects
+
+    def _image_ids(self, images: list[dict[str, Any]]) -> list[Any]:
+        """Returns the ids of the images; raises ValueError unless each has its own."""
+        seen = set()
+        for image in images:
+            own = image.get("id")
+            if not isinstance(own, (int, float, str)):
+                file = image.get("file_name")
+                raise ValueError(f"data.annotations: image {file} in {self.annotations} has the id {own!r}: give it one")
+            if own in seen:
+                raise ValueError(f"data.annotations: {self.annotations} has two images with the id {own!r}: give each its own")
+            seen.add(own)
+        return [image["id"] for image in images]
+
     @staticmethod
     def _categories(content: dict[str, Any]) -> dict[Any, dict[str, Any]]:
         """Returns what an object gets from its category, by the category's id: its name, and LVIS' frequency."""
         named = {"name": "category_name", "frequency": "frequency"}
-        listed = [each for each in content.get("categories") or [] if isinstance(each, dict)]
-        return {each.get("id"): {ours: each[key] for key, ours in named.items() if key in each} for each in listed}
+        listed = [c for c in content.get("categories") or [] if isinstance(c, dict) and isinstance(c.get("id"), (int, float, str))]
+        return {each["id"]: {ours: each[key] for key, ours in named.items() if key in each} for each in listed}
 
     def _chosen(self, names: Sequence[str], known: dict[Any, dict[str, Any]]) -> set[Any]:
         """Returns the ids of the categories with these names; raises ValueError for a name that the JSON does not have."""
@@ -149,23 +181,61 @@ class CocoInstances:
         return {number for name in names for number in ids[name]}
 
     def entries(self) -> list[Entry]:
-        return [Entry(name, self.source / name, (self.annotations,)) for name in sorted(self._images)]
+        known = set(self._pairs.found.values())
+        # a name without a file stands for the folder, because it may lead out of it
+        files = {name: self.source / name if name in known else self.source for name in self._images}
+        return [Entry(name, files[name], (self.annotations,)) for name in sorted(self._images)]
 
     def read(self, entry: Entry) -> RawAnnotations:
+        if entry.image == self.source:
+            raise Refused("no file for the image's file_name", self._pairs.why_not(entry.name))
         image = self._images[entry.name]
         kept = {key: image[key] for key in KEPT_OF_IMAGES if key in image}
-        return RawAnnotations({"image_id": image.get("id"), **kept}, self._objects[image.get("id")])
+        return RawAnnotations({"image_id": image["id"], **kept}, self._objects[image["id"]])
+
+    def _files(self, names: Iterable[str]) -> set[str]:
+        """Returns the images below the folder, and files of other extensions that the JSON names exactly."""
+        files = {path.relative_to(os.path.abspath(self.source)).as_posix() for path in files_below(self.source, IMAGES)}
+        return files | {name for name in names if name not in files and self._is_inside(name)}
+
+    def _is_inside(self, name: str) -> bool:
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts or path.as_posix() != name:
+            return False
+        try:
+            return (self.source / path).is_file()
+        except (OSError, ValueError):  # too long, or with a zero byte
+            return False
 
     def _name(self, image: dict[str, Any]) -> str:
         # LVIS has no file_name; its URL ends with COCO's split and the file
         name = image.get("file_name") or "/".join(str(image.get("coco_url", "")).split("/")[-2:])
         if not name:
             raise ValueError(f"data.annotations: image {image.get('id')} in {self.annotations} needs a file_name or coco_url")
-        return name if (self.source / name).is_file() else self._without_split(name)
+        return str(name)
 
-    def _without_split(self, name: str) -> str:
-        """Returns the file's own name if that is found in the folder, which then is the split's own."""
-        return Path(name).name if (self.source / Path(name).name).is_file() else name
+
+class IdIndex:
+    """Finds ids also if only one of two lists writes them as text."""
+
+    def __init__(self, ids: Iterable[Any]) -> None:
+        self._known = {own: own for own in ids}
+        # ids as text, unless two ids are the same text
+        texts = Counter(map(_as_text, self._known))
+        self._by_text = {text: own for own in self._known if texts[text := _as_text(own)] == 1}
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._known)
+
+    def find(self, given: Any) -> Any:
+        """Returns the id as the list writes it, or None if it has no such id."""
+        if not isinstance(given, (int, float, str)):
+            return None
+        return self._known.get(given, self._by_text.get(_as_text(given)))
+
+
+def _as_text(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 class LabelMaps:

@@ -9,15 +9,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from samtrain.data.prepare.names import pair_names
+
 Grouping = Callable[[str], str | None]  # the relative name of an image -> its group, or None
 
 
-def grouping(group_by: str | None, source: Path) -> Grouping:
-    """Returns the function that maps the name of an image to its group, as `data.group_by` says.
+def grouping(group_by: str | None, source: Path, names: Iterable[str]) -> Grouping:
+    """Returns the function that maps the name of an image, one of `names`, to its group, as `data.group_by` says.
 
     - None: each image is its own group.
     - `images.csv:patient`: the group is in this column of the CSV, and the image's name in its column `file_name` or else
-      the first one. The path is absolute, or relative to the working directory, the folder of images, or its parent.
+      the first one. The path is absolute, or relative to the working directory, the folder of images, or its parent. A row
+      belongs to one image: `pair_names` says which.
     - Anything else is a regular expression that is searched in the relative file name. The group is what its first
       parenthesis matches, or the whole match.
     """
@@ -25,7 +28,8 @@ def grouping(group_by: str | None, source: Path) -> Grouping:
         return lambda name: name
     if found := group_csv(group_by, source):
         groups = _read_column(*found, group_by)
-        return lambda name: groups.get(name) or groups.get(Path(name).name) or None
+        pairs = pair_names(names, groups)
+        return lambda name: groups.get(pairs.found.get(name, "")) or None
     try:
         pattern = re.compile(group_by)
     except re.error as error:
@@ -59,7 +63,34 @@ def _read_column(path: Path, column: str, group_by: str) -> dict[str, str]:
                 f"data.group_by is {group_by!r} and {path} has no column {column!r}: choose one of {', '.join(fields)}"
             )
         key = "file_name" if "file_name" in fields else fields[0]
-        return {row[key]: row[column] for row in reader}
+        groups: dict[str, str] = {}
+        for row in reader:
+            if groups.setdefault(row[key], row[column]) != row[column]:
+                raise ValueError(
+                    f"data.group_by is {group_by!r} and {path} has {row[key]} in the groups {groups[row[key]]!r} and "
+                    f"{row[column]!r}: leave one row for each image"
+                )
+        return groups
+
+
+def joined_groups(images: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Returns a common name for all groups that share an image; `images` has the (group, content) of every image.
+
+    Without this, an image that was copied from one group to another could be trained on and tested on.
+    """
+    # a forest: each group points to one with a smaller name, or to itself
+    above: dict[str, str] = {}
+    first: dict[str, str] = {}  # the group in which each content was seen first
+
+    def root(group: str) -> str:
+        while above.setdefault(group, group) != group:
+            above[group] = group = above[above[group]]
+        return group
+
+    for group, content in images:
+        one, other = sorted((root(group), root(first.setdefault(content, group))))
+        above[other] = one
+    return {group: root(group) for group in above}
 
 
 def hold_back(

@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -23,7 +22,7 @@ from rich.progress import track
 
 from samtrain.data.prepare.config import PrepareConfig, mask_source
 from samtrain.data.prepare.formats import Entry, MaskSource
-from samtrain.data.prepare.holdout import Grouping, group_csv, grouping, hold_back
+from samtrain.data.prepare.holdout import Grouping, group_csv, grouping, hold_back, joined_groups
 from samtrain.data.prepare.mask_files import IMAGES, Refused
 from samtrain.data.prepare.record_checks import ONLY_CROWDS, check_record, image_bytes
 from samtrain.data.shards import ShardWriter, safe_key
@@ -33,7 +32,8 @@ __all__ = ["PrepareConfig", "prepare"]
 log = logging.getLogger(__name__)
 
 MANIFEST = "prepare.json"
-PREPARE_VERSION = 4  # raise it if the same input gives other shards: the folder of a set is named by it
+CONTENTS = "contents.txt"  # in each split: the digest of each image's pixels, in the order of the shards
+PREPARE_VERSION = 5  # raise it if the same input gives other shards: the folder of a set is named by it
 CHUNK = 32  # images per file of checked records
 CROWDS_HINT = "set data.crowds=objects if each region with iscrowd 1 is one object, as in CVAT's export of brush masks"
 EXAMPLES = 20  # examples per reason in prepare.json; the log has all refusals
@@ -90,11 +90,11 @@ def _make(folder: Path, config: PrepareConfig, source: MaskSource, entries: list
     # pass 1: check every record
     chunks = _check_all(folder / "checked", config, source, entries)
     names = {entry.name: entry for entry in entries}
-    groups = {line["name"]: line["group"] for line in _lines(chunks) if "annotation" in line}
+    groups = _groups(chunks)
     if not groups:
-        reasons = Counter(line["refused"][0] for line in _lines(chunks))
+        reasons = _refusals(chunks)["images"]
         shutil.rmtree(folder)
-        listed = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+        listed = "; ".join(f"{why}: {found['count']}, for example {found['examples'][0]}" for why, found in reasons.items())
         hint = CROWDS_HINT if ONLY_CROWDS in reasons else "correct them"
         raise ValueError(f"data.root is {config.root!r} and all its images were refused ({listed}): {hint}")
 
@@ -106,16 +106,27 @@ def _make(folder: Path, config: PrepareConfig, source: MaskSource, entries: list
     report = _report(config, chunks, splits)
     for split in ("pool", "val", "test"):
         records = (line for line in _lines(chunks) if splits.get(line["name"]) == split)
+        contents = [line["content"] for line in _lines(chunks) if splits.get(line["name"]) == split]
+        write_text(folder / split / CONTENTS, "".join(f"{each}\n" for each in contents))
         shards = _write_split(folder / split, config, records, names, report["splits"][split]["images"])
         report["splits"][split]["shards"] = {path.name: digest(path) for path in shards}
     shutil.rmtree(folder / "checked")
     return report
 
 
+def _groups(chunks: list[Path]) -> dict[str, str]:
+    """Returns the group of each usable image by its name; groups that share an image, by its pixels, are one."""
+    lines = [(line["name"], line["group"], line["content"]) for line in _lines(chunks) if "annotation" in line]
+    joined = joined_groups((group, content) for _, group, content in lines)
+    if copies := len(lines) - len({content for _, _, content in lines}):
+        log.warning("%d images have the same pixels as another one; copies are always in the same split.", copies)
+    return {name: joined[group] for name, group, _ in lines}
+
+
 def _check_all(folder: Path, config: PrepareConfig, source: MaskSource, entries: list[Entry]) -> list[Path]:
     """Runs the first pass and returns a file of checked records for each chunk of images."""
     folder.mkdir(exist_ok=True)
-    group_of = grouping(config.group_by, Path(config.root))
+    group_of = grouping(config.group_by, Path(config.root), [entry.name for entry in entries])
     keys = _keys(entries)
     chunks = [folder / f"{start // CHUNK:06d}.jsonl" for start in range(0, len(entries), CHUNK)]
     for number, path in enumerate(_progress(chunks, "checking records")):
@@ -173,7 +184,9 @@ def _checked_line(
     return {
         "name": entry.name,
         "key": key,
-        "group": group,
+        # without data.group_by images are held back by their content, which other names and folders do not change
+        "group": group if config.group_by else checked.content,
+        "content": checked.content,
         "annotation": annotation,
         "refused_masks": [[each.reason, each.detail] for each in checked.refused],
     }
@@ -211,20 +224,14 @@ def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -
     counts: dict[str, dict[str, Any]] = {
         s: {"images": 0, "masks": 0, "groups": set(), "images_without_objects": 0, "crowds": 0} for s in ("pool", "val", "test")
     }
-    refused: dict[str, dict[str, Any]] = {"images": {}, "masks": {}}
-    # count the images, masks, groups and refusals
-    for line in _lines(chunks):
-        if "refused" in line:
-            _count(refused["images"], line["name"], *line["refused"])
-            continue
+    # count the images, masks and groups
+    for line in (line for line in _lines(chunks) if "annotation" in line):
         split = counts[splits[line["name"]]]
         split["images"] += 1
         split["masks"] += len(line["annotation"]["annotations"])
         split["groups"].add(line["group"])
         split["images_without_objects"] += not line["annotation"]["annotations"]
         split["crowds"] += sum("iscrowd" in each for each in line["annotation"].get("evaluation_only", []))
-        for refusal in line["refused_masks"]:
-            _count(refused["masks"], line["name"], *refusal)
     # log the splits and the refusals
     for name, content in counts.items():
         content["groups"] = len(content["groups"])
@@ -234,12 +241,24 @@ def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -
         )  # fmt: skip
         if not content["images"]:
             log.warning("The split %s is empty, because its share is 0 or there are fewer groups than splits.", name)
+    refused = _refusals(chunks)
     for kind, reasons in refused.items():
         for reason, content in reasons.items():
-            log.warning("Refused %s: %d (%s).", kind, content["count"], reason)
+            log.warning("Refused %s: %d (%s), for example %s.", kind, content["count"], reason, content["examples"][0])
     if ONLY_CROWDS in refused["images"] or not sum(content["masks"] for content in counts.values()):
         log.warning("Images hold nothing but crowd regions: %s.", CROWDS_HINT)
     return {"version": PREPARE_VERSION, "config": config.parameters(), "splits": counts, "refused": refused}
+
+
+def _refusals(chunks: list[Path]) -> dict[str, dict[str, Any]]:
+    """Returns the count and some examples of each reason for which images and masks were refused."""
+    refused: dict[str, dict[str, Any]] = {"images": {}, "masks": {}}
+    for line in _lines(chunks):
+        if "refused" in line:
+            _count(refused["images"], line["name"], *line["refused"])
+        for refusal in line.get("refused_masks", []):
+            _count(refused["masks"], line["name"], *refusal)
+    return refused
 
 
 def _count(reasons: dict[str, Any], name: str, reason: str, detail: str) -> None:

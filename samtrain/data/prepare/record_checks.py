@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from pycocotools import mask as coco_mask
 
 from samtrain.data.coco_fields import is_crowd
+from samtrain.data.contents import content_digest
 from samtrain.data.decode import UNREADABLE, decode_samples, to_rgb
 from samtrain.data.prepare.formats import RawAnnotations
 from samtrain.data.prepare.mask_files import Refused
-from samtrain.ops.rle import RLE, rle_area, rle_to_box_xywh, to_compressed
+from samtrain.data.prepare.segmentations import to_rle, whole_number
+from samtrain.ops.rle import RLE, rle_area, rle_to_box_xywh
 
 # PIL's names of the formats that every reader of SA-1B's form knows; MPO is a phone's JPEG followed by a second image
 KEPT_AS_THEY_ARE = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}
@@ -28,10 +29,12 @@ NO_OBJECTS, ONLY_CROWDS = "no objects", "only crowd regions"
 class Checked:
     """A checked record without its image's bytes, and the objects that were left out of it.
 
+    content:         the digest of the image's pixels
     evaluation_only: what COCO's and LVIS' AP count and training never sees: crowd regions, and of objects with a category
                      also empty masks and masks that occur twice
     """
 
+    content: str
     image: dict[str, Any]
     annotations: list[dict[str, Any]]
     evaluation_only: list[dict[str, Any]]
@@ -51,19 +54,20 @@ def check_record(
     # the image
     width, height = _json_size(raw.image) or shown_size(image)
     data, _ = image_bytes(image, (width, height))
-    _decoded(data, (width, height), image.name)
+    content = content_digest(_decoded(data, (width, height), image.name))
     # its masks
     sorted_out = _sort_objects(raw.objects, (height, width), crowds_are_objects)
     if not sorted_out.annotations:
         _refuse_without_objects(sorted_out, empty_images)
-    return Checked({**raw.image, "width": width, "height": height}, **vars(sorted_out))
+    return Checked(content, {**raw.image, "width": width, "height": height}, **vars(sorted_out))
 
 
 def _refuse_without_objects(found: _Objects, empty_images: bool) -> None:
     """Raises Refused for an image in which no object is left, unless it has none and `empty_images` is true."""
     kept_for_evaluation = [each for each in found.evaluation_only if "iscrowd" not in each]
     if len(found.refused) > (len(kept_for_evaluation) if empty_images else 0):
-        raise Refused("no usable mask", ", ".join(sorted({each.reason for each in found.refused})))
+        first = {each.reason: str(each) for each in reversed(found.refused)}  # one example of each reason
+        raise Refused("no usable mask", "; ".join(first[reason] for reason in sorted(first)))
     if found.evaluation_only and not empty_images:
         raise Refused(ONLY_CROWDS, f"{len(found.evaluation_only)} with iscrowd 1")
     if not empty_images:
@@ -72,11 +76,11 @@ def _refuse_without_objects(found: _Objects, empty_images: bool) -> None:
 
 def _json_size(image: dict[str, Any]) -> tuple[int, int] | None:
     """Returns (width, height), or None if neither is given."""
-    width, height = image.get("width"), image.get("height")
+    width, height = whole_number(image.get("width")), whole_number(image.get("height"))
     if width is None and height is None:
         return None
     if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
-        raise Refused("the JSON is not in SA-1B's form", f"width and height are {width} and {height}")
+        raise Refused("width and height are no sizes", f"they are {width!r} and {height!r} in the JSON")
     return width, height
 
 
@@ -206,27 +210,3 @@ def _object_rle(each: dict[str, Any], size: tuple[int, int]) -> RLE:
     except (ValueError, TypeError, OverflowError) as error:  # the last two: sizes or counts of the wrong type
         reason = "RLE of the wrong size" if "RLE has size" in str(error) else "no valid RLE or polygon"
         raise Refused(reason, str(error)) from error
-
-
-def to_rle(segmentation: Any, size: tuple[int, int]) -> RLE:
-    """Converts any COCO `segmentation` (polygons, a list of runs, compressed runs) to RLE with text counts.
-
-    Raises ValueError for anything else, and for runs that do not fill `size` (H, W).
-    """
-    if isinstance(segmentation, list):
-        polygons = [_polygon(each) for each in segmentation]
-        if not polygons:
-            raise ValueError("the list of polygons is empty")
-        rle = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
-    else:
-        rle = to_compressed(segmentation, size)
-    counts = rle["counts"]
-    return {"size": list(size), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
-
-
-def _polygon(values: Any) -> list[float]:
-    """Returns x, y, x, y, ... after checking for three corners or more, because pycocotools takes two for a box."""
-    numbers = isinstance(values, list) and all(isinstance(value, (int, float)) for value in values)
-    if not numbers or len(values) < 6 or len(values) % 2 or not np.isfinite(values).all():
-        raise ValueError(f"a polygon is a list of x, y, x, y, ... with three corners or more, not {str(values)[:60]}")
-    return values

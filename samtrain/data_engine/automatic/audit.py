@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from samtrain.data.prepare.mask_files import Refused
-from samtrain.data.prepare.record_checks import to_rle
+from samtrain.data.prepare.segmentations import to_rle
 from samtrain.data.shards import Record
 from samtrain.data_engine.brush import Brush
 from samtrain.ops.rle import RLE, decode_rle, encode_mask, rle_iou, to_compressed
