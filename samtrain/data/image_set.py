@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ import numpy as np
 
 from samtrain.data.datasets import Source
 from samtrain.data.shards import Record, expand_urls, index_tar, is_remote, read_record
+from samtrain.ops.rle_extents import rle_extents
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +121,7 @@ def _measure_sizes(tars: Sequence[str], mask_size: int) -> tuple[list[int], list
     for record, _ in zip(records(tars, on_error="skip"), range(MAX_MEASURED_IMAGES), strict=False):
         image, objects = record.annotation["image"], record.annotation["annotations"]
         sides.append(max(image["width"], image["height"]))
-        areas = [each.get("area") for each in objects]
-        cells += [a**0.5 * mask_size / sides[-1] for a in areas if isinstance(a, (int, float)) and a > 0]
+        with suppress(ValueError):  # a broken mask is an error later, where data.on_error says what to do
+            areas, _ = rle_extents([each["segmentation"] for each in objects], (image["height"], image["width"]))
+            cells += [area**0.5 * mask_size / sides[-1] for area in areas.tolist() if area > 0]
     return sides, cells or [float(mask_size)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from samtrain.data.prepare.importers import prepare
 from samtrain.data.scenes.synthetic import check_splits, make_synthetic
 from samtrain.data.shards import expand_urls, is_remote
 
+ROUND_SHARD = re.compile(r"(.+)_round\d+_\d+\.tar")  # as the data engine names the shards of its rounds
 MANY_SCENES = 200  # from here on, worker processes save more time than they take to start
 
 
@@ -71,12 +73,26 @@ class ShardsConfig(DataConfig):
     allow_pipe: bool = False
 
     def open(self, data_dir: str) -> ImageSet:
+        sources = {name: Source.of(source) for name, source in self.train.items()}
+        for name, source in sources.items():
+            _check_stages(name, expand_urls(source.urls))
         return ImageSet(
             public=[],
-            pool=[Source.of(source) for source in self.train.values()],
+            pool=list(sources.values()),
             val=_local_tars(self.val, "data.val"),
             test=_local_tars(self.test, "data.test") if self.test else [],
         )
+
+
+def _check_stages(name: str, tars: list[str]) -> None:
+    """Raises ValueError if one source holds the masks of several stages of the data engine.
+
+    The engine puts the rounds of all stages side by side, so RUN/rounds/*/shards may mean more than one stage.
+    """
+    stages = sorted({found[1] for tar in tars if (found := ROUND_SHARD.fullmatch(os.path.basename(tar)))})
+    if len(stages) > 1:
+        patterns = " or ".join(f"RUN/rounds/*/shards/{stage}_*.tar" for stage in stages)
+        raise ValueError(f"data.train.{name}.urls holds the masks of the stages {', '.join(stages)}: choose with {patterns}")
 
 
 def _local_tars(urls: str | list[str], key: str) -> list[str]:

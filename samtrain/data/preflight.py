@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from samtrain.data.datasets import SamDataset
-from samtrain.data.transforms import Sample, mask_area
+from samtrain.data.transforms import Sample, mask_extents
 
 SMALL_SIDE = 8  # input pixels: with patch 16 such an object has 2 x 2 cells of the decoder's grid
 LARGE_SHARE = 0.9  # of the image: the transforms drop larger masks (paper, appendix A)
@@ -43,10 +43,10 @@ def check_samples(dataset: SamDataset, n: int = 16) -> list[str]:
 
 def _probe(dataset: SamDataset, index: int) -> _Probe:
     record = dataset.record(index)
-    pixels = record.annotation["image"]["width"] * record.annotation["image"]["height"]
+    height, width = record.annotation["image"]["height"], record.annotation["image"]["width"]
     sample = dataset.get(0, index)
-    areas = [mask_area(annotation) for annotation in record.annotation["annotations"]]
-    return _Probe(record.key, np.array(areas) / pixels, sample)
+    areas, _ = mask_extents(record.annotation["annotations"], (height, width))
+    return _Probe(record.key, areas / (height * width), sample)
 
 
 def _check_annotated(probes: list[_Probe]) -> str:

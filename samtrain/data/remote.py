@@ -11,7 +11,7 @@ import shlex
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -183,10 +183,21 @@ def _stream_members(url: str) -> Iterator[tuple[str, bytes]]:
                         yield member.name, tar.extractfile(member).read()
                     tar.members = []  # tarfile would keep them all in memory
                 complete = counted.total >= tar.offset + BLOCK  # the end mark is where the next header would be
+                joined = complete and _has_more(tar.fileobj)
     except (OSError, tarfile.ReadError) as error:
         raise ValueError(f"{url} cannot be streamed as a tar ({error}): try it with curl, or download it") from error
     if not complete:
         raise ValueError(f"{url} is cut, because it has no end-of-archive mark: upload it again")
+    if joined:
+        raise ValueError(f"{url} holds data after its end-of-archive mark: if two tars were joined, upload them one by one")
+
+
+def _has_more(stream: Any) -> bool:
+    """Returns whether a stream holds anything but zeros, which fill a tar up to the size of a record."""
+    while chunk := stream.read(1 << 16):
+        if chunk.count(0) < len(chunk):
+            return True
+    return False
 
 
 class _CountingStream:

@@ -58,8 +58,9 @@ def is_remote(url: str) -> bool:
 def expand_urls(spec: str | Path | Iterable[str | Path], key: str = "") -> list[str]:
     """Returns the shards that paths, folders, globs, brace patterns (`a_{000000..000012}.tar`), URLs or a list of these name.
 
-    The order is as given, and sorted within a glob or folder; a shard that is named twice is returned once. Raises
-    ValueError for a name that matches no file; `key` is the config key that it then names.
+    A glob may match files and folders; a folder stands for the tars in it. The order is as given, and sorted within a glob or
+    folder; a shard that is named twice is returned once. Raises ValueError for a name that matches no file; `key` is the
+    config key that it then names.
     """
     if isinstance(spec, (str, Path)):
         spec = [spec]
@@ -82,15 +83,19 @@ def _expand_path(pattern: str) -> list[str]:
     if is_remote(pattern):
         return [pattern]
     pattern = os.path.expanduser(pattern)
-    if os.path.isdir(pattern):
-        found = sorted(glob.glob(os.path.join(glob.escape(pattern), "*.tar")))
-    else:
-        found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
+    matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+    files = [file for match in matches for file in (_tars_in(match) if os.path.isdir(match) else [match])]
+    # a glob such as folder/* also matches the indices and lists beside the tars
+    found = [file for file in files if file.endswith(".tar")] or files
     if not found:
         raise ValueError(
             f"{pattern!r} matches no shard: give a .tar, a folder of .tar files, a glob, a brace pattern or a URL"
         )
     return found
+
+
+def _tars_in(folder: str) -> list[str]:
+    return sorted(glob.glob(os.path.join(glob.escape(folder), "*.tar")))
 
 
 def read_record(index: ShardIndex, i: int) -> Record:

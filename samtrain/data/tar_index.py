@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp")
 BLOCK = 512  # bytes of a tar block (POSIX ustar)
-INDEX_VERSION = 1  # part of the sidecar's stamp: raise it when the arrays change
+INDEX_VERSION = 2  # part of the sidecar's stamp: raise it when the arrays change
 
 
 @dataclass(frozen=True)
@@ -165,10 +166,12 @@ def _scan_tar(path: str) -> ShardIndex:
     for name, offset, size in members:
         key, ext = split_name(name)
         if ext == "json":
+            if key in jsons:
+                problems.append(f"record {key} has two JSONs, of which the last one counts")
             jsons[key] = (offset, size)
         elif ext:
-            if key in images and images[key][2] != ext:
-                problems.append(f"record {key} has two images, .{images[key][2]} and .{ext}")
+            if key in images:
+                problems.append(f"record {key} has two images, .{images[key][2]} and .{ext}, of which the last one counts")
             images[key] = (offset, size, ext)
     # pair them, in the order of the images
     problems += [f"record {key} has no image" for key in jsons if key not in images]
@@ -195,22 +198,52 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def list_members(path: str) -> tuple[list[tuple[str, int, int]], list[str]]:
-    """Returns (name, offset, size) of the complete files in a tar, and what is wrong with its end."""
+    """Returns (name, offset, size) of the complete files in a tar, and what is wrong with it.
+
+    A file may hold several tars one after another, as `cat a.tar b.tar` writes it: the files of all of them are returned.
+    """
     length = os.path.getsize(path)
     members: list[tuple[str, int, int]] = []
-    end = 0
+    start: int | None = 0
     with open(path, "rb") as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    end = tar.offset  # where the next header belongs
-                    if member.isreg() and not member.issparse() and end <= length:
-                        members.append((member.name, member.offset_data, member.size))
-        except tarfile.ReadError as error:
-            if end == 0:
-                return [], [f"this is not an uncompressed tar ({error}; a .tar.gz has to be unpacked to .tar)"]
-        file.seek(end)
-        mark = file.read(BLOCK)
-    if mark == bytes(BLOCK):
-        return members, []
-    return members, [f"this tar is cut: it has {length} bytes and no end-of-archive mark after byte {min(end, length)}"]
+        while start is not None:
+            found, end, problem = _list_archive(file, start, length)
+            members += found
+            if problem:
+                return members, [problem]
+            start = _next_archive(file, end)
+    return members, []
+
+
+def _list_archive(file: BinaryIO, start: int, length: int) -> tuple[list[tuple[str, int, int]], int, str]:
+    """Returns the complete files of the archive at byte `start`, the byte where its end mark begins, and what is wrong."""
+    members: list[tuple[str, int, int]] = []
+    end = start
+    file.seek(start)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if tar.offset <= end:
+                    return members, end, f"this tar is damaged: the file at byte {end} has a size below 0"
+                end = tar.offset  # where the next header belongs
+                if member.isreg() and not member.issparse() and end <= length:
+                    members.append((member.name, member.offset_data, member.size))
+    except tarfile.ReadError as error:
+        if end == 0:
+            return [], end, f"this is not an uncompressed tar ({error}; a .tar.gz has to be unpacked to .tar)"
+    file.seek(end)
+    if file.read(BLOCK) == bytes(BLOCK):
+        return members, end, ""
+    if end == start > 0:
+        return [], end, f"this tar is damaged: after its end mark, from byte {start} on, it holds data that are no tar"
+    return members, end, f"this tar is cut: it has {length} bytes and no end-of-archive mark after byte {min(end, length)}"
+
+
+def _next_archive(file: BinaryIO, end: int) -> int | None:
+    """Returns the first byte after the zeros of an end mark, which begins a block, or None if the file ends with zeros."""
+    file.seek(end)
+    while chunk := file.read(1 << 20):
+        if chunk.count(0) < len(chunk):
+            return end + (len(chunk) - len(chunk.lstrip(b"\0"))) // BLOCK * BLOCK
+        end += len(chunk)
+    return None

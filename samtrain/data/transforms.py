@@ -1,7 +1,8 @@
 """Turns an image and its annotations into a sample: chooses a window and masks, then renders both.
 
 A transform chooses a `Window`, and image and masks are rendered in it in the same way. Masks stay RLE until they are chosen:
-the boxes and areas of the JSON say which masks are visible, `max_masks` of those are drawn, and only they are decoded.
+the boxes and areas of their runs say which masks are visible, `max_masks` of those are drawn, and only they are decoded. The
+`bbox` and `area` of the JSON are not asked, because a wrong one would drop a good mask unseen.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from samtrain.data.decode import StoredImage
 from samtrain.data.windows import MaskPatch, Window, render_image, render_mask
-from samtrain.ops.rle import RLE, rle_area, rle_to_box_xywh
+from samtrain.ops.rle_extents import rle_extents
 
 Annotation = dict[str, Any]
 
@@ -74,21 +74,16 @@ class WindowTransform(ABC):
         max_masks: int,
         rng: np.random.Generator,
     ) -> Sample:
-        # drop masks that are too large, by the areas of the JSON
+        # drop masks that are too large
         size = image.shape[:2]
-        areas_N = np.array([mask_area(a) for a in annotations], dtype=np.float64)
+        areas_N, boxes_N4 = mask_extents(annotations, size)
         kept = np.flatnonzero(areas_N <= self.max_mask_area * size[0] * size[1])
-        boxes_N4 = np.array([_box_xyxy(annotations[i]) for i in kept.tolist()], dtype=np.float64).reshape(-1, 4)
+        boxes_N4 = boxes_N4[kept] + np.array([0.0, 0.0, 1.0, 1.0])  # a margin on two sides, for what resizing rounds
 
         # choose the window, and draw objects that are visible in it, by their boxes alone
         window = self.window(size, boxes_N4, rng)
         visible = kept[self._visible(areas_N[kept], boxes_N4, window)]
-        chosen = np.sort(rng.permutation(visible)[:max_masks])
-
-        # decode the chosen masks in the window; their visible part may be too small or too large
-        masks = [_call_on_rle(render_mask, annotations[i], size, window) for i in chosen.tolist()]
-        largest = self.max_mask_area * window.size[0] * window.size[1]
-        masks = [mask for mask in masks if self.min_mask_area <= mask.area <= largest]
+        masks = self._draw(rng.permutation(visible).tolist(), max_masks, annotations, size, window)
 
         # render the image, and mirror both at random
         pixels, reduction = image.decode(max(window.scale)) if isinstance(image, StoredImage) else (image, 1)
@@ -96,6 +91,23 @@ class WindowTransform(ABC):
         if self.flip_probability > 0 and rng.random() < self.flip_probability:
             _mirror(sample)
         return sample
+
+    def _draw(
+        self, order: list[int], max_masks: int, annotations: Sequence[Annotation], size: tuple[int, int], window: Window
+    ) -> list[MaskPatch]:
+        """Decodes the masks in this order until `max_masks` fit; returns them in the order of the annotations.
+
+        The visible part of a mask may be too small or too large. Then the next one takes its place.
+        """
+        largest = self.max_mask_area * window.size[0] * window.size[1]
+        found: dict[int, MaskPatch] = {}
+        for i in order:
+            if len(found) == max_masks:
+                break
+            mask = render_mask(annotations[i]["segmentation"], size, window)
+            if self.min_mask_area <= mask.area <= largest:
+                found[i] = mask
+        return [found[i] for i in sorted(found)]
 
     def _visible(self, areas_N: np.ndarray, boxes_N4: np.ndarray, window: Window) -> np.ndarray:
         """Returns (N,) bool: the box overlaps the window, and the whole object would be large enough in it."""
@@ -196,33 +208,17 @@ def resized_size(size: tuple[int, int], longest: float) -> tuple[int, int]:
     return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
 
 
-def mask_area(annotation: Annotation) -> float:
-    """Returns the pixels of a mask, from the JSON or else from the RLE; raises ValueError for an empty mask."""
-    area = annotation.get("area")
-    if isinstance(area, (int, float)) and area > 0:
-        return area
-    return _call_on_rle(_count_pixels, annotation)
+def mask_extents(annotations: Sequence[Annotation], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (N,) areas in pixels and (N, 4) tight boxes (xyxy) of the masks of an image of `size` (H, W).
 
-
-def _count_pixels(rle: RLE) -> int:
-    pixels = rle_area(rle)
-    if pixels == 0:
-        raise ValueError("the mask is empty")
-    return pixels
-
-
-def _box_xyxy(annotation: Annotation) -> tuple[float, float, float, float]:
-    """Returns a box that contains the mask for certain: SA-1B's own boxes end at the last pixel, so 1 is added."""
-    box = annotation.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) and isfinite(v) for v in box)):
-        box = _call_on_rle(rle_to_box_xywh, annotation)
-    return box[0], box[1], box[0] + box[2] + 1, box[1] + box[3] + 1
-
-
-def _call_on_rle(function, annotation: Annotation, *arguments) -> Any:
-    """Calls a function on the annotation's RLE; an error begins with the annotation's id."""
+    Raises ValueError that begins with the annotation's id for a mask that is empty, broken or of another size.
+    """
+    cure = "correct it, leave it out of the JSON, or set data.on_error=skip"
     try:
-        return function(annotation["segmentation"], *arguments)
-    except (ValueError, TypeError) as error:
-        cure = "correct it, leave it out of the JSON, or set data.on_error=skip"
-        raise ValueError(f"annotation {annotation.get('id')}: {error}: {cure}") from error
+        areas_N, boxes_N4 = rle_extents([annotation["segmentation"] for annotation in annotations], size)
+    except ValueError as error:
+        message, number = error.args
+        raise ValueError(f"annotation {annotations[number].get('id')}: {message}: {cure}") from error
+    if len(empty := np.flatnonzero(areas_N == 0)):
+        raise ValueError(f"annotation {annotations[int(empty[0])].get('id')}: the mask is empty: {cure}")
+    return areas_N, boxes_N4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,14 @@ def collected_keys(shards: Sequence[Path]) -> set[str]:
     """Returns the keys of all images that have a mask."""
     indices = [index_tar(shard) for shard in shards]
     return {index.key(i) for index in indices for i in range(len(index))}
+
+
+def annotated_keys(shards: Sequence[Path]) -> set[str]:
+    """Returns the keys of all images that the rounds of these shards have annotated, also of those that got no mask."""
+    folders = {shard.parent.parent / "annotations" for shard in shards}
+    files = [path for folder in folders for path in folder.glob("*.json")]
+    drawings = [json.loads(path.read_bytes())["result"] for path in files]
+    return {each["key"] for each in drawings if not each["skipped"]} | collected_keys(shards)
 
 
 def collected_masks(shards: Sequence[Path], keys: Collection[str]) -> dict[str, list[dict[str, Any]]]:

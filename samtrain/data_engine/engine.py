@@ -240,7 +240,7 @@ class DataEngine:
         """Writes the line of the round and publishes the trained model if it is promoted."""
         config, last, parent, model = current.config, current.ledger[-1], current.parent, training.model
         annotated, weights = summarise_round(annotation.drawings, self.size_limits), detector.result
-        new_images = sum(not (each["earlier"] or each["skipped"]) for each in annotation.drawings)
+        new_images = current.images.count_new(annotation.drawings, current.ledger)
         line = LedgerLine(
             round=current.number,
             stage=current.stage.name,

@@ -9,7 +9,7 @@ from typing import Any
 
 from samtrain.data_engine.annotation import Annotating, Helpers, write_shards
 from samtrain.data_engine.annotators import Annotator
-from samtrain.data_engine.collected import collected_keys, collected_masks
+from samtrain.data_engine.collected import annotated_keys, collected_keys, collected_masks
 from samtrain.data_engine.engine_files import EngineFiles, Weights
 from samtrain.data_engine.ledger_line import LedgerLine
 from samtrain.data_engine.pool import Pool, PoolItem, Selection
@@ -53,6 +53,12 @@ class StageImages:
         folder, prefix = self.files.folder(number) / "shards", f"{self.stage.name}_round{number:02d}"
         shards = write_shards(folder, prefix, self.pool, self._select(ledger).rounds[index], drawings)
         return [shard | {"path": self.files.name(Path(shard["path"]))} for shard in shards]
+
+    def count_new(self, drawings: Sequence[Drawing], ledger: Sequence[LedgerLine]) -> int:
+        """Returns how many of a round's images were annotated for the first time; earlier stages may have found no mask."""
+        new = [each["key"] for each in drawings if not (each["earlier"] or each["skipped"])]
+        before = [line for line in ledger if line.stage != self.stage.name]
+        return len(set(new) - annotated_keys(self.files.shards(before))) if before else len(new)
 
     def probe(self, number: int, kind: str, ledger: Sequence[LedgerLine], model: Weights) -> Done:
         """Returns the drawings of the probe without prefilling; none if the stage has no probe.

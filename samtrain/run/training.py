@@ -43,6 +43,7 @@ def train(config: Config, request: FitRequest, loggers: list[Logger]) -> FitResu
     resume = request.last if request.last.is_file() else None
     lit = _lit_sam(config, request, sam)
     data = _data(config, request, image_size=sam.config.image_size, start_step=batches_seen(resume))
+    data.check_validation()
 
     # train
     callbacks = make_callbacks(config, request)

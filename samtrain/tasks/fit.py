@@ -7,6 +7,8 @@ import time
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from samtrain.data.datasets import SamDataset, Source
 from samtrain.data.image_set import ImageSet
 from samtrain.data.shards import ShardWriter
@@ -63,7 +65,7 @@ def fit_request(config: Config, directory: Path, images: ImageSet) -> FitRequest
     loader, native = read(LoaderConfig, config, "loader"), is_native(config["data"], images, sam)
     train_on = images.train
     if loader.train_images is not None:
-        train_on = [_first_images(config, loader, directory / "shards", images, native)]
+        train_on = [_some_images(config, loader, directory / "shards", images, native)]
     return FitRequest(
         directory=directory,
         model=read(ModelConfig, config, "model").name,
@@ -77,8 +79,8 @@ def fit_request(config: Config, directory: Path, images: ImageSet) -> FitRequest
     )
 
 
-def _first_images(config: Config, loader: LoaderConfig, folder: Path, images: ImageSet, native: bool) -> Source:
-    """Returns a shard with the first `loader.train_images` images in which the transform keeps an object.
+def _some_images(config: Config, loader: LoaderConfig, folder: Path, images: ImageSet, native: bool) -> Source:
+    """Returns a shard with `loader.train_images` images in which the transform keeps an object, drawn by the seed.
 
     One rank writes it, the others wait for it.
     """
@@ -88,10 +90,11 @@ def _first_images(config: Config, loader: LoaderConfig, folder: Path, images: Im
     def write(partial: Path) -> dict[str, int]:
         _, transform = transforms_of(config, image_size=sam_config_of(config).image_size, native=native, jitter=None)
         dataset = SamDataset(images.train, transform, max_masks=1, on_error=data_config(config["data"]).on_error)
-        chosen = list(islice((i for i in range(len(dataset)) if len(dataset.get(0, i).masks)), wanted))
-        with ShardWriter(partial, "first", max_count=wanted) as writer:
-            for record in map(dataset.record, chosen):
+        order = np.random.default_rng(config["seed"]).permutation(len(dataset)).tolist()
+        chosen = list(islice((i for i in order if len(dataset.get(0, i).masks)), wanted))
+        with ShardWriter(partial, "chosen", max_count=wanted) as writer:
+            for record in map(dataset.record, sorted(chosen)):
                 writer.write(record.key, record.image_bytes, record.ext, record.annotation)
         return {"images": len(chosen)}
 
-    return Source(sorted(map(str, build_once(folder, write, "first.json").glob("*.tar"))))
+    return Source(sorted(map(str, build_once(folder, write, "chosen.json").glob("*.tar"))))

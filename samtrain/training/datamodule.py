@@ -83,6 +83,16 @@ class SamDataModule(pl.LightningDataModule):
         if self.val_dataset is None and self.val:
             self.val_dataset = self._make_dataset([Source(self.val)], self.val_transform, self.loader.max_val_masks)
 
+    def check_validation(self) -> None:
+        """Raises ValueError if there are validation images and none of them holds an object that is measured."""
+        self.setup("validate")
+        dataset = self.val_dataset
+        if dataset is not None and not any(len(dataset.get(0, i).masks) for i in range(len(dataset))):
+            raise ValueError(
+                f"none of the {len(dataset)} validation images holds an object that loader.min_mask_area and "
+                "loader.max_mask_area keep, so nothing could be measured: give other images (data.val)"
+            )
+
     def train_dataloader(self) -> DataLoader:
         dataset = self.train_dataset
         if isinstance(dataset, RemoteSamDataset):

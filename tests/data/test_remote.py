@@ -105,6 +105,13 @@ def test_a_cut_stream_is_noticed(tmp_path, write_tar, length):
         list(stream_pairs(str(path)))
 
 
+def test_a_second_tar_behind_the_end_mark_is_noticed(tmp_path, write_tar):
+    path = write_tar(tmp_path / "a.tar", [("a.png", b"a"), ("a.json", b"{}")])
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(ValueError, match="a.tar holds data after its end-of-archive mark"):
+        list(stream_pairs(str(path)))
+
+
 def test_incomplete_records_are_noticed(tmp_path, write_tar):
     path = write_tar(tmp_path / "a.tar", [("a.png", b"a")])
     with pytest.raises(ValueError, match="1 incomplete records: a has no JSON"):

@@ -157,6 +157,39 @@ def test_incomplete_records(tmp_path, write_tar):
     assert len(index.problems) == 2
 
 
+def test_joined_tars_are_read_whole(tmp_path, write_tar):
+    """`cat a.tar b.tar` puts b behind the end mark of a, where most readers do not look."""
+    parts = [write_tar(tmp_path / f"{k}.tar", [(f"{k}.png", k.encode()), (f"{k}.json", JSON)]) for k in "abc"]
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert keys(joined) == ["a", "b", "c"]
+    assert [read_record(index_tar(joined), i).image_bytes for i in range(3)] == [b"a", b"b", b"c"]
+
+
+@pytest.mark.parametrize("garbage", [b"x" * 100, b"x" * 5000])
+def test_data_after_the_end_mark_are_named(tmp_path, write_tar, garbage):
+    path = write_tar(tmp_path / "a.tar", [("a.png", b"1"), ("a.json", JSON)])
+    path.write_bytes(path.read_bytes() + garbage)
+    with pytest.raises(ValueError, match="after its end mark.*holds data that are no tar"):
+        index_tar(path)
+    assert len(index_tar(path, on_error="skip")) == 1
+
+
+def test_a_header_of_zeros_does_not_hide_the_records_behind_it(tmp_path, write_tar):
+    path = write_tar(tmp_path / "a.tar", [("a.png", b"1"), ("a.json", JSON), ("b.png", b"2"), ("b.json", JSON)])
+    content = bytearray(path.read_bytes())
+    content[2048:2560] = bytes(512)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="holds data that are no tar"):
+        index_tar(path)
+
+
+def test_a_name_that_occurs_twice_is_named(tmp_path, write_tar):
+    path = write_tar(tmp_path / "a.tar", [("a.png", b"1"), ("a.json", JSON), ("a.png", b"2"), ("a.json", JSON)])
+    with pytest.raises(ValueError, match="record a has two images, .png and .png.*record a has two JSONs"):
+        index_tar(path)
+
+
 def test_two_images_of_one_name(tmp_path, write_tar):
     path = write_tar(tmp_path / "a.tar", [("a.png", b"1"), ("a.jpg", b"2"), ("a.json", JSON)])
     with pytest.raises(ValueError, match="record a has two images, .png and .jpg"):

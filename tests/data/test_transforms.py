@@ -194,15 +194,28 @@ def test_box_decoding_equals_full_decoding():
         assert (part == decode_rle(rle)[ys[0] : ys[1], xs[0] : xs[1]]).all()
 
 
-def test_boxes_and_areas_may_be_missing_or_one_short(making):
-    """SA-1B's boxes end at the last pixel, and ours one pixel later."""
+def test_the_masks_decide_not_the_numbers_of_the_json(making):
+    """A wrong bbox or area once dropped a good mask, without a word."""
     size = (30, 30)
-    annotations = making.annotate([making.rectangle(size, (5, 6, 6, 9))], size)["annotations"]
-    short = [{**a, "bbox": [5, 6, 0, 2]} for a in annotations]
-    bare = [{"segmentation": a["segmentation"]} for a in annotations]
-    odd = [{**a, "bbox": box} for a in annotations for box in ([], [5, 6, 1], ["5", 6, 1, 3], [float("nan")] * 4, "5 6 1 3")]
-    for given in (annotations, short, bare, *([each] for each in odd)):
-        assert ResizeLongestSide(image_size=30)(make_image(size), given, 4, rng()).masks.sum() == 3
+    (annotation,) = making.annotate([making.rectangle(size, (5, 6, 6, 9))], size)["annotations"]
+    boxes = [[9000, 9000, 5, 5], [20, 20, 3, 3], [0, 0, 0, 0], [], [5, 6, 1], ["5", 6, 1, 3], [float("nan")] * 4, "5 6 1 3"]
+    wrong = [{**annotation, "bbox": box} for box in boxes]
+    wrong += [{**annotation, "area": area} for area in (10**9, 0, -1, float("nan"), "3", None)]
+    for given in (annotation, {"segmentation": annotation["segmentation"]}, *wrong):
+        for transform in (ResizeLongestSide(image_size=30), NativeCrop(image_size=12), NativeCrop(image_size=12, centre=True)):
+            assert transform(make_image(size), [given], 4, rng()).masks.sum() == 3
+
+
+def test_as_many_masks_are_drawn_as_are_visible(making):
+    """A mask with a box that is in the window, but no pixel, once left the sample with fewer masks than there are."""
+    size = (40, 40)
+    frame = making.rectangle(size, (0, 0, 40, 40)) & ~making.rectangle(size, (2, 2, 38, 38))
+    masks = [frame] * 6 + [making.rectangle(size, (x, 18, x + 3, 21)) for x in range(5, 35, 4)]
+    annotations = making.annotate(masks, size)["annotations"]
+    crop = NativeCrop(image_size=20)
+    crop.window = lambda *_: windows.Window((10, 10, 30, 30), (20, 20))
+    for seed in range(20):
+        assert len(crop(make_image(size), annotations, 4, rng(seed)).masks) == 4
 
 
 @pytest.mark.parametrize(

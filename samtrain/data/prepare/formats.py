@@ -165,7 +165,8 @@ class CocoInstances:
     def _categories(content: dict[str, Any]) -> dict[Any, dict[str, Any]]:
         """Returns what an object gets from its category, by the category's id: its name, and LVIS' frequency."""
         named = {"name": "category_name", "frequency": "frequency"}
-        listed = [c for c in content.get("categories") or [] if isinstance(c, dict) and isinstance(c.get("id"), (int, float, str))]
+        listed = [each for each in content.get("categories") or [] if isinstance(each, dict)]
+        listed = [each for each in listed if isinstance(each.get("id"), (int, float, str))]
         return {each["id"]: {ours: each[key] for key, ours in named.items() if key in each} for each in listed}
 
     def _chosen(self, names: Sequence[str], known: dict[Any, dict[str, Any]]) -> set[Any]:
@@ -248,6 +249,7 @@ class LabelMaps:
         return [Entry(*found) for found in self.finder.images()]
 
     def read(self, entry: Entry) -> RawAnnotations:
+        self.finder.check(entry.image)
         if len(entry.evidence) != 1:
             names = ", ".join(path.name for path in entry.evidence) or "none"
             raise Refused("not exactly one label map", f"found {names}; data.masks is {self.finder.masks!r}")
@@ -269,6 +271,7 @@ class BinaryMasks:
         return [Entry(*found) for found in self.finder.images()]
 
     def read(self, entry: Entry) -> RawAnnotations:
+        self.finder.check(entry.image)
         if not entry.evidence and self.empty_images:
             return RawAnnotations({}, [])
         if not entry.evidence:

@@ -25,6 +25,7 @@ from samtrain.data.prepare.formats import Entry, MaskSource
 from samtrain.data.prepare.holdout import Grouping, group_csv, grouping, hold_back, joined_groups
 from samtrain.data.prepare.mask_files import IMAGES, Refused
 from samtrain.data.prepare.record_checks import ONLY_CROWDS, check_record, image_bytes
+from samtrain.data.prepare.unread import unread_files
 from samtrain.data.shards import ShardWriter, safe_key
 from samtrain.files import build_once, digest, write_text
 
@@ -54,10 +55,20 @@ def prepare(root: str | Path, config: PrepareConfig) -> Path:
     entries = source.entries()
     if not entries:
         raise ValueError(f"data.root is {config.root!r}, which holds no images: give a folder with {', '.join(sorted(IMAGES))}")
+    _log_unread(config, entries)
     target = Path(root) / f"{safe_key(folder.name)}_{_digest(config, entries)[:10]}"
     made = build_once(target, partial(_make, config=config, source=source, entries=entries), MANIFEST)
     _check_shards(made)
     return made
+
+
+def _log_unread(config: PrepareConfig, entries: list[Entry]) -> None:
+    """Says which files of data.root are neither images nor masks of the set, such as formats that cannot be read, and tars."""
+    read = [path for entry in entries for path in (entry.image, *entry.evidence)]
+    if found := group_csv(config.group_by, Path(config.root)):
+        read.append(found[0])
+    if unread := unread_files(Path(config.root), read):
+        log.warning("Files below %s that are not read: %s.", config.root, unread)
 
 
 def _check_shards(folder: Path) -> None:

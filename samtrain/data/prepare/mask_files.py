@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import defaultdict
@@ -19,6 +20,8 @@ from samtrain.data.tar_index import IMAGE_EXTENSIONS
 
 IMAGES = frozenset(f".{extension}" for extension in (*IMAGE_EXTENSIONS, "gif", "jp2", "ppm", "pgm"))
 MASKS = IMAGES | {".npy"}
+SHOWN = 3  # names in a message
+log = logging.getLogger(__name__)
 
 
 class Refused(ValueError):
@@ -35,11 +38,12 @@ class MaskFinder:
     `masks` is a folder below `source` with the files `masks/<image>.*` or, if `several`, `masks/<image>/*` and
     `masks/<image>_<k>.*`. There <image> is the image's path without its extension, and also without its first folder if that
     is needed to find files. Or `masks` is a glob with the image's `{folder}` and `{stem}`, such as `{folder}/{stem}_masks.*`
-    or `{folder}/../masks/*.png`.
+    or `{folder}/../masks/*.png`. A mask file that fits several images is given to none of them, and `check` says so.
     """
 
     def __init__(self, source: Path, masks: str, *, several: bool) -> None:
         self.source, self.masks, self.several = _normal(source), masks, several
+        self._shared: dict[Path, str] = {}  # what to say about an image with a mask that fits others too
         self._is_glob = "{stem}" in masks or "{folder}" in masks
         if unknown := set(re.findall(r"\{(\w*)\}", masks)) - {"stem", "folder"}:
             raise ValueError(f"data.masks is {masks!r}, but {{{min(unknown)}}} stands for nothing: use {{stem}}, {{folder}}")
@@ -53,11 +57,38 @@ class MaskFinder:
         folder = None if self._is_glob else _normal(self.source / self.masks)
         known = {} if folder is None else self._by_image(folder)
         files = files_below(self.source, IMAGES)
-        found = {path: self._globbed(path) if folder is None else self._known(path, known) for path in files}
+        if folder not in (None, self.source):
+            files = [path for path in files if folder not in path.parents]
+        found = {path: self._globbed(path) for path in files} if folder is None else self._known(files, known)
         masks = {mask for several in found.values() for mask in several}
-        if folder not in (None, _normal(self.source)):
-            masks |= {path for path in files if folder in path.parents}
-        return [(path.relative_to(self.source).as_posix(), path, found[path]) for path in files if path not in masks]
+        found = self._without_shared({path: found[path] for path in files if path not in masks})
+        self._log_unused({path for several in known.values() for path in several} - masks - set(files))
+        return [(self._name(path), path, own) for path, own in found.items()]
+
+    def check(self, image: Path) -> None:
+        """Raises Refused if a mask file of this image fits other images, too."""
+        if image in self._shared:
+            raise Refused("a mask file that fits several images", self._shared[image])
+
+    def _without_shared(self, found: dict[Path, tuple[Path, ...]]) -> dict[Path, tuple[Path, ...]]:
+        """Takes the mask files that fit several images from all of them."""
+        users = defaultdict(list)
+        for image, own in found.items():
+            for mask in own:
+                users[mask].append(image)
+        for mask, images in users.items():
+            for image in images if len(images) > 1 else []:
+                others = ", ".join(self._name(other) for other in images[: SHOWN + 1] if other != image)
+                self._shared[image] = f"{mask.name} is also that of {others}"
+        return {image: () if image in self._shared else own for image, own in found.items()}
+
+    def _log_unused(self, masks: set[Path]) -> None:
+        if masks:
+            example = min(masks, key=_natural)
+            log.warning("%d mask files belong to no image (data.masks), for example %s.", len(masks), example)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.source).as_posix()
 
     def _by_image(self, folder: Path) -> dict[str, list[Path]]:
         """Returns the mask files below the folder, by the path of the image that they may belong to."""
@@ -72,10 +103,16 @@ class MaskFinder:
                 known[numbered[1]].append(path)
         return known
 
-    def _known(self, image: Path, known: dict[str, list[Path]]) -> tuple[Path, ...]:
-        stem = image.relative_to(self.source).with_suffix("").as_posix()
-        files = known.get(stem) or known.get(stem.partition("/")[2] or stem) or []
-        return tuple(path for path in files if path != image)
+    def _known(self, images: list[Path], known: dict[str, list[Path]]) -> dict[Path, tuple[Path, ...]]:
+        """Returns the mask files of each image, by its whole name or else without its first folder."""
+        names = {image: image.relative_to(self.source).with_suffix("").as_posix() for image in images}
+        whole = {name for name in names.values() if name in known}
+        found = {}
+        for image, name in names.items():
+            shorter = name.partition("/")[2]
+            used = name if name in whole else shorter if shorter not in whole else ""
+            found[image] = tuple(path for path in known.get(used, []) if path != image) if used else ()
+        return found
 
     def _globbed(self, image: Path) -> tuple[Path, ...]:
         folder = image.parent.relative_to(self.source).as_posix()

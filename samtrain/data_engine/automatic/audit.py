@@ -10,9 +10,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from samtrain.data.prepare.formats import IdIndex
 from samtrain.data.prepare.mask_files import Refused
+from samtrain.data.prepare.names import pair_names
 from samtrain.data.prepare.segmentations import to_rle
 from samtrain.data.shards import Record
+from samtrain.data_engine.automatic.truth import names_of
 from samtrain.data_engine.brush import Brush
 from samtrain.ops.rle import RLE, decode_rle, encode_mask, rle_iou, to_compressed
 
@@ -55,11 +58,12 @@ def pairs_with_corrections(records: Sequence[Record], folder: Path) -> tuple[lis
             missing["images without a file"] += 1
             continue
         corrected = _corrections(path, record)
+        ids = IdIndex(corrected)
         for each in record.annotation["annotations"]:
-            if each["id"] not in corrected:
+            if (own := ids.find(each["id"])) is None:
                 missing["masks without a correction"] += 1
                 continue
-            pairs.append(_pair(record, each, corrected[each["id"]]))
+            pairs.append(_pair(record, each, corrected[own]))
     if not pairs:
         raise ValueError(
             f"audit.corrected is {folder}, which has no mask with the id of any mask in {len(records)} images ({missing}): "
@@ -93,15 +97,17 @@ def pairs_with_truth(
     """Returns pairs with what a simulated annotator makes of each mask, and counts the masks that show no object.
 
     The annotator paints until the IoU with the mask's object, the one of highest IoU, reaches `target_iou`. A mask below
-    `min_iou` with every object shows none and is not corrected. `truth` has the objects by the image's name. Raises
-    ValueError for an image without ground truth.
+    `min_iou` with every object shows none and is not corrected. `truth` has the objects by the image's names (`names_of`).
+    Raises ValueError for an image without ground truth.
     """
     pairs, missing = [], {"masks that show no object": 0}
+    known = pair_names((name for record in records for name in names_of(record)), truth)
     for record in records:
-        name = Path(str(record.annotation["image"].get("source_name", record.key))).stem
-        objects = truth.get(name, truth.get(Path(record.key).name))
-        if objects is None:
-            raise ValueError(f"{record.name}: audit.truth has no image {name!r}, add its ground truth to these shards")
+        name = next((name for name in names_of(record) if name in known.found), None)
+        if name is None:
+            why = known.why_not(names_of(record)[0])
+            raise ValueError(f"{record.name}: audit.truth has no such image ({why}), add its ground truth to these shards")
+        objects = truth[known.found[name]]
         annotations = record.annotation["annotations"]
         ious = rle_iou([each["segmentation"] for each in annotations], objects)
         for number, each in enumerate(annotations):

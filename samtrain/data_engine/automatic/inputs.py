@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from samtrain.data.prepare.mask_files import IMAGES, files_below
+from samtrain.data.prepare.unread import unread_files
 from samtrain.data.tar_index import list_members, split_name
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class InputImage:
     path: Path
     offset: int
     size: int
-    source_name: str  # the file's own name, in its folder or tar
+    source_name: str  # the path below the input, or in its tar
 
     def read(self) -> bytes:
         """Returns the image's bytes; raises ValueError that names the image if they are missing or incomplete.
@@ -43,17 +47,39 @@ class InputImage:
 def list_images(source: str | Sequence[str]) -> list[InputImage]:
     """Returns the images of a folder at any depth, of a glob, of a tar, or of a list of these; folders are sorted by name.
 
-    In a folder with tars but no images, the images of the tars are returned. A truncated tar gives the images that are
-    complete. Raises ValueError for an entry without images.
+    In a folder, the images come first and then those of its tars. A truncated tar gives the images that are complete. Files
+    of a folder that are neither are counted in the log. Raises ValueError for an entry without images.
     """
+    entries = [source] if isinstance(source, str) else list(source)
+    base = Path(os.path.commonpath([_base(each) for each in entries])) if entries else Path()
     found: list[InputImage] = []
-    for each in [source] if isinstance(source, str) else source:
-        images = [image for path in _files(each) for image in _images(path)]
+    for each in entries:
+        files = _files(each)
+        images = [image for path in files for image in _images(path, base)]
         if not images:
             kinds = ", ".join(sorted(IMAGES))
             raise ValueError(f"generate.input is {each!r}, and no image was found there: give {kinds} files, or tars")
         found += images
-    return found
+        folder = Path(os.path.expanduser(each))
+        if folder.is_dir() and (unread := unread_files(folder, files, {".json"})):
+            log.warning("Files below %s that are not read, because they are neither images nor tars: %s.", folder, unread)
+    return _with_different_names(found, base)
+
+
+def _base(source: str) -> str:
+    """Returns the folder that the names of a folder's, glob's or file's images are relative to."""
+    path = os.path.abspath(os.path.expanduser(source))
+    while not os.path.isdir(path) and (glob.has_magic(path) or os.path.isfile(path)):
+        path = os.path.dirname(path)
+    return path
+
+
+def _with_different_names(images: list[InputImage], base: Path) -> list[InputImage]:
+    """Puts the tar's name before the names of its images if two tars hold the same names."""
+    if len({image.source_name for image in images}) == len(images):
+        return images
+    inside = {image.path: f"{_below(image.path, base)}/" for image in images if image.path.suffix.lower() == ".tar"}
+    return [replace(image, source_name=inside.get(image.path, "") + image.source_name) for image in images]
 
 
 def digest_of(images: Sequence[InputImage]) -> str:
@@ -66,16 +92,24 @@ def _files(source: str) -> list[Path]:
     """Returns the image files or tars of a folder or glob."""
     path = Path(os.path.expanduser(source))
     if path.is_dir():
-        return files_below(path, IMAGES) or sorted(path.rglob("*.tar"))
+        return files_below(path, IMAGES) + files_below(path, {".tar"})
     return [path] if path.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True)))
 
 
-def _images(path: Path) -> list[InputImage]:
+def _images(path: Path, base: Path) -> list[InputImage]:
     """Returns the images of a tar, or the image file itself; empty for other files."""
     if path.suffix.lower() == ".tar":
-        members, _ = list_members(str(path))
+        members, problems = list_members(str(path))
+        for problem in problems:
+            log.warning("%s: %s. Its complete images are used.", path, problem)
         wanted = [member for member in members if split_name(member[0])[1] not in ("", "json")]
-        return [InputImage(f"{path}, {name}", path, offset, size, Path(name).name) for name, offset, size in wanted]
+        return [
+            InputImage(f"{path}, {name}", path, offset, size, os.path.normpath(name)) for name, offset, size in wanted
+        ]
     if path.suffix.lower() in IMAGES and path.is_file():
-        return [InputImage(str(path), path, 0, path.stat().st_size, path.name)]
+        return [InputImage(str(path), path, 0, path.stat().st_size, _below(path, base))]
     return []
+
+
+def _below(path: Path, base: Path) -> str:
+    return Path(os.path.relpath(path, base)).as_posix()

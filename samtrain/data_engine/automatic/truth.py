@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 
 from samtrain.data.image_set import records
-from samtrain.data.shards import parse_annotation
+from samtrain.data.shards import Record, parse_annotation
 from samtrain.data.tar_index import list_members, split_name
 from samtrain.data_engine.automatic.inputs import InputImage
 from samtrain.ops.rle import RLE, to_compressed
@@ -21,17 +21,25 @@ def truth_of(image: InputImage) -> list[RLE]:
 
 
 def objects_by_name(urls: Sequence[str]) -> dict[str, list[RLE]]:
-    """Returns the objects of each image of the shards, by the image's name without folders."""
-    found = {}
+    """Returns the objects of each image of the shards, by its key and by the path it came from (`names_of`)."""
+    found: dict[str, list[RLE]] = {}
     for record in records(urls):
         size = record.annotation["image"]["height"], record.annotation["image"]["width"]
         objects = [to_compressed(each["segmentation"], size) for each in record.annotation["annotations"]]
-        if (name := Path(record.key).name) in found:
-            raise ValueError(
-                f"audit.truth has two images with the name {name!r}, the second is {record.name}: rename one of them"
-            )
-        found[name] = objects
+        for name in names_of(record):
+            if name in found:
+                raise ValueError(
+                    f"audit.truth has two images with the name {name!r}, the second is {record.name}: rename one of them"
+                )
+            found[name] = objects
     return found
+
+
+def names_of(record: Record) -> list[str]:
+    """Returns the names of an image without extension: first the path of the file that it came from, then its key."""
+    source = record.annotation["image"].get("source_name")
+    names = [os.path.splitext(str(source))[0]] if source else []
+    return list(dict.fromkeys([*names, record.key]))
 
 
 def _json_of(image: InputImage) -> bytes:

@@ -18,7 +18,7 @@ def test_a_folder_in_the_order_of_names(tmp_path: Path) -> None:
     (folder / "notes.txt").write_text("no image")
     (folder / ".hidden.jpg").write_bytes(b"any")
     names = [image.source_name for image in list_images(str(folder))]
-    assert names == ["x.PNG", *(f"image_{i}.jpg" for i in range(12))]
+    assert names == ["deeper/x.PNG", *(f"image_{i}.jpg" for i in range(12))]
 
 
 def test_a_glob_and_a_list(tmp_path: Path) -> None:
@@ -41,6 +41,35 @@ def test_tars_with_and_without_jsons(tmp_path: Path) -> None:
     (tmp_path / "tars").mkdir()
     (tmp_path / "a.tar").rename(tmp_path / "tars" / "a.tar")
     assert [p.source_name for p in list_images(str(tmp_path / "tars"))] == ["image_0.jpg"]
+
+
+def test_tars_beside_an_image_are_read_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_images(tmp_path / "in", 2)
+    with tarfile.open(folder / "more.tar", "w") as tar:
+        tar.add(folder / "image_1.jpg", arcname="deep/b.jpg")
+    (folder / "image_1.jpg").unlink()
+    for name in ("phone.heic", "scan.HEIC", ".hidden.jpg", "image_0.json"):
+        (folder / name).write_bytes(b"any")
+    assert [image.source_name for image in list_images(str(folder))] == ["image_0.jpg", "deep/b.jpg"]
+    assert "not read, because they are neither images nor tars: 2 .heic, 1 hidden." in caplog.text
+
+
+@pytest.mark.parametrize("given", ["folder", "glob", "list", "tars"])
+def test_equal_names_stay_apart(tmp_path: Path, given: str) -> None:
+    folders = [write_images(tmp_path / "in" / day, 1) for day in ("day1", "day2")]
+    if given == "tars":
+        for folder in folders:
+            with tarfile.open(tmp_path / "in" / f"{folder.name}.tar", "w") as tar:
+                tar.add(folder / "image_0.jpg", arcname="image_0.jpg")
+    sources = {
+        "folder": str(tmp_path / "in"),
+        "glob": str(tmp_path / "in" / "day*" / "*.jpg"),
+        "list": [str(folder) for folder in folders],
+        "tars": str(tmp_path / "in" / "*.tar"),
+    }
+    names = [image.source_name for image in list_images(sources[given])]
+    days = ("day1.tar", "day2.tar") if given == "tars" else ("day1", "day2")
+    assert names == [f"{day}/image_0.jpg" for day in days]
 
 
 def test_nothing_is_said_with_the_key(tmp_path: Path) -> None:
