@@ -133,7 +133,7 @@ def parse_annotation(data: bytes, name: str) -> dict[str, Any]:
     """Returns the JSON of a record, checked for SA-1B's form; raises ValueError that begins with `name`."""
     try:
         annotation = json.loads(data)
-    except ValueError as error:  # the base class of JSONDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # the base class of JSONDecodeError and UnicodeDecodeError
         raise ValueError(f"{name}: its JSON cannot be parsed ({error}): write it again, or set data.on_error=skip") from error
     form = '{"image": {"width": int, "height": int}, "annotations": [{"segmentation": RLE}]}'
     if not isinstance(annotation, dict) or not isinstance(annotation.get("image"), dict):

@@ -1,4 +1,8 @@
-"""Checks whether a data set is valid SA-1B, record by record and as a whole: tars or a folder, Meta's own or any other."""
+"""Checks whether a data set is valid SA-1B, record by record and as a whole: tars or a folder, Meta's own or any other.
+
+Stage 3 of the data engine writes more than masks: scores, clicks, and ids that are numbers and unique over the set. Where no
+mask has any scores or clicks, such as in what `task=prepare` writes, these checks are left out, and a note says so.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +20,23 @@ from samtrain.data.prepare.formats import Entry, Sa1bFolder
 from samtrain.data.shards import Record, expand_urls, index_tar, parse_annotation, read_record
 from samtrain.ops.rle import rle_area, rle_to_box_xywh, to_compressed
 
-KEYS = ("id", "segmentation", "bbox", "area", "predicted_iou", "stability_score", "crop_box", "point_coords")
+KEYS = ("id", "segmentation", "bbox", "area")
+KEYS_OF_STAGE_3 = ("predicted_iou", "stability_score", "crop_box", "point_coords")
 PREDICTED_IOU = (0.0, 1.5)  # the IoU head has no sigmoid and sometimes predicts a little more than 1
 BOX_TOLERANCE = 1  # pixels: segment_anything's boxes end at the last pixel, COCO's one pixel later
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: its kind, which is counted, the file and record in which it is, and details."""
+    """One fault: its kind, which is counted, the file and record in which it is, and details.
+
+    of_stage_3: it is none in a set that was not made by stage 3
+    """
 
     kind: str
     where: str
     detail: str = ""
+    of_stage_3: bool = False
 
     def __str__(self) -> str:
         return f"{self.where}: {self.kind}" + (f" ({self.detail})" if self.detail else "")
@@ -57,22 +66,30 @@ def validate(dataset: str | Sequence[str]) -> Verdict:
 
     Raises ValueError if there is neither.
     """
-    verdict, duplicates = Verdict(), _Duplicates()
+    verdict, duplicates, of_stage_3 = Verdict(), _Duplicates(), False
     for found in _records(dataset):
         if isinstance(found, Fault):
             verdict.faults.append(found)
             continue
         verdict.images += 1
-        verdict.masks += len(found.annotation["annotations"])
+        masks = found.annotation["annotations"]
+        verdict.masks += len(masks)
+        of_stage_3 = of_stage_3 or any(key in each for each in masks for key in KEYS_OF_STAGE_3)
         verdict.faults += _record_faults(found)
         duplicates.add(found)
     verdict.faults += duplicates.faults()
     verdict.notes = duplicates.same_images()
+    if verdict.masks and not of_stage_3:
+        verdict.faults = [fault for fault in verdict.faults if not fault.of_stage_3]
+        missing = f"no mask has {', '.join(KEYS_OF_STAGE_3)}; ids may be text, and the same in two images"
+        verdict.notes.append(Fault("the checks that are for masks of stage 3 alone were left out", str(dataset), missing))
     return verdict
 
 
 def _records(dataset: str | Sequence[str]) -> Iterator[Record | Fault]:
     """Yields every record, or the fault because of which it cannot be read."""
+    if isinstance(dataset, str) and (Path(dataset) / "prepare.json").is_file():
+        dataset = [str(path) for path in sorted(Path(dataset).glob("*/*.tar"))]  # all splits of a prepared set
     if isinstance(dataset, str) and Path(dataset).is_dir() and not list(Path(dataset).glob("*.tar")):
         source = Sa1bFolder(Path(dataset))
         entries = source.entries()
@@ -114,31 +131,42 @@ def _record_faults(record: Record) -> Iterator[Fault]:
         decode_samples(record.image_bytes, W, H, record.name)
     except ValueError as error:
         yield Fault("the image does not fit its JSON", record.name, str(error).removeprefix(f"{record.name}: "))
-    if not _is_id(image.get("image_id")):
-        yield Fault("image_id is not an integer of 0 or more", record.name, repr(image.get("image_id")))
+    if not _is_id(given := image.get("image_id")):
+        yield Fault("image_id is not an integer of 0 or more", record.name, repr(given), of_stage_3=_is_text(given))
     name = f"{Path(record.key).name}.{record.ext}"
     if Path(str(image.get("file_name"))).name.lower() != name.lower():
         yield Fault("file_name is that of another file", record.name, f"{image.get('file_name')!r}, the image is {name}")
 
     # its masks
+    yield from _without_scores(record)
     seen: dict[Any, int] = {}
     for number, each in enumerate(record.annotation["annotations"]):
         where = f"{record.name}, annotation {each.get('id', f'number {number}')}"
         yield from _annotation_faults(each, (H, W), where)
         text = str(each["segmentation"].get("counts") if isinstance(each["segmentation"], dict) else number)
+        text += f" {each.get('category_id')}"  # in LVIS one mask may belong to two categories
         if text in seen:
             yield Fault("the same mask twice in an image", where, f"also annotation number {seen[text]}")
         seen.setdefault(text, number)
+
+
+def _without_scores(record: Record) -> Iterator[Fault]:
+    """Yields one fault for all masks of an image that have no key of stage 3."""
+    bare = [each for each in record.annotation["annotations"] if not any(key in each for key in KEYS_OF_STAGE_3)]
+    if bare:
+        missing = f"{', '.join(KEYS_OF_STAGE_3)} in {len(bare)} masks"
+        yield Fault("keys are missing", record.name, missing, of_stage_3=True)
 
 
 def _annotation_faults(each: dict[str, Any], size: tuple[int, int], where: str) -> Iterator[Fault]:
     """Yields the faults of one annotation."""
     # keys and id
     H, W = size
-    if missing := [key for key in KEYS if key not in each]:
+    scored = any(key in each for key in KEYS_OF_STAGE_3)
+    if missing := [key for key in (*KEYS, *(KEYS_OF_STAGE_3 if scored else ())) if key not in each]:
         yield Fault("keys are missing", where, ", ".join(missing))
     if "id" in each and not _is_id(each["id"]):
-        yield Fault("id is not an integer of 0 or more", where, repr(each["id"]))
+        yield Fault("id is not an integer of 0 or more", where, repr(each["id"]), of_stage_3=_is_text(each["id"]))
 
     # the mask, its box and its area
     try:
@@ -194,7 +222,8 @@ class _Duplicates:
         for place in np.flatnonzero(np.diff(ids[order]) == 0):
             first, second = order[place], order[place + 1]
             where = f"{self.names[owner[second]]}, annotation {ids[second]}"
-            yield Fault("another mask has the same id", where, f"in {self.names[owner[first]]}")
+            apart = bool(owner[first] != owner[second])
+            yield Fault("another mask has the same id", where, f"in {self.names[owner[first]]}", of_stage_3=apart)
 
     def same_images(self) -> list[Fault]:
         """Returns a note for each image with the same bytes as another one."""
@@ -211,6 +240,10 @@ class _Duplicates:
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 def _is_number(value: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from samtrain.data.prepare.importers import PrepareConfig, prepare
 from samtrain.data.shards import ShardWriter
 from samtrain.data.validate import validate
 from samtrain.ops.rle import encode_mask
@@ -85,6 +86,12 @@ def at(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def without_scores(content: dict[str, Any]) -> None:
+    for each in content["annotations"]:
+        for key in ("predicted_iou", "stability_score", "point_coords", "crop_box"):
+            del each[key]
+
+
 FAULTS = {
     "no JSON at all": (lambda content: "not json", "cannot be read", None),
     "another form": (lambda content: json.dumps([1]), "cannot be read", None),
@@ -93,6 +100,7 @@ FAULTS = {
     "image_id": (at("image.image_id", "two"), "image_id is not an integer of 0 or more", None),
     "image_id is a list": (at("image.image_id", [2]), "image_id is not an integer of 0 or more", None),
     "file_name": (at("image.file_name", "sa_7.jpg"), "file_name is that of another file", None),
+    "no scores": (without_scores, "keys are missing", None),
     "keys": (at("mask.crop_box", KeyError), "keys are missing", 201),
     "id": (at("mask.id", "x"), "id is not an integer of 0 or more", "x"),
     "RLE of another size": (at("mask.segmentation.size", [80, 60]), "RLE does not fit", 201),
@@ -129,6 +137,37 @@ def test_each_fault_is_named(tmp_path: Path, name: str) -> None:
             assert f"annotation {identity}" in str(found[0])
         others = {fault.kind for fault in verdict.faults} - {found[0].kind}
         assert not others or name == "another size", others  # one fault, one message; masks are of the size, too
+
+
+def test_what_prepare_writes_is_sound(tmp_path: Path) -> None:
+    """Masks of people have no scores; ids are given per image, and copies bring an image_id twice."""
+
+    def bare(folder: Path) -> None:
+        for path in folder.glob("*.json"):
+            content = json.loads(path.read_text())
+            without_scores(content)
+            for number, each in enumerate(content["annotations"]):
+                each["id"] = number
+            path.write_text(json.dumps(content))
+
+    for day in ("day1", "day2"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        bare(write_folder(tmp_path / "in" / day))
+    prepared = prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "in")))
+    for dataset in (prepared, f"{prepared}/*"):
+        verdict = validate(str(dataset))
+        assert verdict.is_sound and (verdict.images, verdict.masks) == (6, 18), verdict.faults
+        assert any("for masks of stage 3 alone" in note.kind for note in verdict.notes)
+
+
+def test_ids_twice_in_one_image_are_a_fault_without_scores_too(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "in")
+    for path in folder.glob("*.json"):
+        content = json.loads(path.read_text())
+        without_scores(content)
+        content["annotations"][1]["id"] = content["annotations"][0]["id"]
+        path.write_text(json.dumps(content))
+    assert validate(str(folder)).counts() == {"another mask has the same id": 3}
 
 
 def test_the_same_mask_twice(tmp_path: Path) -> None:

@@ -221,4 +221,4 @@ def test_torchrun(tmp_path: Path) -> None:
     assert "test/miou_1" in json.loads((run / "metrics.json").read_text())
     assert load_sam(run / "checkpoints" / "best.ckpt").config.model == "vit_tiny"
     assert (run / "samtrain.log").read_text().count("Training vit_tiny") == 1, "one rank speaks for all"
-    assert [path.name for path in (run / "shards").glob("*.tar")] == ["first_000000.tar"]
+    assert [path.name for path in (run / "shards").glob("*.tar")] == ["chosen_000000.tar"]

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -115,8 +115,9 @@ def _make(folder: Path, config: PrepareConfig, source: MaskSource, entries: list
 
     # pass 2: write the shards of each split
     report = _report(config, chunks, splits)
+    new_ids = _new_image_ids(chunks)
     for split in ("pool", "val", "test"):
-        records = (line for line in _lines(chunks) if splits.get(line["name"]) == split)
+        records = (_renumbered(line, new_ids) for line in _lines(chunks) if splits.get(line["name"]) == split)
         contents = [line["content"] for line in _lines(chunks) if splits.get(line["name"]) == split]
         write_text(folder / split / CONTENTS, "".join(f"{each}\n" for each in contents))
         shards = _write_split(folder / split, config, records, names, report["splits"][split]["images"])
@@ -132,6 +133,27 @@ def _groups(chunks: list[Path]) -> dict[str, str]:
     if copies := len(lines) - len({content for _, _, content in lines}):
         log.warning("%d images have the same pixels as another one; copies are always in the same split.", copies)
     return {name: joined[group] for name, group, _ in lines}
+
+
+def _new_image_ids(chunks: list[Path]) -> dict[str, int]:
+    """Returns a new image_id for each image that has that of an image before it, by the image's name."""
+    seen: set[Any] = set()
+    again = []
+    for line in (line for line in _lines(chunks) if "annotation" in line):
+        own = line["annotation"]["image"]["image_id"]
+        if own in seen:
+            again.append(line["name"])
+        seen.add(own)
+    if again:
+        log.warning("%d images have the image_id of another one and get a new one, for example %s.", len(again), again[0])
+    first = max((own for own in seen if isinstance(own, int)), default=0) + 1
+    return {name: first + number for number, name in enumerate(again)}
+
+
+def _renumbered(line: dict[str, Any], new_ids: Mapping[str, int]) -> dict[str, Any]:
+    image = line["annotation"]["image"]
+    image["image_id"] = new_ids.get(line["name"], image["image_id"])
+    return line
 
 
 def _check_all(folder: Path, config: PrepareConfig, source: MaskSource, entries: list[Entry]) -> list[Path]:
