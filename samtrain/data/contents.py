@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
+
+from samtrain.data.decode import decode_samples
+from samtrain.data.shards import index_tar, is_remote, read_record
+
+log = logging.getLogger(__name__)
+
+CONTENTS = "contents.txt"  # beside the shards that `task=prepare` writes: a shard and a digest per line
+MAX_DECODED = 100 << 20  # bytes of other tars whose images are decoded to compare them, which takes seconds
 
 
 def content_digest(samples: np.ndarray) -> str:
@@ -17,3 +30,57 @@ def content_digest(samples: np.ndarray) -> str:
     state = hashlib.blake2b(f"{samples.shape} {samples.dtype.str}".encode(), digest_size=8)
     state.update(np.ascontiguousarray(samples).data)
     return state.hexdigest()
+
+
+def contents_text(digests: Sequence[str], shards: Sequence[str]) -> str:
+    """Returns the text of `CONTENTS`: the digest of each image, with the name of the shard that holds it."""
+    return "".join(f"{shard} {each}\n" for each, shard in zip(digests, shards, strict=True))
+
+
+def contents_of(tars: Iterable[str]) -> set[str]:
+    """Returns the digests of the images in local tars, from the list beside them or else by decoding them.
+
+    Tars without a list are left out, which is logged, once more than `MAX_DECODED` bytes would have to be decoded. Images
+    that cannot be read are left out.
+    """
+    found: set[str] = set()
+    left = MAX_DECODED
+    unknown = []
+    for tar in tars:
+        listed = None if is_remote(tar) else _listed(Path(os.path.abspath(tar)))
+        if listed is None and not is_remote(tar) and (size := os.path.getsize(tar)) <= left:
+            left, listed = left - size, _decoded(tar)
+        if listed is None:
+            unknown.append(tar)
+        found |= set(listed or ())
+    if unknown:
+        log.info("The images of %d shards are not compared with others, for example those of %s.", len(unknown), unknown[0])
+    return found
+
+
+def _listed(tar: Path) -> list[str] | None:
+    path = tar.with_name(CONTENTS)
+    return _read_list(path, path.stat().st_mtime_ns).get(tar.name) if path.is_file() else None
+
+
+@lru_cache(maxsize=8)
+def _read_list(path: Path, _time: int) -> dict[str, list[str]]:
+    """Returns the digests by the name of their shard; the time of the file's last change makes the cache read it again."""
+    lines = (line.rsplit(" ", 1) for line in path.read_text().splitlines())
+    found: dict[str, list[str]] = {}
+    for shard, digest in lines:
+        found.setdefault(shard, []).append(digest)
+    return found
+
+
+def _decoded(tar: str) -> list[str]:
+    index = index_tar(tar, on_error="skip")
+    found = []
+    for i in range(len(index)):
+        try:
+            record = read_record(index, i)
+            image = record.annotation["image"]
+            found.append(content_digest(decode_samples(record.image_bytes, image["width"], image["height"], record.name)))
+        except ValueError as error:
+            log.debug("An image is not compared with others: %s", error)
+    return found

@@ -47,10 +47,12 @@ class DataConfig(ABC):
     frame:    resize: the longest side becomes the model's input size; native: crops and tiles of the image's own pixels;
               auto: see `uses_native_pixels`
     on_error: raise, or skip to leave out records that cannot be read
+    seen_images: refuse to measure images that the model was trained on, or allow it
     """
 
     frame: Literal["auto", "resize", "native"] = "resize"
     on_error: Literal["raise", "skip"] = "raise"
+    seen_images: Literal["refuse", "allow"] = "refuse"
 
     @abstractmethod
     def open(self, data_dir: str) -> ImageSet:

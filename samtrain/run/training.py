@@ -10,16 +10,18 @@ from pathlib import Path
 
 from pytorch_lightning.loggers import Logger
 
+from samtrain.data.contents import contents_of
 from samtrain.data_engine.stages import FitRequest, FitResult
 from samtrain.files import atomic_path
 from samtrain.modeling.build import load_sam
 from samtrain.modeling.sam import Sam
 from samtrain.run.build import make_loss, make_prompts, make_sam, optimizer_config, transforms_of
 from samtrain.run.image_sets import data_config
+from samtrain.run.seen_images import tars_of
 from samtrain.run.settings import Config, read, recipe_of
 from samtrain.run.trainer import make_callbacks, make_trainer, make_validator
 from samtrain.terminal import counted
-from samtrain.training.callbacks import BestCheckpoint, batches_seen
+from samtrain.training.callbacks import BestCheckpoint, TrainedOn, batches_seen, images_trained_on
 from samtrain.training.config import LoaderConfig, TrainerConfig
 from samtrain.training.datamodule import SamDataModule
 from samtrain.training.lit_sam import LitSam
@@ -46,7 +48,7 @@ def train(config: Config, request: FitRequest, loggers: list[Logger]) -> FitResu
     data.check_validation()
 
     # train
-    callbacks = make_callbacks(config, request)
+    callbacks = [*make_callbacks(config, request), _trained_on(request)]
     trainer = make_trainer(config, request.directory, callbacks, loggers, steps, model, validates=bool(request.val))
     log.info("%s %s for %s in %s.", "Resuming" if resume else "Training", model, counted(steps, "step"), request.directory)
     trainer.fit(lit, datamodule=data, ckpt_path=resume)
@@ -65,6 +67,12 @@ def train(config: Config, request: FitRequest, loggers: list[Logger]) -> FitResu
         images_seen=lit.images_seen,
         seconds=time.perf_counter() - begin,
     )
+
+
+def _trained_on(request: FitRequest) -> TrainedOn:
+    """Returns the callback that stores what this run trains on, and what the model before it was trained on."""
+    before = images_trained_on(request.init) if request.init else set()
+    return TrainedOn(before | contents_of(tars_of(request.train)))
 
 
 def validate(config: Config, checkpoint: Path, val: list[str], *, native: bool) -> dict[str, float]:

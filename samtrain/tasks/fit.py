@@ -24,6 +24,7 @@ from samtrain.run.evaluation import difficulty_metrics, test_metrics
 from samtrain.run.image_sets import data_config, is_native, open_set
 from samtrain.run.inputs import check_inputs
 from samtrain.run.preflight import check_images
+from samtrain.run.seen_images import check_splits
 from samtrain.run.settings import Config, ModelConfig, read
 from samtrain.run.training import train
 from samtrain.training.config import LoaderConfig, TrainerConfig
@@ -40,6 +41,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     if config["checkpoint"]:
         say_what_follows(config, sam_config_of(config))
     images = open_set(config["data"], config["data_dir"])
+    check_splits(config, images)
     check_inputs(config, run_dir, images)
     request = fit_request(config, run_dir, images)
     if is_first_rank():

@@ -21,6 +21,7 @@ from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, num_ranks, write_metrics
 from samtrain.run.image_sets import data_config, open_set
 from samtrain.run.processes import CONTEXT, as_worker, run_together
+from samtrain.run.seen_images import check_unseen
 from samtrain.run.settings import Config, read
 from samtrain.run.targets import build
 from samtrain.training.loggers import finish
@@ -47,6 +48,8 @@ def run(config: Config, run_dir: Path) -> Metrics:
     parts = evaluator.parts(sets, config["checkpoint"])
     for part in parts:
         evaluator.check(part)
+        tars = [source for source in part.sources if source.endswith(".tar")]
+        check_unseen(config, tars, f"the set {part.name}", part.checkpoint)
     check_inputs(run_dir, evaluator.inputs(parts))
     # rows, and metrics of the rows
     _measure(config, run_dir, evaluator, parts)

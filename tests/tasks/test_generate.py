@@ -225,7 +225,8 @@ def test_a_training_reads_the_shards(undisturbed: Path, tmp_path: Path) -> None:
     """task=fit trains on the shards as they are."""
     output = undisturbed / "out"
     given = [
-        "+experiment=sa1b", "data=sa1b", f"data.train.automatic.urls={output}", f"data.val={output}", "model.name=vit_tiny",
+        "+experiment=sa1b", "data=sa1b", f"data.train.automatic.urls={output}", f"data.val={output}", "data.seen_images=allow",
+        "model.name=vit_tiny",
         "scale.sa1b.steps=3", "scale.val_every_steps=3", "loader.max_val_masks=2", "trainer.accelerator=cpu",
         f"run_dir={tmp_path / 'fit'}",
     ]  # fmt: skip

@@ -20,6 +20,7 @@ from typing import Any
 
 from rich.progress import track
 
+from samtrain.data.contents import CONTENTS, contents_text
 from samtrain.data.prepare.config import PrepareConfig, mask_source
 from samtrain.data.prepare.formats import Entry, MaskSource
 from samtrain.data.prepare.holdout import Grouping, group_csv, grouping, hold_back, joined_groups
@@ -33,7 +34,6 @@ __all__ = ["PrepareConfig", "prepare"]
 log = logging.getLogger(__name__)
 
 MANIFEST = "prepare.json"
-CONTENTS = "contents.txt"  # in each split: the digest of each image's pixels, in the order of the shards
 PREPARE_VERSION = 5  # raise it if the same input gives other shards: the folder of a set is named by it
 CHUNK = 32  # images per file of checked records
 CROWDS_HINT = "set data.crowds=objects if each region with iscrowd 1 is one object, as in CVAT's export of brush masks"
@@ -119,7 +119,8 @@ def _make(folder: Path, config: PrepareConfig, source: MaskSource, entries: list
     for split in ("pool", "val", "test"):
         records = (_renumbered(line, new_ids) for line in _lines(chunks) if splits.get(line["name"]) == split)
         contents = [line["content"] for line in _lines(chunks) if splits.get(line["name"]) == split]
-        write_text(folder / split / CONTENTS, "".join(f"{each}\n" for each in contents))
+        names_of_shards = [f"{split}_{i // config.max_count:06d}.tar" for i in range(len(contents))]
+        write_text(folder / split / CONTENTS, contents_text(contents, names_of_shards))
         shards = _write_split(folder / split, config, records, names, report["splits"][split]["images"])
         report["splits"][split]["shards"] = {path.name: digest(path) for path in shards}
     shutil.rmtree(folder / "checked")

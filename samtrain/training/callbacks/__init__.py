@@ -1,11 +1,12 @@
-"""Lightning callbacks: checkpoints, throughput, the progress display, panels of masks, norms."""
+"""Lightning callbacks: checkpoints, throughput, the progress display, panels of masks, norms, the images trained on."""
 
 from samtrain.training.callbacks.checkpointing import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, batches_seen
 from samtrain.training.callbacks.display import ProgressDisplay, Throughput
 from samtrain.training.callbacks.mask_panels import MaskPanels
 from samtrain.training.callbacks.norms import ParameterNorms
+from samtrain.training.callbacks.trained_on import TrainedOn, images_trained_on
 
 __all__ = [
     "AtomicCheckpointIO", "BestCheckpoint", "LastCheckpoint", "MaskPanels", "ParameterNorms", "ProgressDisplay",
-    "Throughput", "batches_seen",
+    "Throughput", "TrainedOn", "batches_seen", "images_trained_on",
 ]  # fmt: skip
