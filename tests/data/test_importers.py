@@ -374,6 +374,7 @@ def test_label_maps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ({"form": "label_maps"}, "data.masks"),
         ({"form": "label_maps", "masks": "nowhere"}, "nowhere"),
         ({"form": "coco", "annotations": "no.json"}, "data.annotations"),
+        ({"annotations": ["a.json", "b.json"]}, "data.annotations names 2 files.*merge the files"),
         ({}, "no JSON beside"),
         ({"form": "sa1b"}, "holds no images"),
     ],

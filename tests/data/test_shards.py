@@ -40,6 +40,17 @@ def test_expand_urls_accepts_paths_folders_globs_braces_and_urls(tmp_path):
     assert expand_urls(f"file://{both[0]}") == both[:1]
 
 
+def test_a_glob_that_matches_folders_reads_their_tars(tmp_path):
+    """The rounds of the data engine lie in RUN/rounds/*/shards; beside tars lie their indices and lists."""
+    tars = [tmp_path / "rounds" / number / "shards" / f"a_{number}.tar" for number in ("1", "2")]
+    for tar in tars:
+        tar.parent.mkdir(parents=True)
+        for path in (tar, tar.with_name(f"{tar.name}.index.npz"), tar.with_name("contents.txt")):
+            path.touch()
+    for pattern in ("rounds/*/shards", "rounds/*/shards/*", "rounds/*/shards/*.tar", "rounds/{1,2}/shards"):
+        assert expand_urls(str(tmp_path / pattern)) == [str(tar) for tar in tars]
+
+
 def test_expand_urls_names_a_pattern_without_a_match(tmp_path):
     with pytest.raises(ValueError, match="gone_.* matches no shard.*brace pattern"):
         expand_urls(str(tmp_path / "gone_*.tar"))

@@ -55,6 +55,22 @@ def test_a_set_without_public_images_trains_on_its_pool(tmp_path: Path) -> None:
     assert images.train == images.pool and images.test == []
 
 
+def test_one_source_does_not_mix_stages(tmp_path: Path) -> None:
+    for number, stage in ((1, "assisted_manual"), (2, "assisted_manual"), (7, "semi_automatic")):
+        folder = tmp_path / "rounds" / str(number) / "shards"
+        folder.mkdir(parents=True)
+        (folder / f"{stage}_round{number:02d}_000000.tar").touch()
+
+    def pool(manual: str) -> list[str]:
+        data = shards(str(tmp_path / "rounds/1/shards"))
+        return open_set({**data, "train": {"manual": {"urls": str(tmp_path / "rounds" / manual)}}}, "none").pool_tars()
+
+    assert len(pool("*/shards/assisted_manual_*.tar")) == 2 and len(pool("[12]/shards")) == 2
+    assert len(pool("*/shards/semi_automatic_*.tar")) == 1
+    with pytest.raises(ValueError, match=r"data.train.manual.urls holds .*assisted_manual, semi_automatic.*assisted_manual_"):
+        pool("*/shards")
+
+
 def test_shards_keep_their_weights(tmp_path: Path) -> None:
     urls = write_shard(tmp_path, side=64, object_side=8)
     train = {"automatic": {"urls": urls, "weight": 1.0}, "manual": {"urls": urls, "weight": 10.0}}

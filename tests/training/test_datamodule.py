@@ -63,6 +63,13 @@ def test_all_ranks_validate_equally_many_batches(module, world_size):
     assert sorted(counted) == [f"val_{i}" for i in range(5)]
 
 
+def test_validation_without_an_object_is_refused(module, write_set, tmp_path):
+    module().check_validation()
+    module(val=[]).check_validation()
+    with pytest.raises(ValueError, match="none of the 5 validation images holds an object.*data.val"):
+        module(val_transform=ResizeLongestSide(image_size=16, min_mask_area=1000)).check_validation()
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_training_goes_on_where_it_stopped(module, num_workers):
     whole = batches(module(num_workers=num_workers).train_dataloader(), 8)

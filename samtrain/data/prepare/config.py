@@ -21,7 +21,7 @@ class PrepareConfig:
     form:         sa1b (a JSON beside each image), coco (`annotations` names the JSON), label_maps or binary_masks
                   (`masks` says where they are); auto chooses coco if `annotations` is set, else sa1b
     masks:        folder or glob of mask files, see `MaskFinder`
-    annotations:  COCO or LVIS instance JSON
+    annotations:  COCO or LVIS instance JSON; a list is refused with what to do instead
     group_by:     None, `<file>.csv:<column>` or a regular expression on the file name, see `grouping`
     categories:   names of the categories whose objects are kept (COCO and LVIS), None for all
     crowds:       ignore keeps regions with iscrowd 1 for evaluation only; objects takes each of them for one object
@@ -35,7 +35,7 @@ class PrepareConfig:
     root: str
     form: Form = "auto"
     masks: str | None = None
-    annotations: str | None = None
+    annotations: str | list[str] | None = None
     categories: list[str] | None = None
     crowds: Literal["ignore", "objects"] = "ignore"
     empty_images: bool = False
@@ -51,6 +51,11 @@ class PrepareConfig:
             raise ValueError(f"data.form is {self.form!r}: choose one of {', '.join(get_args(Form))}")
         if not Path(self.root).is_dir():
             raise ValueError(f"data.root is {self.root!r}, which is not a folder: give the folder that holds the images")
+        if isinstance(self.annotations, list):
+            raise ValueError(
+                f"data.annotations names {len(self.annotations)} files, and one set has one: prepare a set for each file and "
+                "use their shards together (data=sa1b), or merge the files into one with different ids"
+            )
         if self.crowds not in ("ignore", "objects"):
             raise ValueError(f"data.crowds is {self.crowds!r}: choose ignore or objects")
         if self.categories is not None and self.annotations is None:
@@ -68,6 +73,7 @@ class PrepareConfig:
 
     def absolute(self) -> PrepareConfig:
         """Returns the same config with absolute paths, which do not depend on the working directory."""
+        assert not isinstance(self.annotations, list), "__post_init__ refuses lists"
         annotations = self.annotations and os.path.abspath(self.annotations)
         return replace(self, root=os.path.abspath(self.root), annotations=annotations)
 
@@ -80,10 +86,11 @@ class PrepareConfig:
 def mask_source(config: PrepareConfig) -> MaskSource:
     """Returns the reader for the form that the config names; raises ValueError if the files it needs are missing."""
     config = config.absolute()
-    folder, form = Path(config.root), config.form
+    folder, form, annotations = Path(config.root), config.form, config.annotations
+    assert not isinstance(annotations, list), "PrepareConfig refuses lists"
     if form == "auto":
-        form = "coco" if config.annotations else "sa1b"
-        if not config.annotations and not files_below(folder, {".json"}):
+        form = "coco" if annotations else "sa1b"
+        if not annotations and not files_below(folder, {".json"}):
             raise ValueError(
                 f"data.form is auto and {folder} holds no JSON beside its images: for masks in files set "
                 "data.form=label_maps or binary_masks and data.masks, for COCO set data.annotations=<json>"
@@ -91,11 +98,11 @@ def mask_source(config: PrepareConfig) -> MaskSource:
     if form == "sa1b":
         return Sa1bFolder(folder)
     if form == "coco":
-        if not config.annotations or not Path(config.annotations).is_file():
+        if not annotations or not Path(annotations).is_file():
             raise ValueError(
-                f"data.form is coco and data.annotations is {config.annotations!r}, which is not a file: give the instance JSON"
+                f"data.form is coco and data.annotations is {annotations!r}, which is not a file: give the instance JSON"
             )
-        return CocoInstances(folder, Path(config.annotations), config.categories)
+        return CocoInstances(folder, Path(annotations), config.categories)
     if not config.masks:
         raise ValueError(
             f"data.form is {form} and data.masks is not set: give the folder of the masks, or a glob with {{stem}} in it"
