@@ -34,6 +34,13 @@ def test_metrics(config: Config, sam: Sam, images: ImageSet, *, native: bool) ->
     return found
 
 
+def check_test_images(config: Config, images: ImageSet) -> None:
+    """Raises ValueError if there are test images and none of them holds an object: training would end in this error."""
+    on_error = data_config(config["data"]).on_error
+    if images.test and not any(record.annotation["annotations"] for record in records(images.test, on_error)):
+        raise ValueError("no test image holds an object, so nothing could be measured: give other images (data.test)")
+
+
 def difficulty_metrics(config: Config, images: ImageSet) -> dict[str, float]:
     """Returns what one mask per click can reach at most on the test scenes, and what a flood fill reaches.
 

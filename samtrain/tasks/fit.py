@@ -20,7 +20,7 @@ from samtrain.run.build import loggers_of, sam_config_of, transforms_of
 from samtrain.run.by_checkpoint import say_what_follows
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, is_first_rank, write_metrics
-from samtrain.run.evaluation import difficulty_metrics, test_metrics
+from samtrain.run.evaluation import check_test_images, difficulty_metrics, test_metrics
 from samtrain.run.image_sets import data_config, is_native, open_set
 from samtrain.run.inputs import check_inputs
 from samtrain.run.preflight import check_images
@@ -42,6 +42,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
         say_what_follows(config, sam_config_of(config))
     images = open_set(config["data"], config["data_dir"])
     check_splits(config, images)
+    check_test_images(config, images)
     check_inputs(config, run_dir, images)
     request = fit_request(config, run_dir, images)
     if is_first_rank():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from samtrain.data.contents import contents_of
+from samtrain.data.shards import ShardWriter
+from samtrain.run.evaluation import check_test_images
 from samtrain.run.image_sets import open_set
 from samtrain.run.seen_images import check_splits, check_unseen
 from samtrain.training.callbacks import TrainedOn, images_trained_on
@@ -49,6 +52,15 @@ def test_images_that_were_trained_on_are_refused_under_any_name(tmp_path: Path, 
     with pytest.raises(ValueError, match=r"2 of the 4 images of data.test are among those that .*a.ckpt was trained on.*allow"):
         check_unseen(config_of(tars, tars), [str(tars[2]), str(renamed)], "data.test", checkpoint)
     check_unseen(config_of(tars, tars, seen_images="allow"), [str(renamed)], "data.test", checkpoint)
+
+
+def test_test_images_without_an_object_are_refused_before_training(tmp_path: Path, tars: list[Path]) -> None:
+    with ShardWriter(tmp_path / "empty", "a") as writer:
+        writer.write("a", b"not decoded here", "png", {"image": {"width": 4, "height": 4}, "annotations": []})
+    for held_back, refused in ((tars[2:], False), (writer.paths, True), ([*writer.paths, tars[0]], False)):
+        config = config_of(tars, held_back)
+        with pytest.raises(ValueError, match="no test image holds an object.*data.test") if refused else nullcontext():
+            check_test_images(config, open_set(config["data"], str(tmp_path)))
 
 
 def test_splits_that_share_images_are_refused_before_training(tmp_path: Path, tars: list[Path]) -> None:
