@@ -76,7 +76,7 @@ def _corrections(path: Path, record: Record) -> dict[Any, RLE]:
     """Returns the corrected masks of an image by the id of the mask that they correct."""
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be parsed as JSON ({error}): repair or remove it") from error
     annotations = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(annotations, list) or not all(isinstance(a, dict) and "id" in a for a in annotations):

@@ -89,11 +89,15 @@ def digest_of(images: Sequence[InputImage]) -> str:
 
 
 def _files(source: str) -> list[Path]:
-    """Returns the image files or tars of a folder or glob."""
+    """Returns the image files and tars of a folder or glob; a glob may match folders, too."""
     path = Path(os.path.expanduser(source))
-    if path.is_dir():
-        return files_below(path, IMAGES) + files_below(path, {".tar"})
-    return [path] if path.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+    matches = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+    found = [_files_in(match) if match.is_dir() else [match] for match in matches]
+    return list(dict.fromkeys(file for files in found for file in files))
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return files_below(folder, IMAGES) + files_below(folder, {".tar"})
 
 
 def _images(path: Path, base: Path) -> list[InputImage]:

@@ -54,7 +54,7 @@ def test_tars_beside_an_image_are_read_too(tmp_path: Path, caplog: pytest.LogCap
     assert "not read, because they are neither images nor tars: 2 .heic, 1 hidden." in caplog.text
 
 
-@pytest.mark.parametrize("given", ["folder", "glob", "list", "tars"])
+@pytest.mark.parametrize("given", ["folder", "glob", "folders", "list", "tars"])
 def test_equal_names_stay_apart(tmp_path: Path, given: str) -> None:
     folders = [write_images(tmp_path / "in" / day, 1) for day in ("day1", "day2")]
     if given == "tars":
@@ -64,6 +64,7 @@ def test_equal_names_stay_apart(tmp_path: Path, given: str) -> None:
     sources = {
         "folder": str(tmp_path / "in"),
         "glob": str(tmp_path / "in" / "day*" / "*.jpg"),
+        "folders": str(tmp_path / "in" / "day*"),
         "list": [str(folder) for folder in folders],
         "tars": str(tmp_path / "in" / "*.tar"),
     }
