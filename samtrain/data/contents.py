@@ -17,7 +17,7 @@ from samtrain.data.shards import index_tar, is_remote, read_record
 log = logging.getLogger(__name__)
 
 CONTENTS = "contents.txt"  # beside the shards that `task=prepare` writes: a shard and a digest per line
-MAX_DECODED = 100 << 20  # bytes of other tars whose images are decoded to compare them, which takes seconds
+MAX_DECODED = 100 << 20  # bytes of other tars that are decoded to compare their images, which takes seconds
 
 
 def content_digest(samples: np.ndarray) -> str:

@@ -39,9 +39,9 @@ def _forbids_seen(config: Config) -> bool:
     return data_config(config["data"]).seen_images == "refuse"
 
 
-def _refuse_common(own: set[str], seen: set[str], name: str, whose: str) -> None:
+def _refuse_common(own: set[str], seen: set[str], name: str, trained: str) -> None:
     if common := own & seen:
         raise ValueError(
-            f"{len(common)} of the {len(own)} images of {name} are among those that {whose}, so a measurement on them says "
+            f"{len(common)} of the {len(own)} images of {name} are among those that {trained}, so a measurement on them says "
             "nothing about new images: give other images, or set data.seen_images=allow to measure them all the same"
         )
