@@ -31,6 +31,10 @@ def compose_and_run(conf: Path) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from samtrain.tasks import register_resolvers
+
+    register_resolvers()  # for --cfg job --resolve, which runs no task
+
     @hydra.main(version_base="1.3", config_path=str(conf), config_name="config")
     def job(config: DictConfig) -> None:
         _run_job(config)

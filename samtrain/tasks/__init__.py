@@ -54,10 +54,17 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     """
     from omegaconf import OmegaConf
 
-    OmegaConf.register_new_resolver("by_checkpoint", _by_checkpoint, replace=True)
+    register_resolvers()
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
     return {str(key): expanded(value) for key, value in values.items()}
+
+
+def register_resolvers() -> None:
+    """Makes the functions that conf/ refers to known to OmegaConf: `${by_checkpoint:key}`."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("by_checkpoint", _by_checkpoint, replace=True)
 
 
 def _by_checkpoint(key: str, *, _root_: DictConfig) -> Any:
