@@ -424,7 +424,7 @@ def test_detectors_are_built_and_trained_by_their_keys(scale: str) -> None:
 def test_folder_takes_what_preparing_takes() -> None:
     data = config_of("data=folder", "data.root=x")["data"]
     known = {field.name for field in fields(PrepareConfig)}
-    assert set(data) - {"kind", "frame", "on_error"} <= known
+    assert set(data) - {"kind", "frame", "on_error", "seen_images"} <= known
     defaults = {field.name: field.default for field in fields(PrepareConfig)}
     assert all(data[key] == defaults[key] for key in set(data) & known - {"root"})
 
