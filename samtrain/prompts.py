@@ -121,15 +121,18 @@ class CentreSampler:
 
     The centre is the pixel farthest from the region's border. Of the missing and the surplus regions the one with the largest
     such distance is clicked (RITM's rule). Nothing is random, except the first click with `first="random"` (the paper's second
-    protocol).
+    protocol). With `repeat=False` no pixel is clicked twice, as RITM counts the clicks that a good mask needs.
+
+    moved_at: the first click, counted from 1, that went elsewhere because its pixel had been clicked; None if there was none
     """
 
-    def __init__(self, *, num_points: int = 5, first: str = "point") -> None:
+    def __init__(self, *, num_points: int = 5, first: str = "point", repeat: bool = True) -> None:
         """`num_points` includes the first click; `first` is "point", "box", or "random" for a click anywhere on the object."""
         if first not in ("point", "box", "random"):
             raise ValueError(f"first is {first!r}: set 'point', 'box' or 'random'")
         self.num_points = num_points
-        self.kind = first
+        self.kind, self.repeat = first, repeat
+        self.moved_at: int | None = None
 
     def schedule(self, generator: torch.Generator | None = None) -> list[str]:
         """Returns the kinds of all interactions; `generator` is not used."""
@@ -153,18 +156,39 @@ class CentreSampler:
         self, prompts: Prompts, masks: Tensor, logits: Tensor, valid: Tensor, generator: torch.Generator | None = None
     ) -> Prompts:
         """Returns the prompts with one more click at the centre of the largest error."""
-        # the larger region, by its inner radius
-        predicted = logits > 0
-        missing, missing_radius = centre_points(masks & ~predicted & valid)
-        surplus, surplus_radius = centre_points(predicted & ~masks & valid)
-        coords = torch.where((missing_radius > surplus_radius)[:, None], missing, surplus)
-
-        # where no error is left: the centre of the background, or of the object if it covers the whole image
-        perfect = (missing_radius == 0) & (surplus_radius == 0)
-        if perfect.any():
-            region = _where_to_click(masks[perfect] & valid[perfect], torch.zeros_like(masks[perfect]), valid[perfect])
-            coords[perfect] = centre_points(region)[0]
+        coords = _centre_of_error(masks, logits > 0, valid, None)
+        if not self.repeat:
+            clicked = _clicked(prompts, masks)
+            x, y = coords.long().unbind(dim=1)
+            if clicked[torch.arange(len(masks), device=masks.device), y, x].any():
+                coords = _centre_of_error(masks, logits > 0, valid, clicked)
+                self.moved_at = self.moved_at or prompts.coords.shape[1]  # the first click has two tokens
         return prompts.with_point(coords, _labels_at(coords, masks, valid))
+
+
+def _centre_of_error(masks: Tensor, predicted: Tensor, valid: Tensor, clicked: Tensor | None) -> Tensor:
+    """Returns (N, 2) the centre of each object's largest error; no pixel of `clicked` (N, H, W) is taken."""
+    # the larger region, by its inner radius
+    missing, missing_radius = centre_points(masks & ~predicted & valid, clicked)
+    surplus, surplus_radius = centre_points(predicted & ~masks & valid, clicked)
+    coords = torch.where((missing_radius > surplus_radius)[:, None], missing, surplus)
+
+    # where no error is left: the centre of the background, or of the object if it covers the whole image
+    perfect = (missing_radius == 0) & (surplus_radius == 0)
+    if perfect.any():
+        region = _where_to_click(masks[perfect] & valid[perfect], torch.zeros_like(masks[perfect]), valid[perfect])
+        coords[perfect] = centre_points(region, None if clicked is None else clicked[perfect])[0]
+    return coords
+
+
+def _clicked(prompts: Prompts, masks: Tensor) -> Tensor:
+    """Returns (N, H, W) bool, the pixels at which the prompts have clicks."""
+    is_click = (prompts.labels == PointLabel.FOREGROUND) | (prompts.labels == PointLabel.BACKGROUND)
+    rows, tokens = is_click.nonzero(as_tuple=True)
+    x, y = prompts.coords[rows, tokens].long().unbind(dim=1)
+    clicked = torch.zeros_like(masks)
+    clicked[rows, y, x] = True
+    return clicked
 
 
 def first_prompts(points_N2: Tensor, boxes_N4: Tensor, use_box_N: Tensor, found_N: Tensor) -> Prompts:

@@ -327,3 +327,34 @@ def test_the_evaluation_is_deterministic() -> None:
     a, b = (CentreSampler(first="box").first(masks, full(masks), rng(seed)) for seed in (0, 1))
     assert torch.equal(a.coords, b.coords)
     assert a.coords[0].tolist() == [[4, 4], [11, 11]], "the clean box"
+
+
+# ---- counting the clicks that a good mask needs
+
+
+def twenty_clicks(sampler: CentreSampler, masks: Tensor, predicted: Tensor) -> list[tuple[int, int]]:
+    """Returns the clicks on the first object if the prediction never changes."""
+    prompts = sampler.first(masks, full(masks))
+    for _ in range(19):
+        prompts = sampler.next(prompts, masks, logits_of(predicted), full(masks))
+    clicks = prompts.coords[0][prompts.labels[0] != PointLabel.PADDING]
+    return [(int(x), int(y)) for x, y in clicks]
+
+
+@pytest.mark.parametrize("predicted", ["nothing", "all", "the object"])
+def test_no_pixel_is_clicked_twice(predicted: str) -> None:
+    """RITM takes clicked pixels out of the distance map; the paper's protocol of 1 to 9 clicks does not."""
+    masks = torch.cat([block(2, 8, 2, 9), block(4, 20, 3, 22)])
+    wrong = {"nothing": torch.zeros_like(masks), "all": full(masks), "the object": masks}[predicted]
+    without = CentreSampler(num_points=20, repeat=False)
+    assert len(set(twenty_clicks(without, masks, wrong))) == 20
+    assert without.moved_at == (2 if predicted == "nothing" else 3)
+    assert len(set(twenty_clicks(CentreSampler(num_points=20), masks, wrong))) <= 2
+
+
+def test_of_the_pixels_that_are_left_the_one_farthest_from_the_border_is_clicked() -> None:
+    masks = block(5, 10, 5, 10)  # its middle is (7, 7); the eight pixels around it are as far from the border
+    first, second, *_ = twenty_clicks(CentreSampler(num_points=20, repeat=False), masks, torch.zeros_like(masks))
+    around = {(x, y) for x in (6, 7, 8) for y in (6, 7, 8)} - {(7, 7)}
+    clicks = twenty_clicks(CentreSampler(num_points=20, repeat=False), masks, torch.zeros_like(masks))
+    assert {first, second} == {(7, 7), (6, 6)} and set(clicks[:9]) == around | {(7, 7)}

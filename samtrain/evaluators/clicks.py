@@ -105,16 +105,23 @@ def _unreported(num_points: int) -> set[str]:
 
 
 def click_ious(
-    decoder: Decoder, masks_NHW: Tensor, num_points: int, *, first: str = "point", enough: float | None = None, seed: int = 0
+    decoder: Decoder, masks_NHW: Tensor, num_points: int, *, first: str = "point", seed: int = 0
+) -> dict[str, Tensor]:
+    """Returns the IoUs of `sampled_ious` for so many clicks; `first` is that of `CentreSampler`."""
+    return sampled_ious(decoder, masks_NHW, CentreSampler(num_points=num_points, first=first), seed=seed)
+
+
+def sampled_ious(
+    decoder: Decoder, masks_NHW: Tensor, sampler: CentreSampler, *, enough: float | None = None, seed: int = 0
 ) -> dict[str, Tensor]:
     """Returns `oracle_iou_1` and `iou_1`, `iou_2`, ..., (N,) each, for objects of the image that the decoder holds.
 
-    `first` is that of `CentreSampler`. With `enough`, clicking ends once all objects have had this IoU, but not before the
+    With `enough`, clicking ends once all objects have had this IoU, but not before the
     last of the `REPORTED` clicks.
     """
     scores: dict[str, Tensor] = {}
     best = torch.zeros(len(masks_NHW), device=masks_NHW.device)
-    for turn in _interact(decoder, masks_NHW, CentreSampler(num_points=num_points, first=first), seed):
+    for turn in _interact(decoder, masks_NHW, sampler, seed):
         scores[f"iou_{turn.index + 1}"] = iou = _iou(turn.logits(), masks_NHW)
         best = torch.maximum(best, iou)
         if turn.index == 0:

@@ -14,6 +14,7 @@ from samtrain.evaluators.evaluator import GeneratorEvaluator, Part, Row
 from samtrain.inference.generator import SamAutomaticMaskGenerator
 from samtrain.metrics.edge_matching import EdgeCounts, count_edges, edge_metrics, read_boundaries
 
+HALF_PLANE = -np.pi / 8  # radians; the border is away from the axes and diagonals, where ties between neighbours are common
 NEIGHBOURS = np.ones((3, 3), dtype=bool)
 ROUNDING = 1e-5
 SMOOTHING = 2.0  # pixels, standard deviation before the direction of an edge is computed (ours; the paper says "edge NMS")
@@ -117,6 +118,8 @@ def thin_edges(strength_HW: np.ndarray) -> np.ndarray:
     along = across + np.pi / 2
     curved = [dxx * np.cos(a) ** 2 + 2 * dyx * np.cos(a) * np.sin(a) + dyy * np.sin(a) ** 2 for a in (across, along)]
     angle = np.where(np.abs(curved[0]) >= np.abs(curved[1]), across, along)
+    # the same half plane for all pixels, so that along a straight edge ties go to the same side
+    angle = (angle - HALF_PLANE) % np.pi + HALF_PLANE
     # the strength of the neighbours on both sides
     rows, columns = np.indices(strength_HW.shape)
     kept = strength_HW > 0

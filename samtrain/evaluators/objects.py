@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,30 +11,40 @@ from samtrain.data.coco_fields import is_crowd
 from samtrain.data.shards import Record
 from samtrain.evaluators.clicks import image_size
 from samtrain.evaluators.evaluator import Row
+from samtrain.metrics.instances import FREQUENCIES, InstanceMasks
 from samtrain.metrics.masks import ScoredMasks, mask_metrics
 from samtrain.ops.rle import RLE, rle_area, rle_iou, to_compressed
 
-FREQUENCIES = {"f": "frequent", "c": "common", "r": "rare"}  # LVIS' own letters, by the number of training images
+LVIS = ("neg_category_ids", "not_exhaustive_category_ids")  # fields of an image that only LVIS has
 
 
-def image_row(record: Record, found: Sequence[RLE], scores: Sequence[float]) -> Row:
+def image_row(
+    record: Record, found: Sequence[RLE], scores: Sequence[float], found_categories: Sequence[Any] | None = None
+) -> Row:
     """Returns the row of one image; raises ValueError if the RLE of an object does not fit the record.
 
-    key
-    objects, crowd, ids, frequency   of the objects: RLEs, crowd regions, ids, and LVIS' letters or None
-    found, scores                    of the masks that were found: RLEs and scores
+    key, image_id                     of the image, and LVIS' lists of categories if it has them
+    objects, crowd, ids, areas        of the objects: RLEs, crowd regions, ids, and the areas of the original annotation
+    categories, names, frequency      of the objects: ids and names of the category, and LVIS' letters, None if unknown
+    found, scores, found_categories   of the masks that were found: RLEs, scores, and categories or None
     """
     annotations = [*record.annotation["annotations"], *record.annotation.get("evaluation_only", [])]
-    for each in annotations:
-        to_compressed(each["segmentation"], image_size(record))
+    image = record.annotation["image"]
+    rles = [to_compressed(each["segmentation"], image_size(record)) for each in annotations]
     return {
         "key": record.key,
+        "image_id": image.get("image_id"),
+        **{name: image[name] for name in LVIS if name in image},
         "objects": [each["segmentation"] for each in annotations],
         "crowd": [is_crowd(each) for each in annotations],
         "ids": [each.get("id") for each in annotations],
+        "areas": [each.get("source_area", rle_area(rle)) for each, rle in zip(annotations, rles, strict=True)],
+        "categories": [each.get("category_id") for each in annotations],
+        "names": [each.get("category_name") for each in annotations],
         "frequency": [each.get("frequency") for each in annotations],
         "found": list(found),
         "scores": [float(score) for score in scores],
+        "found_categories": list(found_categories) if found_categories is not None else [None] * len(found),
     }
 
 
@@ -45,9 +56,25 @@ def scored_masks(rows: Sequence[Row], frequency: str | None = None) -> list[Scor
     images = []
     for row in rows:
         kept = [i for i, each in enumerate(row["frequency"]) if frequency is None or each == frequency]
-        objects, crowd = ([row[name][i] for i in kept] for name in ("objects", "crowd"))
-        images.append(ScoredMasks(objects, row["found"], row["scores"], crowd))
+        objects, crowd, areas = ([row[name][i] for i in kept] for name in ("objects", "crowd", "areas"))
+        images.append(ScoredMasks(objects, row["found"], row["scores"], crowd, areas))
     return images
+
+
+def instance_masks(rows: Sequence[Row]) -> list[InstanceMasks]:
+    """Returns the rows as `instance_metrics` takes them, in the order of the images' ids, as the official tools have it.
+
+    The order decides between equal scores. If either the objects or the masks that were found have no category, all are of
+    one class, and LVIS' rules about categories do not apply.
+    """
+    known = all(all(c is not None for c in row[name]) for row in rows for name in ("categories", "found_categories"))
+    images = []
+    for row, masks in zip(rows, scored_masks(rows), strict=True):
+        own, found = (row[name] if known else [None] * len(row[name]) for name in ("categories", "found_categories"))
+        lvis = {"negative": row[LVIS[0]], "not_exhaustive": row.get(LVIS[1], [])} if known and LVIS[0] in row else {}
+        images.append(InstanceMasks(masks, own, found, **lvis))
+    order = sorted(range(len(rows)), key=lambda i: (str(type(rows[i]["image_id"])), rows[i]["image_id"] or 0))
+    return [images[i] for i in order]
 
 
 def recall_by_frequency(rows: Sequence[Row], max_masks: int) -> dict[str, float]:
@@ -64,7 +91,7 @@ def recall_by_frequency(rows: Sequence[Row], max_masks: int) -> dict[str, float]
 def object_rows(row: Row) -> list[Row]:
     """Returns one row per object of an image's row.
 
-    key, object, id, area, crowd, frequency
+    key, object, id, area, crowd, category, frequency
     iou          of its best mask
     score, rank  of this mask, with ranks from 1; None if no mask was found in the image
     """
@@ -77,10 +104,12 @@ def object_rows(row: Row) -> list[Row]:
     best, result = ious_FN.argmax(axis=0), []
     for n, rle in enumerate(row["objects"]):
         rank = int(best[n])
+        category = row["categories"][n] if row["names"][n] is None else row["names"][n]
         result.append(
             {
                 "key": row["key"], "object": n, "id": row["ids"][n], "area": rle_area(to_compressed(rle)),
-                "crowd": row["crowd"][n], "frequency": row["frequency"][n], "iou": float(ious_FN[rank, n]),
+                "crowd": row["crowd"][n], "category": None if category is None else str(category),
+                "frequency": row["frequency"][n], "iou": float(ious_FN[rank, n]),
                 "score": row["scores"][order[rank]] if found else None, "rank": rank + 1 if found else None,
             }
         )  # fmt: skip

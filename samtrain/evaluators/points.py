@@ -23,11 +23,15 @@ from samtrain.evaluators.clicks import (
     image_size,
     mask_chunks,
     read_image,
+    sampled_ious,
 )
 from samtrain.evaluators.evaluator import PredictorEvaluator, Row
 from samtrain.metrics.summaries import MAX_CLICKS, clicks_until, mean_with_interval
+from samtrain.prompts import CentreSampler
 
 LEVELS = (0.80, 0.85, 0.90)  # IoU at which clicks are counted: NoC@80, 85, 90
+# where a row has the IoU after 1 to 20 clicks at different pixels
+NOC_NAMES = tuple(f"noc_iou_{k}" if k <= REPORTED[-1] else f"iou_{k}" for k in range(1, MAX_CLICKS + 1))
 
 
 class Points(PredictorEvaluator):
@@ -38,8 +42,9 @@ class Points(PredictorEvaluator):
         """Returns one row per object that has pixels, none for an image without objects.
 
         key, object, id, area, height, width
-        iou_1 to iou_20       after so many clicks, the first in the middle of the object; NaN once all objects that were
-                              clicked together had reached 0.90
+        iou_1 to iou_9        after so many clicks, the first in the middle of the object
+        noc_iou_1 to _9, iou_10 to iou_20: the same without clicking a pixel twice, as RITM counts clicks; NaN once all objects
+                              that were clicked together had reached 0.90
         oracle_iou_1          the best of the three masks of the first click
         random_iou_1, 2, 3, 5, 9 and random_oracle_iou_1: the same with the first click anywhere on the object
         box_iou               for the box of the object
@@ -67,7 +72,7 @@ class Points(PredictorEvaluator):
                     {
                         "key": image.key, "object": i, "id": objects[i].get("id"), "area": int(masks_NHW[n].sum()),
                         "height": height, "width": width,
-                        **{f"iou_{k}": math.nan for k in range(1, MAX_CLICKS + 1)},
+                        **{name: math.nan for name in NOC_NAMES},
                         **{name: float(ious[n]) for name, ious in scores.items()},
                         "encode_seconds": encode_seconds, "click_seconds": click_seconds,
                     }
@@ -76,10 +81,17 @@ class Points(PredictorEvaluator):
 
     def _measure(self, masks_NHW: Tensor, seed: int) -> tuple[dict[str, Tensor], float]:
         """Returns the IoUs of objects that are clicked together, (N,) each, and the seconds per click and object."""
+        # no pixel is clicked twice, until all masks are good
         begin = time.perf_counter()
-        scores = click_ious(self.predictor.decoder(), masks_NHW, MAX_CLICKS, enough=LEVELS[-1])
+        sampler = CentreSampler(num_points=MAX_CLICKS, repeat=False)
+        scores = sampled_ious(self.predictor.decoder(), masks_NHW, sampler, enough=LEVELS[-1])
         num_clicks = len(scores) - 1  # besides the IoU of every click there is oracle_iou_1
         seconds = (time.perf_counter() - begin) / num_clicks / len(masks_NHW)
+        scores |= {name: scores[name.removeprefix("noc_")] for name in NOC_NAMES if name.startswith("noc_")}
+        # the paper's clicks, which are other ones only if one of them met a clicked pixel
+        if sampler.moved_at is not None and sampler.moved_at <= REPORTED[-1]:
+            scores |= click_ious(self.predictor.decoder(), masks_NHW, REPORTED[-1])
+        # the first click anywhere
         anywhere = click_ious(self.predictor.decoder(), masks_NHW, REPORTED[-1], first="random", seed=seed)
         scores |= {f"random_{name}": ious for name, ious in anywhere.items() if _is_reported(name)}
         return scores | box_ious(self.predictor.decoder(), masks_NHW), seconds
@@ -103,7 +115,7 @@ class Points(PredictorEvaluator):
             values = [row[name] for row in rows]
             found[mean], found[f"{mean}_low"], found[f"{mean}_high"] = mean_with_interval(values, keys, self.seed)
         # clicks until a mask is good
-        ious_NK = np.array([[row[f"iou_{k}"] for k in range(1, MAX_CLICKS + 1)] for row in rows])
+        ious_NK = np.array([[row[name] for name in NOC_NAMES] for row in rows])
         for level in LEVELS:
             clicks, failed = clicks_until(ious_NK, level)
             found[f"noc_{100 * level:.0f}"] = float(clicks.mean())

@@ -34,7 +34,7 @@ class Proposals(GeneratorEvaluator):
         """Returns `mask_metrics`, AR@1000 by LVIS' frequency of the category, and the masks per image."""
         masks_per_image = sum(len(row["found"]) for row in rows) / len(rows)
         return {
-            **mask_metrics(scored_masks(rows)),
+            **mask_metrics(scored_masks(rows), size_limits=self.size_limits),
             **recall_by_frequency(rows, MAX_PROPOSALS),
             "masks_per_image": masks_per_image,
         }

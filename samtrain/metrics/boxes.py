@@ -68,7 +68,8 @@ def box_metrics(images: Sequence[ImageBoxes], *, size_limits: tuple[float, float
         raise ValueError("no image holds an object to compare boxes with: check the validation and test splits (data)")
     objects = [_annotations(image.boxes, image.areas, None) for image in images]
     answers = [_annotations(image.found, None, image.scores) for image in images]
-    precision_TRAM, recall_TAM, at = accumulate("bbox", objects, answers, list(sizes.values()), MAX_DETECTIONS)
+    precision_TRKAM, recall_TKAM, at = accumulate("bbox", objects, answers, list(sizes.values()), MAX_DETECTIONS)
+    precision_TRAM, recall_TAM = precision_TRKAM[:, :, 0], recall_TKAM[:, 0]
     last = len(MAX_DETECTIONS) - 1
     found = {
         "box_ap50": precision_TRAM[at[0.5], :, 0, last],

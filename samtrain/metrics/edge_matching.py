@@ -13,7 +13,10 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import cKDTree
 
+from samtrain.metrics.thinning import thin
+
 TOLERANCE = 0.0075  # of the image's diagonal (BSDS500's benchmark)
+LEAST_RECALL = 1e-3  # thresholds that find less are left out of R50 (the plots of BSDS500's results)
 THRESHOLDS = np.arange(1, 100) / 100  # on the strength of an edge
 
 
@@ -67,10 +70,10 @@ def match(found_HW: np.ndarray, annotated_HW: np.ndarray, tolerance: float) -> t
 
 
 def count_edges(strength_HW: np.ndarray, annotators: Sequence[np.ndarray], thresholds: np.ndarray = THRESHOLDS) -> EdgeCounts:
-    """Matches thin edges of strength 0 to 1 with those of every annotator, at each threshold.
+    """Matches edges of strength 0 to 1 with those of every annotator, at each threshold.
 
-    A found pixel is right if it matches any annotator; recall counts the pixels of all annotators. Raises ValueError if
-    the sizes differ.
+    The pixels that reach a threshold are thinned before they are matched. A found pixel is right if it matches any annotator;
+    recall counts the pixels of all annotators. Raises ValueError if the sizes differ.
     """
     if any(each.shape != strength_HW.shape for each in annotators):
         raise ValueError(
@@ -81,10 +84,11 @@ def count_edges(strength_HW: np.ndarray, annotators: Sequence[np.ndarray], thres
     counts = np.zeros((4, len(thresholds)))
     last: tuple[bytes, np.ndarray] | None = None
     for t, threshold in enumerate(thresholds):
-        found = strength_HW >= threshold
-        if last is not None and last[0] == found.tobytes():  # the same pixels as at the threshold before
+        above = strength_HW >= threshold
+        if last is not None and last[0] == above.tobytes():  # the same pixels as at the threshold before
             counts[:, t] = last[1]
             continue
+        found = thin(above)
         right = np.zeros_like(found)
         annotated = annotated_matched = 0
         for each in annotators:
@@ -93,17 +97,17 @@ def count_edges(strength_HW: np.ndarray, annotators: Sequence[np.ndarray], thres
             annotated += int(each.sum())
             annotated_matched += int(of_annotated.sum())
         counts[:, t] = found.sum(), right.sum(), annotated, annotated_matched
-        last = found.tobytes(), counts[:, t].copy()
+        last = above.tobytes(), counts[:, t].copy()
     return EdgeCounts(*counts)
 
 
 def edge_metrics(images: Sequence[EdgeCounts]) -> dict[str, float]:
     """Returns the four metrics of BSDS500 over all images; raises ValueError without images.
 
-    ods:  F at the one threshold that is best for all images
+    ods:  F at the one threshold that is best for all images, interpolated between thresholds
     ois:  F at the best threshold of each image
-    ap:   mean precision over recall 0.01 to 1
-    r50:  recall at a precision of 50 %
+    ap:   mean precision over recall 0 to 1, in steps of 0.01
+    r50:  recall at a precision of 50 %, interpolated between thresholds; 0 if no precision is as high
     """
     if not images:
         raise ValueError("there is no image to measure edges on")
@@ -118,19 +122,18 @@ def edge_metrics(images: Sequence[EdgeCounts]) -> dict[str, float]:
         np.array([sum(getattr(image, name)[t] for image, t in zip(images, best, strict=True))]) for name in names
     ]
     return {
-        "ods": float(_f(precision, recall).max()),
+        "ods": _best_f(precision, recall),
         "ois": float(_f(*_rates(*chosen))[0]),
         "ap": _average_precision(precision, recall),
-        "r50": float(recall[precision >= 0.5].max(initial=0.0)),
+        "r50": _recall_at_half(precision, recall),
     }
 
 
 def _rates(
     found: np.ndarray, found_matched: np.ndarray, annotated: np.ndarray, annotated_matched: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns precision and recall; 1 and 0 if nothing was found, because nothing found is wrong."""
-    precision = np.where(found > 0, found_matched / np.maximum(found, 1), 1.0)
-    return precision, annotated_matched / np.maximum(annotated, 1)
+    """Returns precision and recall, both 0 if nothing was found."""
+    return found_matched / np.maximum(found, 1), annotated_matched / np.maximum(annotated, 1)
 
 
 def _f(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
@@ -139,11 +142,32 @@ def _f(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
     return np.where(both > 0, 2 * precision * recall / np.maximum(both, 1e-12), 0.0)
 
 
+def _best_f(precision: np.ndarray, recall: np.ndarray) -> float:
+    """Returns the highest F on the lines between neighbouring thresholds, at 100 places of each."""
+    share = np.linspace(0, 1, 100)[:, None]
+    between = [share * each[1:] + (1 - share) * each[:-1] for each in (precision, recall)]
+    return float(max(_f(precision, recall).max(), _f(*between).max(initial=0.0)))
+
+
+def _recall_at_half(precision: np.ndarray, recall: np.ndarray) -> float:
+    """Returns the recall at a precision of 0.5, or at the lowest precision if that is higher."""
+    found = recall >= LEAST_RECALL
+    if not found.any() or precision[found].max() < 0.5:
+        return 0.0
+    precisions, recalls = _highest(precision[found], recall[found])
+    return float(np.interp(max(0.5, precisions[0]), precisions, recalls))
+
+
 def _average_precision(precision: np.ndarray, recall: np.ndarray) -> float:
-    """Returns the area under the curve between the recalls that were reached, in steps of 0.01 (BSDS500's benchmark)."""
-    order = np.argsort(recall, kind="stable")
-    recalls, first = np.unique(recall[order], return_index=True)
-    precisions = np.array([part.max() for part in np.split(precision[order], first[1:])])
-    levels = np.arange(1, 101) / 100
+    """Returns the area under the curve between the recalls that were reached; 0 for a single one."""
+    recalls, precisions = _highest(recall, precision)
+    levels = np.arange(101) / 100
     inside = (levels >= recalls[0]) & (levels <= recalls[-1])
-    return float(np.interp(levels[inside], recalls, precisions).sum() / 100) if inside.any() else 0.0
+    return float(np.interp(levels[inside], recalls, precisions).sum() / 100) if len(recalls) > 1 else 0.0
+
+
+def _highest(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the distinct values of x in ascending order, and the highest y of each."""
+    order = np.argsort(x, kind="stable")
+    distinct, first = np.unique(x[order], return_index=True)
+    return distinct, np.array([part.max() for part in np.split(y[order], first[1:])])

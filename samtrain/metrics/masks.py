@@ -14,12 +14,14 @@ class ScoredMasks:
     """One image: its objects, and the masks that were found, with one score each; all are RLEs of the image's size.
 
     `crowd` marks the objects that are COCO's crowd regions: a mask anywhere inside counts neither as right nor as wrong.
+    `areas` are the areas of the objects that decide their size, in pixels; without them the masks are counted.
     """
 
     objects: Sequence[RLE]
     found: Sequence[RLE]
     scores: Sequence[float]
     crowd: Sequence[bool] = field(default_factory=list)
+    areas: Sequence[float] = field(default_factory=list)
 
 
 def mask_metrics(
@@ -37,13 +39,17 @@ def mask_metrics(
         raise ValueError("no image holds an object to compare masks with: check the data set (data)")
     sizes = size_ranges(size_limits)
     objects = [
-        [{**_annotation(rle), "iscrowd": int(bool(p.crowd and p.crowd[i]))} for i, rle in enumerate(p.objects)]
+        [
+            {**annotation_of(rle), "iscrowd": int(bool(p.crowd and p.crowd[i])), **({"area": p.areas[i]} if p.areas else {})}
+            for i, rle in enumerate(p.objects)
+        ]
         for p in images
     ]
     found = [
-        [{**_annotation(rle), "score": float(score)} for rle, score in zip(p.found, p.scores, strict=True)] for p in images
+        [{**annotation_of(rle), "score": float(score)} for rle, score in zip(p.found, p.scores, strict=True)] for p in images
     ]
-    precision_TRAM, recall_TAM, at = accumulate("segm", objects, found, list(sizes.values()), max_masks)
+    precision_TRKAM, recall_TKAM, at = accumulate("segm", objects, found, list(sizes.values()), max_masks)
+    precision_TRAM, recall_TAM = precision_TRKAM[:, :, 0], recall_TKAM[:, 0]
     metrics = {f"mask_ar_{count}": recall_TAM[:, 0, m] for m, count in enumerate(max_masks)}
     metrics |= {f"mask_ap{100 * level:.0f}": precision_TRAM[at[level], :, 0, -1] for level in (0.5, 0.75)}
     for a, size in enumerate(sizes):
@@ -52,6 +58,7 @@ def mask_metrics(
     return known_means(metrics)
 
 
-def _annotation(rle: RLE) -> Annotation:
+def annotation_of(rle: RLE) -> Annotation:
+    """Returns a mask as pycocotools' annotation."""
     rle = to_compressed(rle)
     return {"segmentation": rle, "bbox": rle_to_box_xywh(rle), "area": rle_area(rle)}

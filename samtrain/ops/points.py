@@ -31,25 +31,28 @@ def uniform_points(masks_NHW: Tensor, generator: torch.Generator) -> tuple[Tenso
     return torch.stack([x, y], dim=1).float(), total > 0
 
 
-def centre_points(masks_NHW: Tensor) -> tuple[Tensor, Tensor]:
+def centre_points(masks_NHW: Tensor, excluded_NHW: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Returns the pixel farthest from each mask's border, (N, 2) float32 (x, y), and its distance in pixels, (N,), 0 if empty.
 
-    The image's edge is a border, too. Among equal pixels the first in row order is taken. SciPy computes this on the host,
-    which is fast enough for evaluation.
+    The image's edge is a border, too. Among equal pixels the first in row order is taken. Pixels of `excluded_NHW` (bool)
+    belong to the mask but are not taken. SciPy computes this on the host, which is fast enough for evaluation.
     """
-    found = [_centre(mask) for mask in masks_NHW.cpu().numpy()]
+    excluded = [None] * len(masks_NHW) if excluded_NHW is None else excluded_NHW.cpu().numpy()
+    found = [_centre(mask, no) for mask, no in zip(masks_NHW.cpu().numpy(), excluded, strict=True)]
     coords = torch.tensor([[x, y] for x, y, _ in found], dtype=torch.float32).reshape(-1, 2)
     distances = torch.tensor([distance for _, _, distance in found], dtype=torch.float32)
     return coords.to(masks_NHW.device), distances.to(masks_NHW.device)
 
 
-def _centre(mask_HW: np.ndarray) -> tuple[int, int, float]:
+def _centre(mask_HW: np.ndarray, excluded_HW: np.ndarray | None) -> tuple[int, int, float]:
     """Returns x, y and the distance to the border of one mask's centre."""
     # within the mask's box, padded by one pixel, distances are those in the whole image
     rows, columns = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))
     if rows.size == 0:
         return 0, 0, 0.0
-    box = mask_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    distance = distance_transform_edt(np.pad(box, 1))[1:-1, 1:-1]
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    distance = distance_transform_edt(np.pad(mask_HW[box], 1))[1:-1, 1:-1]
+    if excluded_HW is not None:
+        distance = distance * ~excluded_HW[box]
     y, x = np.unravel_index(distance.argmax(), distance.shape)
     return int(x + columns[0]), int(y + rows[0]), float(distance[y, x])

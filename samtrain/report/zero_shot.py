@@ -36,6 +36,10 @@ NAMES = (
     ("mask_ap_small", "small", "0.308 (COCO), 0.325 (LVIS)"),
     ("mask_ap_medium", "medium", "0.510 (COCO), 0.576 (LVIS)"),
     ("mask_ap_large", "large", "0.617 (COCO), 0.655 (LVIS)"),
+    ("mask_ap_frequent", "categories that are frequent", ""),
+    ("mask_ap_common", "common", ""),
+    ("mask_ap_rare", "rare", ""),
+    ("categories", "categories that AP is a mean over", "80 (COCO), 1,203 (LVIS)"),
     ("ods", "ODS", "0.768 (BSDS500)"),
     ("ois", "OIS", "0.786 (BSDS500)"),
     ("ap", "AP of edges", "0.794 (BSDS500)"),
@@ -62,6 +66,7 @@ NAMES = (
 )
 # the same metrics in the fairness experiment: table 6, by perceived gender, age and skin tone of people
 FAIRNESS = {"miou_1": "0.515 to 0.629 by group (people)", "miou_3": "0.901 to 0.926 by group (people)"}
+PAPER_SIZES = [1024, 9216]  # size_limits of the paper's numbers by size: COCO's, 32 and 96 pixels squared
 NOTE = "Brackets give 95 % intervals of a bootstrap over images. The paper's numbers are for ViT-H on the paper's data sets."
 
 
@@ -73,7 +78,7 @@ def zero_shot_table(run: RunFiles) -> str:
     others = {"proposals": "mask_ap", "instances": "mask_ar"}  # computed as well, but not part of the protocol
     other = others.get(protocol)
     sets = list(dict.fromkeys(key.rsplit("/", 1)[0] for key in run.metrics if not key.startswith(("time/", "memory/"))))
-    known = FAIRNESS if protocol == "fairness" else {}
+    known = FAIRNESS if protocol == "fairness" else _without_sizes(run)
     rows = []
     for name, words, paper in NAMES:
         if (other and name.startswith(other)) or not any(f"{each}/{name}" in run.metrics for each in sets):
@@ -81,6 +86,13 @@ def zero_shot_table(run: RunFiles) -> str:
         rows.append([escape(words), *(_cell(run, each, name) for each in sets), escape(known.get(name, paper))])
     heads = ["", *(escape(each) for each in sets), "paper, ViT-H"]
     return f'{table(heads, rows, "wide-words")}<p class="note">{NOTE}</p>' if rows else ""
+
+
+def _without_sizes(run: RunFiles) -> dict[str, str]:
+    """Returns no numbers of the paper for sizes that are not the paper's."""
+    if list(run.config.get("size_limits") or PAPER_SIZES) == PAPER_SIZES:
+        return {}
+    return {name: "" for name, _, _ in NAMES if name.endswith(("_small", "_medium", "_large"))}
 
 
 def missing_sets(run: RunFiles) -> str:
@@ -100,7 +112,7 @@ def _cell(run: RunFiles, name_of_set: str, name: str) -> str:
     value = run.metrics.get(f"{name_of_set}/{name}")
     if value is None:
         return ""
-    if name in ("objects", "images", "ungrouped") or name.startswith("failures"):
+    if name in ("objects", "images", "ungrouped", "categories") or name.startswith("failures"):
         return f"{value:,.0f}"
     low, high = (run.metrics.get(f"{name_of_set}/{name}_{end}") for end in ("low", "high"))
     interval = f" ({low:.3f} to {high:.3f})" if low is not None and high is not None else ""

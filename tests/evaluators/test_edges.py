@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from samtrain.evaluators.edges import edge_strength, outer_boundary, thin_edges
 from samtrain.inference.generator import SamAutomaticMaskGenerator
@@ -41,3 +42,17 @@ def test_the_edges_of_a_square_are_found() -> None:
     rows, columns = np.nonzero(strength > 0.3)
     inside = (np.abs(rows - 127.5) < 58) & (np.abs(columns - 143.5) < 42)
     assert not inside.any()
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("seed", range(3))
+def test_of_two_equal_rows_one_stays_everywhere(turns: int, seed: int) -> None:
+    """The direction across an edge has no sign, so rounding must not decide which of two equal pixels stays."""
+    strength = np.zeros((40, 50))
+    strength[20:22] = 1.0
+    strength += np.random.default_rng(seed).normal(size=strength.shape) * 1e-9
+    strength = np.rot90(np.clip(strength, 0, None), turns)
+    thin = np.rot90(thin_edges(strength), -turns)
+    rows = (thin[:, 5:45] > 0.5).sum(axis=0)
+    assert (rows == 1).all()
+    assert len({int(row) for row in thin[:, 5:45].argmax(axis=0)}) == 1

@@ -9,6 +9,7 @@ import pytest
 from pretend_predictor import PretendPredictor, eroded
 
 from samtrain.evaluators import Points
+from samtrain.types import PointLabel
 from tests.evaluators.records import record
 
 
@@ -41,3 +42,26 @@ def test_objects_that_20_clicks_do_not_solve_are_failures() -> None:
     found = evaluator.summary(rows)
     assert found["noc_80"] == 20 and found["failures_80"] == 4 and found["miou_9"] == 0
     assert not math.isnan(rows[0]["iou_20"])
+
+
+def test_clicks_that_are_counted_never_meet_a_clicked_pixel() -> None:
+    """A model whose answer depends on the number of different clicks: five different ones give a good mask."""
+
+    def answer(whole: np.ndarray, clicks: int) -> np.ndarray:
+        return whole if len(set(predictor.clicks[-clicks:])) >= 5 else np.zeros_like(whole)
+
+    predictor = ClickReader(answer)
+    evaluator = Points()
+    evaluator.predictor = predictor
+    rows = evaluator.rows(record())
+    found = evaluator.summary(rows)
+    assert found["noc_90"] == 5 and found["failures_90"] == 0
+    assert found["miou_9"] == 0  # the paper's protocol clicks the same pixel again
+
+
+class ClickReader(PretendPredictor):
+    """Remembers the pixels of all clicks on the object that it answers for."""
+
+    def _place_on_object(self, coords, labels):
+        self.clicks = [tuple(place) for place in coords[labels != PointLabel.PADDING].tolist()]
+        return super()._place_on_object(coords, labels)

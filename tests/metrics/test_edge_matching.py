@@ -43,11 +43,14 @@ def counts(found, right, annotated, matched) -> EdgeCounts:
 
 def test_ods_and_ois_by_hand() -> None:
     """Two images, two thresholds. Sums: 20 found, 12 right, 20 annotated, 12 matched at the first: F 0.6; 10, 9, 20, 9 at
-    the second: P 0.9, R 0.45, F 0.6. Each at its best: one image at the first (F 0.9), the other at the second (F 4/7)."""
+    the second: P 0.9, R 0.45, F 0.6. Between them P and R are linear, with the best F near the middle. Each at its best: one
+    image at the first (F 0.9), the other at the second (F 4/7)."""
     one = counts([10, 4], [9, 4], [10, 10], [9, 4])
     two = counts([10, 6], [3, 5], [10, 10], [3, 5])
     found = edge_metrics([one, two])
-    assert found["ods"] == pytest.approx(0.6)
+    middle = np.linspace(0, 1, 100)
+    p, r = 0.6 + 0.3 * middle, 0.6 - 0.15 * middle
+    assert found["ods"] == pytest.approx((2 * p * r / (p + r)).max()) and found["ods"] > 0.617
     precision, recall = (9 + 5) / (10 + 6), (9 + 5) / 20
     assert found["ois"] == pytest.approx(2 * precision * recall / (precision + recall))
     assert found["r50"] == pytest.approx(0.6)
@@ -91,3 +94,24 @@ def test_the_format_of_bsds500_is_read(tmp_path: Path) -> None:
     for name in ("no.mat", "other.mat"):
         with pytest.raises(ValueError, match=name):
             read_boundaries(tmp_path / name)
+
+
+def test_r50_is_interpolated() -> None:
+    """Precision 0.6 at recall 0.375 and 0.4 at recall 0.5: half of the way between them it is 0.5."""
+    one = counts([100, 50], [40, 30], [80, 80], [40, 30])
+    assert edge_metrics([one])["r50"] == pytest.approx(0.4375)
+    never = counts([100, 100], [40, 30], [80, 80], [40, 30])
+    assert edge_metrics([never])["r50"] == 0
+    always = counts([40, 30], [40, 30], [80, 80], [40, 24])  # of equal precision the higher recall
+    assert edge_metrics([always])["r50"] == pytest.approx(0.5)
+
+
+def test_edges_are_thinned_at_each_threshold() -> None:
+    """A line that is three pixels wide above 0.3 and one pixel wide above 0.6 finds the same edge at both."""
+    truth = np.zeros((60, 80), bool)
+    truth[30, 10:70] = True
+    strength = np.where(truth, 0.9, 0.0)
+    strength[29, 10:70] = strength[31, 10:70] = 0.5
+    found = count_edges(strength, [truth], thresholds=np.array([0.3, 0.6]))
+    assert found.found[1] == found.found_matched[1] == 60
+    assert 56 <= found.found[0] <= 60 and found.found_matched[0] == found.found[0]
