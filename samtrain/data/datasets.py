@@ -60,6 +60,8 @@ class SamDataset(Dataset):
     its file and key. With on_error="skip" it is logged, counted in `num_skipped` and replaced by another record, always the
     same one. `cache_images` keeps decoded images, at most `cache_bytes` over all workers. `reduced_jpeg` decodes JPEGs no
     larger than the window needs, which is faster but gives slightly different pixels.
+
+    With empty_images=False an image without objects is replaced in the same way, and counted in `num_empty`.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class SamDataset(Dataset):
         cache_images: bool = False,
         cache_bytes: int = 1 << 30,
         reduced_jpeg: bool = False,
+        empty_images: bool = True,
     ) -> None:
         check_on_error(on_error)
         if reduced_jpeg and cache_images:
@@ -90,12 +93,14 @@ class SamDataset(Dataset):
         self.shard_lengths = [[len(shard) for shard in own] for own in shards]
         self.weights = [source.weight for source in self.sources]
         self.transform, self.max_masks, self.seed, self.on_error = transform, max_masks, seed, on_error
+        self.empty_images = empty_images
         self._ends = np.cumsum([len(shard) for shard in self.shards], dtype=np.int64)
         if len(self) == 0:
             names = [source.urls for source in self.sources]
             raise ValueError(f"{names} hold no complete records: prepare the data set, or check the URLs in data.train")
-        # the count is shared by all workers, the cache is not
+        # the counts are shared by all workers, the cache is not
         self._skips = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._empties = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._logged: set[int] = set()
         self._cache: dict[int, tuple] = {}
         self._room = cache_bytes if cache_images else 0
@@ -111,21 +116,30 @@ class SamDataset(Dataset):
         """Returns the number of reads replaced because of a broken record, plus the number of faults in the tars."""
         return int(self._skips) + sum(len(shard.problems) for shard in self.shards)
 
+    @property
+    def num_empty(self) -> int:
+        """Returns the number of reads replaced because the image has no object."""
+        return int(self._empties)
+
     def get(self, epoch: int, index: int) -> Sample:
-        """Returns a sample as a pure function of (seed, epoch, index); see the class for broken records."""
+        """Returns a sample as a pure function of (seed, epoch, index); see the class for records that are replaced."""
         for attempt in range(MAX_SUBSTITUTIONS):
             # a trailing zero changes nothing: attempt 0 draws from (seed, epoch, index)
             rng = np.random.default_rng([self.seed, epoch, index, attempt])
             chosen = index if attempt == 0 else int(rng.integers(len(self)))
             try:
-                return self._sample(chosen, rng)
+                sample = self._sample(chosen, rng)
             except ValueError as error:
                 if self.on_error == "raise":
                     raise
                 self._count_skip(chosen, error)
+                continue
+            if sample is not None:
+                return sample
+            self._count_empty(chosen)
         raise ValueError(
-            f"{MAX_SUBSTITUTIONS} records in a row cannot be read, the last one is {self.name(chosen)}: check the shards with "
-            "task=validate_dataset"
+            f"{MAX_SUBSTITUTIONS} records in a row cannot be read or hold no object, the last one is {self.name(chosen)}: "
+            "check the shards with task=validate_dataset"
         )
 
     def record(self, index: int) -> Record:
@@ -144,8 +158,11 @@ class SamDataset(Dataset):
         number = int(np.searchsorted(self._ends, index, side="right"))
         return self.shards[number], index - (int(self._ends[number - 1]) if number else 0)
 
-    def _sample(self, index: int, rng: np.random.Generator) -> Sample:
+    def _sample(self, index: int, rng: np.random.Generator) -> Sample | None:
+        """Returns the sample of a record, None for an image without objects that is not wanted."""
         image, annotations, key = self._image(index)
+        if not annotations and not self.empty_images:
+            return None
         try:
             sample = self.transform(image, annotations, self.max_masks, rng)
         except ValueError as error:
@@ -178,6 +195,11 @@ class SamDataset(Dataset):
         if index not in self._logged:
             self._logged.add(index)
             logger.warning("A record was skipped and replaced by another one: %s", error)
+
+    def _count_empty(self, index: int) -> None:
+        if not self._empties:
+            logger.info("Images without objects are replaced by others (data.empty_images); one is %s.", self.name(index))
+        self._empties += 1
 
 
 def _local(urls: list[str]) -> list[str]:

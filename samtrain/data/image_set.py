@@ -48,11 +48,13 @@ class DataConfig(ABC):
               auto: see `uses_native_pixels`
     on_error: raise, or skip to leave out records that cannot be read
     seen_images: refuse to measure images that the model was trained on, or allow it
+    empty_images: train on images without objects, too
     """
 
     frame: Literal["auto", "resize", "native"] = "resize"
     on_error: Literal["raise", "skip"] = "raise"
     seen_images: Literal["refuse", "allow"] = "refuse"
+    empty_images: bool = False
 
     @abstractmethod
     def open(self, data_dir: str) -> ImageSet:

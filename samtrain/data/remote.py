@@ -35,7 +35,7 @@ class RemoteSamDataset(IterableDataset):
 
     Raises ValueError for a URL that would run a command (`pipe:`, and `s3://`, which runs the `aws` tool) unless `allow_pipe`
     is set. A record that cannot be read raises ValueError; with on_error="skip" it is left out, logged and counted in
-    `num_skipped`.
+    `num_skipped`. With empty_images=False images without objects are left out and counted in `num_empty`.
 
     sources:    (urls, weight) pairs
     start_step: draws another order for a resumed run
@@ -54,18 +54,25 @@ class RemoteSamDataset(IterableDataset):
         on_error: str = "raise",
         allow_pipe: bool = False,
         reduced_jpeg: bool = False,
+        empty_images: bool = True,
     ) -> None:
         check_on_error(on_error)
         self.sources = [([_opened_as(url, allow_pipe) for url in urls], weight) for urls, weight in sources]
         self.transform, self.max_masks, self.on_error = transform, max_masks, on_error
         self.seeds, self.rank, self.world_size = (seed, start_step), rank, world_size
-        self.reduced_jpeg = reduced_jpeg
+        self.reduced_jpeg, self.empty_images = reduced_jpeg, empty_images
         self._skips = torch.zeros(1, dtype=torch.int64).share_memory_()  # one count for all workers
+        self._empties = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     @property
     def num_skipped(self) -> int:
         """Returns how many records and shards have been left out."""
         return int(self._skips)
+
+    @property
+    def num_empty(self) -> int:
+        """Returns how many images without objects have been left out."""
+        return int(self._empties)
 
     def check_parts(self, num_workers: int) -> None:
         """Raises ValueError if a worker of some rank would have no shard to read."""
@@ -122,6 +129,9 @@ class RemoteSamDataset(IterableDataset):
         rng = np.random.default_rng([*seeds, zlib.crc32(key.encode(errors="surrogateescape"))])
         try:
             record = Record(key, ext, image_bytes, parse_annotation(json_bytes, name), url)
+            if not record.annotation["annotations"] and not self.empty_images:
+                self._empties += 1
+                return None
             size = record.annotation["image"]
             stored = StoredImage(image_bytes, size["width"], size["height"], name)
             image = stored if self.reduced_jpeg else stored.decode(1.0)[0]

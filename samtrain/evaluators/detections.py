@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from samtrain.data.coco_fields import id_text
+from samtrain.data.coco_fields import id_text, some_ids
 from samtrain.data.shards import Record
 
 log = logging.getLogger(__name__)
 
 KINDS = ("image_id", "key", "source_name")  # what a result may call an image
-SHOWN = 3  # ids of each kind in a message
 
 
 class Detections(NamedTuple):
@@ -110,8 +109,8 @@ class DetectionFile:
         if not matched:
             raise ValueError(
                 f"zero_shot.boxes is {self.path}, and none of its {len(self.by_id)} images is in the set {name}: its image_id "
-                f"are {_some(self.by_id)}, and the set has the image_id {_some(names['image_id'])} and the files "
-                f"{_some(names['source_name'])}: give the detections of these images"
+                f"are {some_ids(self.by_id)}, and the set has the image_id {some_ids(names['image_id'])} and the files "
+                f"{some_ids(names['source_name'])}: give the detections of these images"
             )
         self._log_rest(matched, names[self.named_by], name)
         self._check_categories([c for text in matched for c in self.by_id[text].categories], categories, name)
@@ -120,10 +119,10 @@ class DetectionFile:
         """Logs the images that are only in the file, and those that are only in the set."""
         if others := self.by_id.keys() - in_set:
             log.warning("%s has detections of %d images that the set %s does not hold: %s.", self.path, len(others), name,
-                        _some(others))  # fmt: skip
+                        some_ids(others))  # fmt: skip
         if without := in_set - matched:
             log.warning("%d of the %d images of the set %s have no detection in %s: %s.", len(without), len(in_set), name,
-                        self.path, _some(without))  # fmt: skip
+                        self.path, some_ids(without))  # fmt: skip
 
     def _check_categories(self, found: Sequence[Any], known: Mapping[str | None, str], name: str) -> None:
         """Raises ValueError if no detection has a category of the set; logs if some have not, or if there are no categories."""
@@ -135,12 +134,12 @@ class DetectionFile:
         others = [category for category in given if category not in known]
         if len(others) == len(given):
             raise ValueError(
-                f"zero_shot.boxes is {self.path}, and none of its category_id ({_some(others)}) is in the set {name}, which "
-                f"has {_some([f'{number} ({text})' for number, text in known.items()])}: give detections of these categories"
+                f"zero_shot.boxes is {self.path}, and none of its category_id ({some_ids(others)}) is in the set {name}, which "
+                f"has {some_ids([f'{number} ({text})' for number, text in known.items()])}: give detections of these categories"
             )
         if others:
             log.warning("%d of %d detections in %s are of categories that no object of the set %s has: %s.", len(others),
-                        len(given), self.path, name, _some(others))  # fmt: skip
+                        len(given), self.path, name, some_ids(others))  # fmt: skip
 
 
 def _names(image: Record) -> dict[str, str]:
@@ -149,8 +148,3 @@ def _names(image: Record) -> dict[str, str]:
     texts = id_text(about.get("image_id")), image.key, str(about.get("source_name", about.get("file_name")))
     return dict(zip(KINDS, texts, strict=True))
 
-
-def _some(values: Iterable[str]) -> str:
-    """Returns the first of the values for a message."""
-    listed = sorted(set(values))
-    return ", ".join(listed[:SHOWN]) + (", ..." if len(listed) > SHOWN else "") if listed else "none"

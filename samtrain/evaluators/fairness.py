@@ -8,17 +8,21 @@ of people, microscopes, or sites.
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from samtrain.data.coco_fields import id_text, some_ids
 from samtrain.data.shards import Record
 from samtrain.evaluators.clicks import choose_objects, click_ious, draw_seed, mask_chunks, read_image
 from samtrain.evaluators.config import ZeroShotConfig
 from samtrain.evaluators.evaluator import Part, PredictorEvaluator, Row, check_file
 from samtrain.metrics.summaries import mean_with_interval
+
+log = logging.getLogger(__name__)
 
 CLICKS = (1, 3)
 GroupOf = Callable[[Record, dict[str, Any]], str | None]
@@ -36,12 +40,26 @@ class Fairness(PredictorEvaluator):
         self.group_of = read_groups(self.group_by, self.config.groups)
 
     def check(self, part: Part) -> None:
-        """Raises ValueError if no object of the set has a group."""
-        if any(self.group_of(image, each) is not None for image in self.open(part) for each in image.annotation["annotations"]):
+        """Raises ValueError if no object of the set has a group; logs how many objects have none."""
+        objects = ((image, each) for image in self.open(part) for each in image.annotation["annotations"])
+        found = [(image.key, each.get("id"), self.group_of(image, each)) for image, each in objects]
+        num_ungrouped = sum(group is None for _, _, group in found)
+        if num_ungrouped < len(found):
+            if num_ungrouped:
+                log.warning("%d of the %d objects of %s have no group.", num_ungrouped, len(found), part.name)
             return
-        table = self.config.groups
-        where = f"in {table} (zero_shot.groups), by key and id" if table else "as a field of its annotation"
-        raise ValueError(f"zero_shot.group_by is {self.group_by!r}, and no object of {part.name} has it {where}: name another")
+        if self.config.groups is None:
+            raise ValueError(
+                f"zero_shot.group_by is {self.group_by!r}, and no object of {part.name} has it as a field of its annotation: "
+                "name another"
+            )
+        with open(self.config.groups, newline="", encoding="utf-8") as file:
+            named = [f"{line['key']} {line['id']}" for line in csv.DictReader(file)]
+        raise ValueError(
+            f"zero_shot.group_by is {self.group_by!r}, and no object of {part.name} has it in {self.config.groups} "
+            f"(zero_shot.groups), by key and id: the table has {some_ids(named)}, and the set has "
+            f"{some_ids(f'{key} {id_text(number)}' for key, number, _ in found)}"
+        )
 
     @torch.no_grad()
     def rows(self, image: Record) -> list[Row]:
@@ -99,8 +117,9 @@ class Fairness(PredictorEvaluator):
 def read_groups(column: str, table: str | Path | None) -> GroupOf:
     """Returns a function that gives the group of an annotation of a record.
 
-    The group is the annotation's own field `column`, or comes from a CSV with the columns key, id and `column`. Raises
-    ValueError for a CSV without these columns, and for one that names an object twice.
+    The group is the annotation's own field `column`, or comes from a CSV with the columns key, id and `column`, where key is
+    that of the record or the name of the image's file. Raises ValueError for a CSV without these columns, and for one that
+    names an object twice.
     """
     if table is None:
         return lambda record, annotation: _text(annotation.get(column))
@@ -112,12 +131,18 @@ def read_groups(column: str, table: str | Path | None) -> GroupOf:
             )
         groups: dict[tuple[str, str], str | None] = {}
         for row in reader:
-            if (place := (row["key"], row["id"])) in groups:
+            if (place := (row["key"].strip(), row["id"].strip())) in groups:
                 raise ValueError(
                     f"zero_shot.groups is {table}, which names object {row['id']} of {row['key']} twice: keep one of the lines"
                 )
             groups[place] = _text(row[column])
-    return lambda record, annotation: groups.get((record.key, str(annotation.get("id"))))
+
+    def group_of(record: Record, annotation: dict[str, Any]) -> str | None:
+        number = id_text(annotation.get("id"))
+        by_file = groups.get((str(record.annotation["image"].get("source_name")), number))
+        return groups.get((record.key, number), by_file)
+
+    return group_of
 
 
 def _text(value: Any) -> str | None:

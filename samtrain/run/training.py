@@ -127,4 +127,5 @@ def _data(config: Config, request: FitRequest, *, image_size: int, start_step: i
         start_step=start_step,
         on_error=data.on_error,
         allow_pipe=data.allow_pipe,
+        empty_images=data.empty_images,
     )

@@ -49,6 +49,7 @@ class SamDataModule(pl.LightningDataModule):
     train:      shards or `{urls, weight}`, all local or all remote
     val:        local shards, which the ranks divide among themselves
     start_step: batches that this rank has seen in an earlier process; training continues behind them
+    empty_images: train on images without objects, too; otherwise other images take their places
 
     Use it with `Trainer(use_distributed_sampler=False)`: it takes rank and world size from the trainer. PyTorch gives each
     worker one thread.
@@ -66,13 +67,14 @@ class SamDataModule(pl.LightningDataModule):
         start_step: int = 0,
         on_error: str = "raise",
         allow_pipe: bool = False,
+        empty_images: bool = False,
     ) -> None:
         super().__init__()
         self.train = [Source.of(source) for source in train]
         self.val = [val] if isinstance(val, str) else list(val)
         self.train_transform, self.val_transform = train_transform, val_transform or train_transform
         self.loader, self.seed, self.start_step = loader, seed, start_step
-        self.on_error, self.allow_pipe = on_error, allow_pipe
+        self.on_error, self.allow_pipe, self.empty_images = on_error, allow_pipe, empty_images
         self.train_dataset: SamDataset | RemoteSamDataset | None = None
         self.val_dataset: SamDataset | None = None
 
@@ -122,7 +124,7 @@ class SamDataModule(pl.LightningDataModule):
         urls = [(expand_urls(source.urls), source.weight) for source in self.train]
         remote = [is_remote(url) for paths, _ in urls for url in paths]
         if not any(remote):
-            return self._make_dataset(self.train, self.train_transform, self.loader.max_masks)
+            return self._make_dataset(self.train, self.train_transform, self.loader.max_masks, self.empty_images)
         if not all(remote):
             raise ValueError("data.train mixes remote and local shards, which have no common order: download the remote ones")
         rank, world_size = self._rank_and_world_size()
@@ -137,13 +139,16 @@ class SamDataModule(pl.LightningDataModule):
             on_error=self.on_error,
             allow_pipe=self.allow_pipe,
             reduced_jpeg=self.loader.reduced_jpeg,
+            empty_images=self.empty_images,
         )
         dataset.check_parts(self.loader.num_workers)
         if self.start_step:
             log.warning("Streamed shards have no positions, so the resumed run sees other images than an uninterrupted one.")
         return dataset
 
-    def _make_dataset(self, sources: Sequence[Source], transform: Transform, max_masks: int) -> SamDataset:
+    def _make_dataset(
+        self, sources: Sequence[Source], transform: Transform, max_masks: int, empty_images: bool = True
+    ) -> SamDataset:
         return SamDataset(
             sources,
             transform,
@@ -152,6 +157,7 @@ class SamDataModule(pl.LightningDataModule):
             on_error=self.on_error,
             cache_images=self.loader.cache_images,
             reduced_jpeg=self.loader.reduced_jpeg,
+            empty_images=empty_images,
         )
 
     def _make_loader(self, dataset, **kwargs) -> DataLoader:

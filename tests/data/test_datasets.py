@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from pretend_predictor import record_of
 from torch.utils.data import DataLoader
 
 from samtrain.data.datasets import SamDataset, Source, collate
@@ -215,3 +216,17 @@ def test_real_images_in_batches(tmp_path, shared_data):
     assert set(batch.image_index.tolist()) == set(range(16))
     assert (batch.masks.sum((1, 2)) > 0).all() and len(batch.masks) > 50
     assert not (batch.masks & ~batch.valid()[batch.image_index]).any()
+
+
+def test_images_without_objects_are_replaced_and_counted(tmp_path):
+    """The rule is the same for tars as for prepared folders: only with empty_images=True they are trained on."""
+    with ShardWriter(tmp_path, "s") as writer:
+        for number in range(6):
+            data, ext, annotation = record_of(number, 2)
+            writer.write(f"r{number}", data, ext, {**annotation, "annotations": annotation["annotations"] if number else []})
+    without = SamDataset([tmp_path], RESIZE, empty_images=False)
+    keys = [without.get(0, index).key for index in range(6)]
+    assert keys[1:] == [f"r{n}" for n in range(1, 6)] and keys[0] in keys[1:] and without.num_empty >= 1
+    assert without.get(0, 0).key == keys[0]  # always the same one
+    kept = SamDataset([tmp_path], RESIZE)
+    assert kept.get(0, 0).key == "r0" and len(kept.get(0, 0).masks) == 0 and kept.num_empty == 0

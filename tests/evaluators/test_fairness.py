@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from samtrain.evaluators import Fairness
+from samtrain.evaluators import Fairness, Part
 from samtrain.evaluators.config import ZeroShotConfig
 from samtrain.evaluators.fairness import read_groups
 from tests.evaluators.records import record_with
@@ -43,3 +43,23 @@ def test_groups_are_fields_or_columns(tmp_path: Path) -> None:
     table.write_text("key,id,site\nimage,2,north\nimage,2,south\n")
     with pytest.raises(ValueError, match="object 2 of image twice"):
         read_groups("site", table)
+
+
+def test_a_table_names_images_by_file_and_ids_of_any_type(tmp_path: Path) -> None:
+    table = tmp_path / "groups.csv"
+    table.write_text("key,id,site\n day/a.jpg,2,north\nday/a.jpg,x1,south\n")
+    one = record_with({"id": 2.0}, {"id": "x1"})
+    one.annotation["image"]["source_name"] = "day/a.jpg"
+    group_of = read_groups("site", table)
+    assert [group_of(one, each) for each in one.annotation["annotations"]] == ["north", "south"]
+
+
+def test_a_table_that_fits_no_object_is_refused_with_both_kinds_of_ids(tmp_path: Path, monkeypatch, caplog) -> None:
+    (tmp_path / "groups.csv").write_text("key,id,site\na.jpg,2,north\n")
+    config = ZeroShotConfig(protocol="fairness", group_by="site", groups=str(tmp_path / "groups.csv"))
+    monkeypatch.setattr("samtrain.evaluators.evaluator.records", lambda *_: iter([record_with({"id": 2}, {"id": 3})]))
+    with pytest.raises(ValueError, match="the table has a.jpg 2, and the set has image 2, image 3"):
+        Fairness(config).check(Part("one", [], ""))
+    (tmp_path / "groups.csv").write_text("key,id,site\nimage,2,north\n")
+    Fairness(config).check(Part("one", [], ""))
+    assert "1 of the 2 objects of one have no group" in caplog.text
