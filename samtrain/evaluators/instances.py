@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from samtrain.data.prepare.importers import num_left_out
 from samtrain.data.shards import Record
 from samtrain.evaluators.clicks import image_size, read_image
 from samtrain.evaluators.config import ZeroShotConfig
@@ -21,6 +24,8 @@ from samtrain.metrics.instances import instance_metrics
 from samtrain.ops.boxes import xywh_to_xyxy
 from samtrain.ops.rle import encode_mask, rle_area, rle_to_box_xywh, to_compressed
 from samtrain.types import PointLabel, Prompts
+
+log = logging.getLogger(__name__)
 
 MAX_PIXELS = 1 << 24  # boxes times pixels that are resized to the image together: 64 MB of float32 logits
 
@@ -39,8 +44,14 @@ class Instances(PredictorEvaluator):
 
     def check(self, part: Part) -> None:
         """Raises ValueError if no detection is of an image and a category of the set, and logs those that are not."""
-        if self.detections is not None:
-            self.detections.match(super().open(part), part.name)
+        if self.detections is None:
+            return
+        self.detections.match(super().open(part), part.name)
+        if left_out := sum(num_left_out(folder) for folder in {Path(source).absolute().parents[1] for source in part.sources}):
+            log.warning(
+                "AP of the set %s does not count what was found in %d images without objects, because they were left out when "
+                "the set was prepared: prepare it with data.empty_images=true.", part.name, left_out,
+            )  # fmt: skip
 
     def open(self, part: Part) -> Iterator[Record]:
         """Yields the images, after finding out how the detections name them."""

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,19 @@ def test_ap_of_named_categories_equals_pycocotools_on_these(tmp_path: Path) -> N
     of_5 = [each for each in content["annotations"] if each["category_id"] == 5]
     want = official({**content, "annotations": of_5, "categories": [{"id": 5, "name": "kind 5"}]}, results)
     assert [Instances().summary(rows).get(name, -1) for name in NAMES] == pytest.approx(want, abs=1e-12)  # -1: no such object
+
+
+def test_images_that_were_left_out_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content, results = coco_json(np.random.default_rng(3))
+    prepared_rows(tmp_path, content, results)
+    config = PrepareConfig(root=str(tmp_path / "images"), annotations=str(tmp_path / "a.json"), val=0.0, test=0.4)
+    (tmp_path / "boxes.json").write_text(json.dumps([{**each, "bbox": [0, 0, 9, 9]} for each in results]))
+    evaluator = Instances(ZeroShotConfig(protocol="instances", boxes=str(tmp_path / "boxes.json")))
+    for root, left_out in ((tmp_path / "out", False), (tmp_path / "without", True)):
+        folder = prepare(root, replace(config, empty_images=not left_out))
+        caplog.clear()
+        evaluator.check(Part("mine", sorted(map(str, folder.glob("*/*.tar"))), "none"))
+        assert ("3 images without objects" in caplog.text) == left_out
 
 
 def test_size_limits_are_honoured(tmp_path: Path) -> None:

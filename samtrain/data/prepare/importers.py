@@ -25,7 +25,7 @@ from samtrain.data.prepare.config import PrepareConfig, mask_source
 from samtrain.data.prepare.formats import Entry, MaskSource
 from samtrain.data.prepare.holdout import Grouping, group_csv, grouping, hold_back, joined_groups
 from samtrain.data.prepare.mask_files import IMAGES, Refused
-from samtrain.data.prepare.record_checks import ONLY_CROWDS, check_record, image_bytes
+from samtrain.data.prepare.record_checks import NO_OBJECTS, ONLY_CROWDS, check_record, image_bytes
 from samtrain.data.prepare.unread import unread_files
 from samtrain.data.shards import ShardWriter, safe_key
 from samtrain.files import build_once, digest, write_text
@@ -60,6 +60,13 @@ def prepare(root: str | Path, config: PrepareConfig) -> Path:
     made = build_once(target, partial(_make, config=config, source=source, entries=entries), MANIFEST)
     _check_shards(made)
     return made
+
+
+def num_left_out(folder: Path) -> int:
+    """Returns the number of images without objects that are not in a prepared set; 0 for a folder that is none."""
+    path = folder / MANIFEST
+    refused = json.loads(path.read_text())["refused"]["images"] if path.is_file() else {}
+    return sum(refused[reason]["count"] for reason in (NO_OBJECTS, ONLY_CROWDS) if reason in refused)
 
 
 def _log_unread(config: PrepareConfig, entries: list[Entry]) -> None:
