@@ -18,6 +18,11 @@ from hydra.core.global_hydra import GlobalHydra
 optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'samtrain[sweep]'")
 
 from samtrain import tasks  # noqa: E402
+from samtrain.modeling.build import build_sam  # noqa: E402
+from samtrain.modeling.checkpoints import save_safetensors  # noqa: E402
+from samtrain.run.settings import read  # noqa: E402
+from samtrain.tasks.tune import _open_sweep  # noqa: E402
+from samtrain.tuning import TuneConfig  # noqa: E402
 from samtrain.tuning.trials import (  # noqa: E402
     Command,
     TrialFailed,
@@ -295,3 +300,14 @@ def test_two_killed_processes_resume_one_study(tmp_path: Path) -> None:
     found = [trial.state.name for trial in study.trials]
     assert found.count("COMPLETE") + found.count("PRUNED") == 4
     assert set(found) <= {"COMPLETE", "PRUNED", "FAIL"} and "FAIL" in found
+
+
+def test_the_model_of_a_space_is_the_checkpoints(tmp_path: Path) -> None:
+    """Fine-tuning has no model.name, and `recipes.{model}.weight_decay` is searched all the same."""
+    checkpoint = save_safetensors(build_sam("vit_small", image_size=64), tmp_path / "small.safetensors")
+    GlobalHydra.instance().clear()
+    given = ["task=tune", "+experiment=finetune", f"checkpoint={checkpoint}", f"run_dir={tmp_path}"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = tasks.resolve(compose("config", overrides=given))
+    sweep = _open_sweep(config, read(TuneConfig, config, "tune"), Command(("+experiment=finetune",)), tmp_path)
+    assert "recipes.vit_small.weight_decay" in [each.key for each in sweep.dimensions]
