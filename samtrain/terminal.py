@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import TypeVar
@@ -14,6 +15,9 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+LINE_EVERY = 30.0  # seconds between lines of progress in the log
 
 
 @lru_cache
@@ -50,9 +54,14 @@ class _LevelFormatter(logging.Formatter):
 
 
 def follow(items: Iterable[T], words: str, total: int) -> Iterator[T]:
-    """Yields the items with a progress bar that disappears at the end; without a terminal there is no bar."""
+    """Yields the items with a progress bar that disappears at the end; without a terminal there is a line now and then."""
     if not console().is_terminal:
-        yield from items
+        shown_at = time.monotonic()
+        for number, item in enumerate(items):
+            if time.monotonic() - shown_at > LINE_EVERY:
+                shown_at = time.monotonic()
+                log.info("%s: %d of %d", words, number, total)
+            yield item
         return
     columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=console(), transient=True) as progress:

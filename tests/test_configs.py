@@ -190,7 +190,7 @@ OWN = {
     "stage1": {},
     "stage2": {},
     "data_engine": {},
-    "finetune": {},
+    "finetune": {"finetune.val_every_steps": "trainer.val_every_steps"},
     "overfit": {
         "overfit.model": "model.name",
         "overfit.num_points": "prompts.num_points",
@@ -563,3 +563,11 @@ def test_manual_masks_are_oversampled_ten_times() -> None:
     data = experiment_of("sa1b", "paper", "data=sa1b_all_stages", *MISSING["data=sa1b_all_stages"])["data"]
     weights = {stage: source["weight"] for stage, source in data["train"].items()}
     assert weights == {"automatic": 1, "manual": 10, "semi_automatic": 10}
+
+
+@pytest.mark.parametrize("scale", ["laptop", "single_gpu", "paper"])
+def test_fine_tuning_validates_several_times(scale: str) -> None:
+    """With a single validation at the end, best.ckpt would always be the last."""
+    config = experiment_of("finetune", scale)
+    steps = config["trainer"]["max_steps"]
+    assert steps // validation_interval(steps, config["trainer"]["val_every_steps"]) >= 4

@@ -75,3 +75,12 @@ def test_the_log_goes_through_the_shared_console(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(("number", "words"), [(0, "0 masks"), (1, "1 mask"), (2, "2 masks")])
 def test_one_thing_is_not_several(number: int, words: str) -> None:
     assert terminal.counted(number, "mask") == words
+
+
+def test_long_work_is_logged_without_a_terminal(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(terminal, "console", lambda: Console(file=io.StringIO(), force_terminal=False))
+    assert list(terminal.follow("abc", "counting", 3)) == ["a", "b", "c"] and not caplog.text
+    monkeypatch.setattr(terminal, "LINE_EVERY", -1.0)
+    assert list(terminal.follow("abc", "counting", 3)) == ["a", "b", "c"]
+    assert "counting: 2 of 3" in caplog.text

@@ -70,6 +70,8 @@ def _decode_reduced(data: bytes, width: int, height: int, reduction: int) -> np.
         with Image.open(io.BytesIO(data)) as image:
             if image.format != "JPEG" or image.size != (width, height) or image.mode not in ("RGB", "L"):
                 return None
+            if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+                return None
             image.draft(image.mode, (width // reduction, height // reduction))
             return np.asarray(image.convert("RGB")) if image.size == size else None
     except UNREADABLE:
@@ -80,8 +82,8 @@ def decode_image(data: bytes, width: int, height: int, name: str) -> np.ndarray:
     """Returns the (height, width, 3) uint8 RGB image in the size that its JSON gives.
 
     Grey, palette, CMYK and 16-bit images become RGB; 16-bit images are stretched between percentiles, which is logged. Alpha
-    is dropped and the colours under it stay. The image is turned by its EXIF orientation if only that gives the JSON's size.
-    Raises ValueError that begins with `name` if it cannot be decoded or has another size.
+    is dropped and the colours under it stay. The image is turned by its EXIF orientation, unless only the stored pixels have
+    the JSON's size. Raises ValueError that begins with `name` if it cannot be decoded or has another size.
     """
     return to_rgb(decode_samples(data, width, height, name), name)
 
@@ -94,7 +96,7 @@ def decode_shown(data: bytes, name: str) -> np.ndarray:
 def decode_samples(data: bytes, width: int, height: int, name: str) -> np.ndarray:
     """Returns (height, width) grey or (height, width, 3) RGB samples at full depth; raises as `decode_image` does."""
     stored, shown = _decode(data, name)
-    for samples in (stored, shown):
+    for samples in (shown, stored):  # of equal sizes, what a viewer shows, because people and models saw that
         if samples.shape[:2] == (height, width):
             return np.ascontiguousarray(samples)
     raise ValueError(

@@ -98,6 +98,11 @@ def records(tars: Sequence[str], on_error: str = "raise") -> Iterator[Record]:
             yield record
 
 
+def count_records(tars: Sequence[str]) -> int:
+    """Returns the number of records in local shards, those included that cannot be read."""
+    return sum(len(index_tar(tar, on_error="skip")) for tar in tars)
+
+
 def uses_native_pixels(frame: str, images: ImageSet, *, image_size: int, mask_size: int) -> bool:
     """Returns whether the model sees crops and tiles of an image's own pixels, or the image resized to its input.
 

@@ -136,6 +136,11 @@ class FitRequest:
     model_key: str = "model.name"
 
     @property
+    def frame(self) -> str:
+        """How images are shown to the model: `SamConfig.frame`."""
+        return "native" if self.native else "resize"
+
+    @property
     def best(self) -> Path:
         """The checkpoint of the best validation."""
         return self.directory / "checkpoints" / "best.ckpt"

@@ -7,7 +7,8 @@ from typing import Literal
 
 CLICKED = ("points", "fairness", "learning_curve")  # protocols in which objects are clicked
 OWN = {  # settings that only some protocols have
-    "native": CLICKED, "max_masks": CLICKED, "boxes": ("instances",), "group_by": ("fairness",), "groups": ("fairness",),
+    "native": (*CLICKED, "instances"), "max_masks": CLICKED,
+    "boxes": ("instances",), "group_by": ("fairness",), "groups": ("fairness",),
     "run": ("learning_curve",),
 }  # fmt: skip
 
@@ -38,7 +39,7 @@ class ZeroShotConfig:
     protocol: Literal["points", "proposals", "instances", "edges", "automatic", "fairness", "learning_curve"] = "points"
     sets: dict[str, str | list[str] | KnownSet] = field(default_factory=dict)
     max_masks: int | None = None
-    native: bool = False
+    native: bool | None = None
     num_workers: int = 1
     split: str = "test"
     boxes: str | None = None
@@ -53,7 +54,7 @@ class ZeroShotConfig:
             raise ValueError(f"zero_shot.max_masks is {self.max_masks}: give at least 1 object per image, or null for all")
         for key, protocols in OWN.items():
             value = getattr(self, key)
-            if value not in (None, False) and self.protocol not in protocols:
+            if value is not None and self.protocol not in protocols:
                 raise ValueError(
                     f"zero_shot.{key} is {value!r}, which has no meaning with zero_shot.protocol={self.protocol}: leave it "
                     f"out, or choose zero_shot.protocol={' or '.join(protocols)}"

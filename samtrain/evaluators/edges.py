@@ -87,8 +87,11 @@ def edge_strength(generator: SamAutomaticMaskGenerator, image: np.ndarray) -> np
         # the probabilities of one mask at the size of the image
         logits = candidate.low_res_logits
         assert logits is not None
-        whole = candidate.crop.frame.render(logits, (slice(0, H), slice(0, W))).T
-        probabilities = whole.double().sigmoid().cpu().numpy()
+        frame = candidate.crop.frame
+        h, w = len(frame.rows.first), len(frame.columns.first)  # of the image, or of a tile, beyond which there is no mask
+        probabilities = np.zeros((H, W))
+        part = frame.render(logits, (slice(0, h), slice(0, w))).T.double().sigmoid().cpu().numpy()
+        probabilities[frame.top : frame.top + h, frame.left : frame.left + w] = part
         # their Sobel magnitude, zero off the outer boundary of the mask; the maximum over all masks
         magnitude = np.hypot(ndimage.sobel(probabilities, axis=0), ndimage.sobel(probabilities, axis=1))
         strongest = np.maximum(strongest, np.where(outer_boundary(probabilities > 0.5), magnitude, 0))

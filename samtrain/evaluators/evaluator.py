@@ -13,9 +13,9 @@ from samtrain.data.image_set import records
 from samtrain.data.shards import expand_urls
 from samtrain.evaluators.config import ZeroShotConfig
 from samtrain.files import digest
+from samtrain.inference.frames import make_predictor
 from samtrain.inference.generator import SamAutomaticMaskGenerator
 from samtrain.inference.predictor import SamPredictor
-from samtrain.inference.tiled import TiledPredictor
 from samtrain.metrics.coco import COCO_SIZES
 from samtrain.modeling.sam import Sam
 
@@ -107,12 +107,12 @@ class Evaluator(ABC):
 
 
 class PredictorEvaluator(Evaluator):
-    """An experiment that prompts the predictor: with the config's `native` by tiles of the image's own pixels."""
+    """An experiment that prompts the predictor, which shows images as in the model's training or as `native` says."""
 
     predictor: SamPredictor
 
     def load(self, sam: Sam) -> None:
-        self.predictor = TiledPredictor(sam) if self.config.native else SamPredictor(sam)
+        self.predictor = make_predictor(sam, frame={None: None, True: "native", False: "resize"}[self.config.native])
 
 
 class GeneratorEvaluator(Evaluator):

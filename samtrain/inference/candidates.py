@@ -7,7 +7,7 @@ prove that it is unstable (`ops.logit_frame`). The others are rendered only in t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -29,12 +29,13 @@ class Crop:
     """Describes a part of an image that is encoded by itself.
 
     image:         number of the image
-    layer:         crop layer, 0 for the whole image
+    layer:         crop layer, 0 for the whole image, or for tiles of it
     box:           in pixels of the image, x1 and y1 one past the last
     input_size:    (H, W) in the network input, without padding
     box_in_frame:  xyxy in the frame of the records, which is that of the image or a smaller one
     frame_size:    (H, W) of that frame
     frame:         maps the crop's logits to that frame
+    points:        (K, 2) the clicks (x, y), in pixels of the crop
     """
 
     image: int
@@ -44,6 +45,7 @@ class Crop:
     box_in_frame: tuple[float, float, float, float]
     frame_size: Size
     frame: LogitFrame
+    points: np.ndarray = field(compare=False, repr=False)
 
     @property
     def size(self) -> Size:
@@ -73,7 +75,8 @@ class Candidate:
 class MaskTests:
     """Holds the thresholds that a mask must pass.
 
-    `max_area` is a share of the frame. With `keep_logits` the masks that pass keep their low-resolution logits.
+    `max_area` is a share of the frame, `near_edge` the distance in pixels from an inner edge of its crop at which a mask is
+    taken to be cut off. With `keep_logits` the masks that pass keep their low-resolution logits.
     """
 
     pred_iou_thresh: float
@@ -81,6 +84,7 @@ class MaskTests:
     stability_score_offset: float
     mask_threshold: float
     max_area: float | None
+    near_edge: float = NEAR_EDGE
     keep_logits: bool = False
 
     def passing(self, logits_nMhw: Tensor, ious_nM: Tensor, crops: Sequence[Crop], points_n2: np.ndarray) -> list[Candidate]:
@@ -160,7 +164,7 @@ class MaskTests:
             return False
         placed = _placed(box, crop)
         return not any(
-            abs(edge - inner) <= NEAR_EDGE < abs(edge - outer)
+            abs(edge - inner) <= self.near_edge < abs(edge - outer)
             for edge, inner, outer in zip(placed, crop.box_in_frame, (0, 0, W, H), strict=True)
         )
 

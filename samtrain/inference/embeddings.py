@@ -1,7 +1,8 @@
 """Stores image embeddings on disk, so that no image is encoded twice: one float16 file per image, mapped when it is read.
 
-A file is safetensors, which never executes code. It holds the tensor `embedding` (1, C, g, g); its header holds the digests of
-encoder and image, and both sizes of the image. Files are written completely or not at all.
+A file is safetensors, which never executes code. It holds the tensor `embedding`, (1, C, g, g) or (T, C, g, g) for T tiles; its
+header holds the digests of encoder and image, both sizes of the image, and the overlap of tiles. Files are written completely
+or not at all.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from samtrain.files import write_bytes
 from samtrain.inference.predictor import SamPredictor
+from samtrain.inference.tiled import TiledPredictor
 from samtrain.inference.transforms import as_rgb
 from samtrain.modeling.sam import Sam
 from samtrain.types import Size
@@ -65,11 +67,12 @@ class EmbeddingStore:
         Raises:
             ValueError: for another array or format, and for a model in training mode.
             OSError: if the disk is full.
-            RuntimeError: for a `TiledPredictor`.
         """
         image = as_rgb(image, image_format)
         digest = image_digest(image)
         path = self.path(predictor.model, digest)
+        if (overlap := _overlap_of(predictor)) is not None:
+            path = path.with_name(f"{path.stem}_tiles_{overlap:g}{path.suffix}")
         if path.is_file():
             try:
                 load_embedding(predictor, path, digest=digest)
@@ -96,6 +99,7 @@ class Header:
     original_size: Size
     input_size: Size
     format: int = FORMAT
+    overlap: float | None = None  # of the tiles; None: the image is not cut into tiles
 
 
 def save_embedding(predictor: SamPredictor, path: str | Path, *, digest: str | None = None) -> Path:
@@ -114,14 +118,20 @@ def save_embedding(predictor: SamPredictor, path: str | Path, *, digest: str | N
     Raises:
         ValueError: for a model in training mode.
         OSError: if the disk is full.
-        RuntimeError: before `set_image`, and for a `TiledPredictor`.
+        RuntimeError: before `set_image`.
     """
     embedding = predictor.get_image_embedding().detach().float().cpu().contiguous()
     if predictor.model.image_encoder.training:
         raise ValueError("the model is in training mode, where drop path makes each embedding different: call sam.eval()")
     half = embedding.half()
     tensors = {"embedding": half if torch.equal(half.isfinite(), embedding.isfinite()) else embedding}
-    header = Header(encoder_digest(predictor.model), digest, predictor.original_size, predictor.input_size)
+    header = Header(
+        encoder=encoder_digest(predictor.model),
+        image=digest,
+        original_size=predictor.original_size,
+        input_size=predictor.input_size,
+        overlap=_overlap_of(predictor),
+    )
     # a single metadata entry, because several have no fixed order; written by Python, because save_file ignores a full disk
     content = save(tensors, {HEADER: json.dumps(asdict(header))})
     path = Path(path)
@@ -138,12 +148,12 @@ def load_embedding(predictor: SamPredictor, path: str | Path, *, digest: str | N
         digest: the `image_digest` that the file should have; None accepts any image.
 
     Raises:
-        ValueError: for a file that is missing, cut short or not an embedding, and for one of another encoder, format or image.
-        RuntimeError: for a `TiledPredictor`.
+        ValueError: for a file that is missing, cut short or not an embedding, and for one of another encoder, format, frame or
+            image.
     """
     path = Path(path)
     header, embedding = _read(path)
-    if problem := _problem(header, embedding, predictor.model, digest):
+    if problem := _problem(header, embedding, predictor, digest):
         raise ValueError(f"{path} {problem}: encode the image again with set_image(image), then save_embedding")
     predictor.set_image_embedding(embedding, header.original_size, header.input_size)
 
@@ -162,13 +172,23 @@ def _read(path: Path) -> tuple[Header, Tensor]:
         ) from error
 
 
-def _problem(header: Header, embedding: Tensor, model: Sam, digest: str | None) -> str | None:
-    """Returns why a file cannot be used for this model and image, or None if it can."""
-    shape = (1, model.config.prompt_dim, model.config.grid, model.config.grid)
+def _overlap_of(predictor: SamPredictor) -> float | None:
+    """Returns the overlap of the predictor's tiles, or None if it resizes images."""
+    return predictor.overlap if isinstance(predictor, TiledPredictor) else None
+
+
+def _problem(header: Header, embedding: Tensor, predictor: SamPredictor, digest: str | None) -> str | None:
+    """Returns why a file cannot be used for this predictor and image, or None if it can."""
+    shape, overlap = predictor.embedding_shape(header.original_size), _overlap_of(predictor)
     if header.format != FORMAT:
         return f"has format {header.format}, but this version of samtrain reads and writes format {FORMAT}"
-    if header.encoder != encoder_digest(model):
+    if header.encoder != encoder_digest(predictor.model):
         return "was made by another image encoder than this model's"
+    if header.overlap != overlap:
+        there, here = (
+            "the resized image" if each is None else f"tiles with an overlap of {each:g}" for each in (header.overlap, overlap)
+        )
+        return f"holds the embedding of {there}, but this predictor works on {here}"
     if digest not in (None, header.image):
         return "is of another image"
     if embedding.shape != shape or embedding.dtype not in (torch.float16, torch.float32):

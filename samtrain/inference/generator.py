@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, repeat
@@ -12,15 +13,19 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from samtrain.inference.candidates import Candidate, Crop, MaskTests
-from samtrain.inference.predictor import OBJECTS_AT_A_TIME, SamPredictor, chunks
+from samtrain.inference.candidates import NEAR_EDGE, Candidate, Crop, MaskTests
+from samtrain.inference.crops import RANGES, ClickedBox, check_settings, clicked_crops, clicked_tiles, point_grids_of
+from samtrain.inference.frames import make_predictor
+from samtrain.inference.predictor import OBJECTS_AT_A_TIME, chunks
+from samtrain.inference.tiled import TiledPredictor
 from samtrain.inference.transforms import as_rgb
 from samtrain.modeling.sam import Sam
-from samtrain.ops.grids import crop_boxes, point_grid
 from samtrain.ops.logit_frame import LogitFrame, axis_of
 from samtrain.ops.regions import fill_small_holes, remove_small_islands
 from samtrain.ops.rle import rle_iou, runs_of, runs_to_counts, runs_to_mask
 from samtrain.types import PointLabel, Prompts, Size
+
+log = logging.getLogger(__name__)
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 Record = dict[str, Any]
@@ -32,6 +37,10 @@ class SamAutomaticMaskGenerator:
 
     The positional arguments, their defaults, and the order and content of the records are those of segment_anything's class.
     The keyword-only arguments are additions and off by default.
+
+    A model that was trained on crops of native pixels (`sam.config.frame` is "native") sees the image in overlapping tiles,
+    as in `TiledPredictor`: the grid of clicks covers the image, `points_per_side` of them per side of a tile, and each click is
+    answered in the tile where it is most central. There are no further layers of crops.
 
     Args:
         model: the model, in evaluation mode, on any device.
@@ -54,6 +63,7 @@ class SamAutomaticMaskGenerator:
         mask_nms_thresh: mask IoU above which the mask of lower predicted IoU is dropped, as the last step.
         crops_per_batch: crops encoded together, of one image or of several. None: 1 on a CPU, 8 elsewhere.
         bf16: runs the model under bfloat16 autocast; masks are computed in float32 from its logits.
+        frame: "resize" or "native" instead of the model's own frame.
 
     Raises:
         ValueError: for settings out of range.
@@ -81,19 +91,25 @@ class SamAutomaticMaskGenerator:
         mask_nms_thresh: float | None = None,
         crops_per_batch: int | None = None,
         bf16: bool = False,
+        frame: str | None = None,
     ) -> None:
+        check_settings({name: value for name, value in locals().items() if name in RANGES})
         if output_mode not in OUTPUT_MODES:
             raise ValueError(f"output_mode is {output_mode!r}: use one of {', '.join(OUTPUT_MODES)}")
-        if min(points_per_batch, 1 if crops_per_batch is None else crops_per_batch) < 1:
-            raise ValueError(f"points_per_batch {points_per_batch} and crops_per_batch {crops_per_batch} must be 1 or more")
-        if stability_score_offset < 0:
-            raise ValueError(f"stability_score_offset is {stability_score_offset}: use 0 or more")
-        self.predictor = SamPredictor(model)
-        self.point_grids = _point_grids(points_per_side, point_grids, crop_n_layers, crop_n_points_downscale_factor)
+        self.predictor = make_predictor(model, frame=frame)
+        if self.is_tiled and crop_n_layers:
+            log.warning("crop_n_layers is %d and is not used, because images are cut into tiles already.", crop_n_layers)
+        self.point_grids = point_grids_of(points_per_side, point_grids, crop_n_layers, crop_n_points_downscale_factor)
         self.tests = MaskTests(
-            pred_iou_thresh, stability_score_thresh, stability_score_offset, model.mask_threshold, max_mask_area
+            pred_iou_thresh,
+            stability_score_thresh,
+            stability_score_offset,
+            model.mask_threshold,
+            max_mask_area,
+            # the share of a crop of 1024 pixels that it is in segment_anything
+            near_edge=NEAR_EDGE if not self.is_tiled else max(round(NEAR_EDGE * model.config.image_size / 1024), 1),
         )
-        self.points_per_batch = points_per_batch
+        self.points_per_side, self.points_per_batch = points_per_side, points_per_batch
         self.box_nms_thresh = box_nms_thresh
         self.crop_n_layers = crop_n_layers
         self.crop_nms_thresh = crop_nms_thresh
@@ -104,6 +120,11 @@ class SamAutomaticMaskGenerator:
         self.mask_nms_thresh = mask_nms_thresh
         self.crops_per_batch = crops_per_batch or (1 if model.device.type == "cpu" else 8)
         self.bf16 = bf16
+
+    @property
+    def is_tiled(self) -> bool:
+        """Returns whether the model sees tiles of the image's own pixels."""
+        return isinstance(self.predictor, TiledPredictor)
 
     def generate(
         self, image: np.ndarray, *, output_size: Size | None = None, progress: Progress | None = None
@@ -168,7 +189,7 @@ class SamAutomaticMaskGenerator:
                 image = as_rgb(image)
                 crops = self._crops(number, image.shape[:2], output_size or image.shape[:2])
                 work[number] = _ImageWork(image, crops)
-                todo += sum(len(self.point_grids[crop.layer]) for crop in crops)
+                todo += sum(len(crop.points) for crop in crops)
                 yield from crops
 
         # Batches of crops; an image is finished with its last crop
@@ -195,10 +216,8 @@ class SamAutomaticMaskGenerator:
         config, device = self.predictor.model.config, self.predictor.device
         scale = (output_size[1] / size[1], output_size[0] / size[0]) * 2
         crops = []
-        for layer, box in crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio):
+        for layer, box, points in self._clicked_boxes(size):
             x0, y0, x1, y1 = box
-            if x0 >= x1 or y0 >= y1:
-                continue  # an image of few pixels has empty crops
             input_size = self.predictor.transform.size((y1 - y0, x1 - x0))
             rows, columns = (
                 axis_of(edges, lengths, length, config.image_size, config.mask_size, device)
@@ -209,8 +228,15 @@ class SamAutomaticMaskGenerator:
             if not len(rows[1].first) or not len(columns[1].first):
                 continue  # the crop contains no pixel of the records' frame
             a, b, c, d = (edge * factor for edge, factor in zip(box, scale, strict=True))
-            crops.append(Crop(number, layer, box, input_size, (a, b, c, d), output_size, LogitFrame(rows, columns)))
+            crops.append(Crop(number, layer, box, input_size, (a, b, c, d), output_size, LogitFrame(rows, columns), points))
         return crops
+
+    def _clicked_boxes(self, size: Size) -> Iterator[ClickedBox]:
+        """Yields layer, box and clicks (K, 2), in pixels of the box, of each part of an image of `size` that is encoded."""
+        if isinstance(self.predictor, TiledPredictor):
+            side, overlap = self.predictor.model.config.image_size, self.predictor.overlap
+            return clicked_tiles(size, self.point_grids[0], self.points_per_side, side=side, overlap=overlap)
+        return clicked_crops(size, self.point_grids, self.crop_n_layers, self.crop_overlap_ratio)
 
     def _predict(
         self, crops: list[Crop], images: list[np.ndarray], tests: MaskTests
@@ -218,7 +244,7 @@ class SamAutomaticMaskGenerator:
         """Yields candidates in the order of crops, clicks and masks, with the number of clicks that were decoded for them."""
         # Clicks of all crops, in pixels of their crop and in the input frame
         sam, device = self.predictor.model, self.predictor.device
-        points = [self.point_grids[crop.layer] * crop.size[::-1] for crop in crops]
+        points = [crop.points for crop in crops]
         coords = [self.predictor.transform.apply_coords(p, crop.size) for p, crop in zip(points, crops, strict=True)]
         owner = np.repeat(np.arange(len(crops)), [len(p) for p in points])
         points_n2, coords_n2 = np.concatenate(points), np.concatenate(coords)
@@ -253,9 +279,10 @@ class SamAutomaticMaskGenerator:
         found = work.found
         kept = _nms(found, [c.predicted_iou for c in found], self.box_nms_thresh, [id(c.crop) for c in found])
         if work.several_crops:
-            # Among crops, keep the one from the smaller crop
+            # Among crops, keep the one from the smaller crop; among tiles, which are all of one size, the better one
             areas = [(c.crop.box[2] - c.crop.box[0]) * (c.crop.box[3] - c.crop.box[1]) for c in kept]
-            kept = _nms(kept, [1 / area for area in areas], self.crop_nms_thresh)
+            scores = [c.predicted_iou for c in kept] if self.is_tiled else [1 / area for area in areas]
+            kept = _nms(kept, scores, self.crop_nms_thresh)
         if self.min_mask_region_area > 0:
             kept = self._without_small_regions(kept)
         if self.mask_nms_thresh is not None:
@@ -300,30 +327,6 @@ class _ImageWork:
         self.found: list[Candidate] = []
         self.crops_left = len(crops)
         self.several_crops = len(crops) > 1
-
-
-def _point_grids(
-    per_side: int | None, grids: Sequence[np.ndarray] | None, num_layers: int, downscale: int
-) -> list[np.ndarray]:
-    """Returns a grid for the image and one for each layer of crops; raises ValueError for settings that do not fit."""
-    if (per_side is None) == (grids is None):
-        raise ValueError("set either points_per_side or point_grids, and the other one to null")
-    if grids is None:
-        assert per_side is not None
-        sides = [int(per_side / downscale**layer) for layer in range(num_layers + 1)]
-        if min(sides) < 1:
-            raise ValueError(
-                f"points_per_side {per_side} with crop_n_points_downscale_factor {downscale} leaves {sides} points a side in "
-                f"the {num_layers + 1} layers: set more points, fewer layers or a smaller factor"
-            )
-        return [point_grid(side) for side in sides]
-    grids = [np.asarray(grid, dtype=np.float64) for grid in grids]
-    if len(grids) <= num_layers or any(grid.ndim != 2 or grid.shape[1] != 2 for grid in grids):
-        raise ValueError(
-            f"point_grids has the shapes {[grid.shape for grid in grids]}: give an array (K, 2) of x, y in 0 to 1 "
-            f"for each of {num_layers + 1} layers"
-        )
-    return grids
 
 
 def _clicks(coords_N2: np.ndarray, device: torch.device) -> Prompts:

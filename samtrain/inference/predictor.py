@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samtrain.inference.prompt_arrays import as_array, as_labels, make_prompts
 from samtrain.inference.transforms import ResizeLongestSide, as_rgb
 from samtrain.modeling.image_tokens import ProjectionCache
 from samtrain.modeling.sam import Sam
-from samtrain.types import PointLabel, Prompts, SamOutput, Size
+from samtrain.types import Prompts, SamOutput, Size
 
 OBJECTS_AT_A_TIME = 64  # objects decoded together, as in segment_anything's generator
 LOGITS_AT_A_TIME = 2**24  # upscaled together: 64 MiB of float32, 3 objects of 1500 x 1000 pixels; more is slower on a CPU
@@ -22,9 +23,20 @@ LOGITS_AT_A_TIME = 2**24  # upscaled together: 64 MiB of float32, 3 objects of 1
 class SamPredictor:
     """Encodes one image and predicts masks for prompts on it; a drop-in replacement for `segment_anything.SamPredictor`.
 
+    Images are shown to the model as in its training. A model that was trained on crops of native pixels
+    (`sam.config.frame` is "native") gets a `TiledPredictor`, which has the same methods.
+
     Args:
         sam_model: the model, in evaluation mode, on any device.
     """
+
+    def __new__(cls, sam_model: Sam | None = None, **_: Any) -> SamPredictor:
+        """Returns an object without content; its class follows from the model's frame. Copies are made without a model."""
+        if cls is SamPredictor and sam_model is not None and sam_model.config.frame == "native":
+            from samtrain.inference.tiled import TiledPredictor  # it imports this module
+
+            return super().__new__(TiledPredictor)
+        return super().__new__(cls)
 
     def __init__(self, sam_model: Sam) -> None:
         self.model = sam_model
@@ -33,6 +45,7 @@ class SamPredictor:
         self.input_size: Size = (0, 0)
         self.features: Any = None
         self._cache: ProjectionCache | None = None
+        self._cache_dtype: torch.dtype | None = None  # of autocast when the cache was made
         self.reset_image()
 
     @property
@@ -85,8 +98,7 @@ class SamPredictor:
         Raises:
             ValueError: for an embedding of another shape than this model's.
         """
-        config = self.model.config
-        if embedding.shape != (shape := (1, config.prompt_dim, config.grid, config.grid)):
+        if embedding.shape != (shape := self.embedding_shape(original_size)):
             raise ValueError(f"an image embedding of this model is {shape}, got {tuple(embedding.shape)}")
         self.reset_image()
         self.original_size = (int(original_size[0]), int(original_size[1]))
@@ -106,6 +118,8 @@ class SamPredictor:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Predicts masks of one object; prompts are in the original frame.
 
+        Prompts may be arrays, tensors or lists.
+
         Args:
             point_coords: (K, 2) clicks (x, y).
             point_labels: (K,) 1 for foreground, 0 for background.
@@ -120,15 +134,18 @@ class SamPredictor:
 
         Raises:
             RuntimeError: before `set_image`.
-            ValueError: for prompts of another shape, and for unknown labels.
+            ValueError: for prompts of another shape, for NaN, and for unknown labels.
         """
         self._check_image_set()
-        if box is not None and np.size(box) != 4:
-            raise ValueError(f"box is one box of 4 numbers, xyxy, got shape {np.shape(box)}; predict_many takes several boxes")
-        points, labels, masks = (
-            None if given is None else np.asarray(given)[None] for given in (point_coords, point_labels, mask_input)
+        corners = as_array(box, "box")
+        if corners is not None and corners.size != 4:
+            raise ValueError(f"box is one box of 4 numbers, xyxy, got shape {corners.shape}; predict_many takes several boxes")
+        prompts = self._tensors(
+            _one(as_array(point_coords, "point_coords")),
+            _one(as_labels(point_labels)),
+            None if corners is None else corners.reshape(1, 4),
+            _one(as_array(mask_input, "mask_input")),
         )
-        prompts = self._tensors(points, labels, None if box is None else np.reshape(box, (1, 4)), masks)
         answers = self.predict_torch(*prompts, multimask_output, return_logits)
         found, ious, low_res = (answer[0].cpu().numpy() for answer in answers)
         return found, ious, low_res
@@ -145,7 +162,8 @@ class SamPredictor:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Predicts masks of N objects in one call, as `predict` does for one; prompts are in the original frame.
 
-        Apart from what is returned, memory does not grow with N: a few objects at a time are upscaled to the image's size.
+        Prompts may be arrays, tensors or lists. Apart from what is returned, memory does not grow with N: a few objects at a
+        time are upscaled to the image's size.
 
         Args:
             point_coords: (N, K, 2) clicks (x, y).
@@ -162,12 +180,14 @@ class SamPredictor:
 
         Raises:
             RuntimeError: before `set_image`.
-            ValueError: for prompts of another shape, and for unknown labels.
+            ValueError: for prompts of another shape, for NaN, and for unknown labels.
         """
         self._check_image_set()
-        if boxes is not None and (np.ndim(boxes) != 2 or np.shape(boxes)[1] != 4):
-            raise ValueError(f"boxes are (N, 4) xyxy, got {np.shape(boxes)}")
-        prompts = self._prompts(*self._tensors(point_coords, point_labels, boxes, mask_input))
+        corners = as_array(boxes, "boxes")
+        if corners is not None and (corners.ndim != 2 or corners.shape[1] != 4):
+            raise ValueError(f"boxes are (N, 4) xyxy, got {corners.shape}")
+        points, masks = as_array(point_coords, "point_coords"), as_array(mask_input, "mask_input")
+        prompts = self._prompts(*self._tensors(points, as_labels(point_labels), corners, masks))
         N, M, (H, W) = len(prompts), 3 if multimask_output else 1, self.original_size
         found = np.empty((N, M, H, W), np.float32 if return_logits else bool)
         outputs = []
@@ -200,11 +220,11 @@ class SamPredictor:
 
         Returns:
             Masks (N, M, H, W) bool or logits in the original frame, IoU predictions (N, M), and low-resolution logits
-            (N, M, h, w), on the model's device.
+            (N, M, h, w), in float32 on the model's device.
 
         Raises:
             RuntimeError: before `set_image`.
-            ValueError: for prompts of another shape, and for unknown labels.
+            ValueError: for prompts of another shape, for NaN, and for unknown labels.
         """
         self._check_image_set()
         prompts = self._prompts(point_coords, point_labels, boxes, mask_input)
@@ -223,13 +243,15 @@ class SamPredictor:
 
     @torch.no_grad()
     def answer(self, prompts: Prompts, multimask_output: bool) -> SamOutput:
-        """Returns the decoder's output for prompts in the input frame."""
+        """Returns the decoder's output for prompts in the input frame, in float32 whatever the model's type is."""
         self._check_image_set()
         owner = torch.zeros(len(prompts), dtype=torch.int64, device=self.device)
-        # a caller may assign `features`, as with segment_anything; then the cache is made again
-        if self._cache is None or self._cache.source is not self.features:
-            self._cache = self.model.projection_cache(self.features)
-        return self.model.decode(self._cache, owner, prompts, multimask_output)
+        # a caller may assign `features`, as with segment_anything, or turn autocast on or off; then the cache is made again
+        kind = self.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        if self._cache is None or self._cache.source is not self.features or self._cache_dtype != autocast:
+            self._cache, self._cache_dtype = self.model.projection_cache(self.features), autocast
+        return as_float32(self.model.decode(self._cache, owner, prompts, multimask_output))
 
     @torch.no_grad()
     def to_original(self, low_res_logits_NMhw: Tensor) -> Tensor:
@@ -240,6 +262,11 @@ class SamPredictor:
         """Returns the embedding (1, C, g, g) of the image that is set; raises RuntimeError before `set_image`."""
         self._check_image_set()
         return self.features
+
+    def embedding_shape(self, original_size: Size) -> tuple[int, int, int, int]:
+        """Returns the shape that the embedding of an image of this size (H, W) has."""
+        config = self.model.config
+        return 1, config.prompt_dim, config.grid, config.grid
 
     def reset_image(self) -> None:
         """Forgets the image; its sizes can still be read, as in segment_anything."""
@@ -275,24 +302,21 @@ class SamPredictor:
     def _prompts(
         self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
     ) -> Prompts:
-        """Returns prompts in one order of tokens: the clicks, then the box, or a padding token if there are only clicks."""
-        _check_prompts(points, labels, boxes, masks, self.model.config.mask_size)
-        N = next((len(given) for given in (points, boxes, masks) if given is not None), 1)
-        coords, kinds = [torch.zeros(N, 0, 2)], [torch.zeros(N, 0, dtype=torch.int64)]
-        if points is not None and labels is not None:
-            coords.append(points)
-            kinds.append(labels)
-        if boxes is not None:
-            coords.append(boxes.reshape(N, 2, 2))
-            kinds.append(torch.tensor([PointLabel.BOX_TOP_LEFT, PointLabel.BOX_BOTTOM_RIGHT]).expand(N, 2))
-        elif points is not None:
-            coords.append(torch.zeros(N, 1, 2))
-            kinds.append(torch.full((N, 1), int(PointLabel.PADDING)))
-        return Prompts(
-            torch.cat([part.to(self.device, torch.float32) for part in coords], dim=1),
-            torch.cat([part.to(self.device, torch.int64) for part in kinds], dim=1),
-            None if masks is None else masks.to(self.device, torch.float32).expand(N, -1, -1, -1),
+        """Returns checked prompts, in the order of tokens that the decoder expects."""
+        return make_prompts(
+            points,
+            labels,
+            boxes,
+            masks,
+            mask_size=self.model.config.mask_size,
+            mask_dtype=self.model.pixel_mean.dtype,
+            device=self.device,
         )
+
+
+def _one(array: np.ndarray | None) -> np.ndarray | None:
+    """Returns the prompt of one object as that of a list of objects."""
+    return None if array is None else array[None]
 
 
 class ImageDecoder:
@@ -329,33 +353,14 @@ def chunks(count: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
+def as_float32(output: SamOutput) -> SamOutput:
+    """Returns the output in float32, which a model in bfloat16 or under autocast does not compute by itself."""
+    return SamOutput(output.low_res_logits.float(), output.iou_predictions.float())
+
+
 def concatenated(outputs: list[SamOutput]) -> SamOutput:
     """Returns the parts as one output."""
     return SamOutput(
         torch.cat([output.low_res_logits for output in outputs]),
         torch.cat([output.iou_predictions for output in outputs]),
     )
-
-
-def _check_prompts(
-    points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None, mask_size: int
-) -> None:
-    if (points is None) != (labels is None):
-        missing = "point_coords" if points is None else "point_labels"
-        raise ValueError(f"{missing} is missing: a click has a place (x, y) and a label, 1 foreground or 0 background")
-    if points is not None and labels is not None:
-        shapes = f"{tuple(points.shape[1:])} and {tuple(labels.shape[1:])}"
-        if points.ndim != 3 or points.shape[2] != 2 or labels.shape != points.shape[:2]:
-            raise ValueError(f"clicks are (K, 2) xy with K labels for each object, got {shapes}")
-        if unknown := set(labels.flatten().tolist()) - {-1, 0, 1}:
-            raise ValueError(f"labels are 1 foreground, 0 background, -1 padding, got {sorted(unknown)}")
-    if boxes is not None and (boxes.ndim != 2 or boxes.shape[1] != 4):
-        raise ValueError(f"boxes are (N, 4) xyxy, got {tuple(boxes.shape)}")
-    if masks is not None and (masks.ndim != 4 or masks.shape[1:] != (1, mask_size, mask_size)):
-        raise ValueError(
-            f"a mask input is the (1, {mask_size}, {mask_size}) low resolution logits that an earlier prediction "
-            f"returned, got {tuple(masks.shape[1:])}"
-        )
-    counts = {len(given) for given in (points, boxes) if given is not None}
-    if len(counts) > 1 or (masks is not None and counts and len(masks) not in (1, *counts)):
-        raise ValueError("clicks, boxes and masks have different numbers of objects: give each the same number of rows")

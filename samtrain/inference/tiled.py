@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samtrain.inference.predictor import ImageDecoder, SamPredictor, chunks, concatenated
+from samtrain.inference.predictor import ImageDecoder, SamPredictor, as_float32, chunks, concatenated
 from samtrain.inference.transforms import ResizeLongestSide, as_rgb
 from samtrain.modeling.sam import Sam
 from samtrain.types import PointLabel, Prompts, SamOutput, Size
@@ -24,7 +24,7 @@ class NativeScale(ResizeLongestSide):
         return original_size
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
-        return image
+        return np.array(image, order="C")  # torch takes no negative strides
 
     def apply_image_torch(self, image: Tensor) -> Tensor:
         return image
@@ -38,7 +38,8 @@ class TiledPredictor(SamPredictor):
     belongs to the mask, so objects larger than S pixels are cut off; clicks beyond the tile are ignored and boxes are clipped
     to it. An image smaller than S is padded at the bottom and on the right. The input frame of `predict_torch` is the original
     frame.
-    Methods and frames are those of `SamPredictor`, but there is no embedding of the whole image to get, set or store.
+    Methods and frames are those of `SamPredictor`, but the embedding of an image is (T, C, g, g), that of its T tiles.
+    `SamPredictor` itself makes this class for a model with "native" as its frame.
 
     Args:
         sam_model: the model, in evaluation mode, on any device.
@@ -62,33 +63,55 @@ class TiledPredictor(SamPredictor):
         """Cuts an (H, W, 3) uint8 image into tiles; raises ValueError for another array or format. Nothing is encoded yet."""
         image = as_rgb(image, image_format)
         self.reset_image()
-        side = self.model.config.image_size
-        self.original_size = (image.shape[0], image.shape[1])
-        self.input_size = (min(side, image.shape[0]), min(side, image.shape[1]))
+        self._set_size((image.shape[0], image.shape[1]))
         self.image = torch.as_tensor(np.array(image)).permute(2, 0, 1)
-        rows, columns = (_tile_starts(length, side, self.overlap) for length in self.original_size)
-        # (T, 2) x and y of each tile's top left pixel, row by row
-        self.tiles = torch.tensor([(x, y) for y in rows for x in columns], device=self.device)
         self.is_image_set = True
+
+    def _set_size(self, original_size: Size) -> None:
+        """Lays the tiles over an image of this size."""
+        side = self.model.config.image_size
+        self.original_size = original_size
+        self.input_size = (min(side, original_size[0]), min(side, original_size[1]))
+        self.tiles = torch.tensor(tile_corners(original_size, side, self.overlap), device=self.device)
 
     def set_torch_image(self, transformed_image: Tensor, original_image_size: Size) -> None:
         """Raises RuntimeError: a tiled image has no single input frame."""
         raise RuntimeError("a TiledPredictor works at the image's own scale: use set_image")
 
     def set_image_embedding(self, embedding: Tensor, original_size: Size, input_size: Size | None = None) -> None:
-        """Raises RuntimeError: each tile has its own embedding."""
-        raise RuntimeError("a TiledPredictor has an embedding for each tile, and takes none from outside: use set_image")
+        """Sets an image by the embeddings of its tiles, without encoding anything.
+
+        Args:
+            embedding: (T, C, g, g) from `get_image_embedding` of a predictor with the same overlap.
+            original_size: (H, W) of the image as stored.
+            input_size: is not used, because a tile has the pixels of the image.
+
+        Raises:
+            ValueError: for an embedding of another shape than this image's.
+        """
+        size = (int(original_size[0]), int(original_size[1]))
+        if embedding.shape != (shape := self.embedding_shape(size)):
+            raise ValueError(f"the tiles of an image of {size} have embeddings {shape}, got {tuple(embedding.shape)}")
+        self.reset_image()
+        self._set_size(size)
+        self.features = dict(enumerate(embedding.to(self.device, self.model.pixel_mean.dtype)))
+        self.is_image_set = True
+
+    def embedding_shape(self, original_size: Size) -> tuple[int, int, int, int]:
+        config = self.model.config
+        num_tiles = len(tile_corners(original_size, config.image_size, self.overlap))
+        return num_tiles, config.prompt_dim, config.grid, config.grid
 
     def get_image_embedding(self) -> Tensor:
-        """Raises RuntimeError: each tile has its own embedding; see `encode_tiles`."""
-        raise RuntimeError(
-            "a TiledPredictor has an embedding for each tile, and none to keep on disk: encode_tiles(indices) gives them"
-        )
+        """Returns the embeddings (T, C, g, g) of all tiles, encoding those that are missing."""
+        self._check_image_set()
+        return self.encode_tiles(list(range(len(self.tiles))))
 
     def reset_image(self) -> None:
         """Forgets the image and its tiles."""
         super().reset_image()
         self.features = {}  # the embedding (C, g, g) of each tile that was encoded, by its number
+        self.image = torch.empty(3, 0, 0, dtype=torch.uint8)
 
     def answer_in_frame(self, prompts: Prompts, multimask_output: bool) -> tuple[Tensor, SamOutput]:
         """Returns (N, M, H, W) logits in the original frame, and the decoder's output in each object's tile."""
@@ -105,9 +128,7 @@ class TiledPredictor(SamPredictor):
 
     def tile_of(self, anchors_N2: Tensor) -> Tensor:
         """Returns (N,), the tile with its centre nearest to each point, by the larger of the distances along x and y."""
-        height, width = self.input_size
-        centres_T2 = self.tiles + torch.tensor([(width - 1) / 2, (height - 1) / 2], device=self.device)
-        return (anchors_N2[:, None] - centres_T2).abs().amax(dim=2).argmin(dim=1)
+        return most_central_tile(anchors_N2, self.tiles, self.input_size)
 
     @torch.no_grad()
     def encode_tiles(self, indices: list[int]) -> Tensor:
@@ -120,7 +141,8 @@ class TiledPredictor(SamPredictor):
                 crops = torch.stack([self.image[:, y : y + height, x : x + width] for x, y in corners]).to(self.device)
                 sizes = torch.tensor([self.input_size] * len(corners), device=self.device)
                 padded = F.pad(crops, (0, side - width, 0, side - height))
-                embeddings = self.model.encode(self.model.preprocess(padded, sizes))
+                # autocast gives another type than that of the weights
+                embeddings = self.model.encode(self.model.preprocess(padded, sizes)).to(self.model.pixel_mean.dtype)
                 self.features.update(zip(missing[chunk], embeddings, strict=True))
         return torch.stack([self.features[index] for index in indices])
 
@@ -129,7 +151,7 @@ class TiledPredictor(SamPredictor):
         """Returns the decoder's output for prompts in the original frame, each decoded in its tile."""
         needed, owner_N = tiles_N.unique(return_inverse=True)
         embeddings = self.encode_tiles(needed.tolist() or [0])
-        return self.model.decode(embeddings, owner_N, self._in_tile(tiles_N, prompts), multimask_output)
+        return as_float32(self.model.decode(embeddings, owner_N, self._in_tile(tiles_N, prompts), multimask_output))
 
     @torch.no_grad()
     def paste(self, tiles_N: Tensor, low_res_logits_NMhw: Tensor) -> Tensor:
@@ -177,6 +199,18 @@ class TiledDecoder(ImageDecoder):
         for row in chunks(N, self.points_per_batch):
             frame[row] = self.predictor.paste(self.tiles_N[row], low_res_logits_N1hw[row])
         return frame
+
+
+def tile_corners(size: Size, side: int, overlap: float) -> list[tuple[int, int]]:
+    """Returns x and y of the top left pixel of each tile of an image of `size` (H, W), row by row."""
+    rows, columns = (_tile_starts(length, side, overlap) for length in size)
+    return [(x, y) for y in rows for x in columns]
+
+
+def most_central_tile(points_N2: Tensor, tiles_T2: Tensor, tile_size: Size) -> Tensor:
+    """Returns (N,) int64, the tile with its centre nearest to each point, by the larger of the distances along x and y."""
+    centres_T2 = tiles_T2 + torch.tensor([(tile_size[1] - 1) / 2, (tile_size[0] - 1) / 2], device=tiles_T2.device)
+    return (points_N2[:, None] - centres_T2).abs().amax(dim=2).argmin(dim=1)
 
 
 def _tile_starts(length: int, side: int, overlap: float) -> list[int]:

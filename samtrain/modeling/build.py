@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 
 from samtrain.modeling.checkpoints import Weights, read_weights
-from samtrain.modeling.sam import SAM_CONFIGS, Sam, SamConfig
+from samtrain.modeling.sam import INPUT_FIELDS, SAM_CONFIGS, Sam, SamConfig
 from samtrain.modeling.timm_encoder import is_timm, timm_sizes
 from samtrain.modeling.weights import StateDict, config_differences, infer_config, resize_positions
+
+log = logging.getLogger(__name__)
 
 
 def build_sam(
@@ -46,13 +49,17 @@ def build_sam(
             f"{', '.join(differences)}. Set the model that fits the file, or another checkpoint. load_sam takes the "
             "model from the file"
         )
-    return _fill(config, weights)
+    # how images are shown is not asked for by the model's name, so it is the file's
+    shown = {name: getattr(found, name) for name in INPUT_FIELDS if name not in overrides}
+    return _fill(replace(config, **shown), weights)
 
 
 def load_sam(path: str | Path, *, image_size: int | None = None) -> Sam:
     """Loads the SAM that a file holds; no model name is needed.
 
-    The sizes come from the config in the file, or from the shapes of its tensors. No code in the file is ever executed.
+    The sizes come from the config in the file, or from the shapes of its tensors. The config also says how images must be
+    shown to the model (`sam.config.frame`), which `SamPredictor` and the generator follow; a file without one is shown images
+    as in the paper, resized. No code in the file is ever executed.
 
     Args:
         path: Meta's `.pth`, a Lightning `.ckpt` of ours, `.safetensors` under our or Meta's names, or transformers' SamModel.
@@ -96,7 +103,12 @@ def _config_of(weights: Weights, asked: SamConfig | None = None) -> SamConfig:
     if weights.config is not None:
         return weights.config
     try:
-        return infer_config(weights.state_dict, asked)
+        config = infer_config(weights.state_dict, asked)
+        mean = weights.normalisation.get("pixel_mean", config.pixel_mean)
+        std = weights.normalisation.get("pixel_std", config.pixel_std)
+        if (mean, std) != (config.pixel_mean, config.pixel_std):
+            log.warning("%s has its own normalisation of pixels, which is used: mean %s, std %s.", weights.path, mean, std)
+        return replace(config, pixel_mean=mean, pixel_std=std)
     except ValueError as error:
         raise ValueError(f"{weights.path} (checkpoint): {error}") from error
 

@@ -7,7 +7,7 @@ import logging
 import pickle
 import re
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from samtrain.files import atomic_path, explain_full_disk, write_bytes
+from samtrain.modeling.foreign_files import (
+    WRAPPERS,
+    check_finite,
+    check_is_file_of_weights,
+    describe,
+    file_of_folder,
+    plain_globals,
+    pop_normalisation,
+    unwrap,
+    without_prefix,
+)
 from samtrain.modeling.sam import Sam, SamConfig
 from samtrain.modeling.weights import StateDict, official_state_dict, to_our_layout
 
@@ -24,36 +35,43 @@ log = logging.getLogger(__name__)
 
 CONFIG_KEY = "sam_config"  # our files carry SamConfig.to_dict() under this key
 EXPORT_CURE = "free some disk space, or write to another disk with export.path"
-LIT_PREFIX = "sam."  # prefix of the model's keys in our Lightning checkpoints
 
 
 @dataclass
 class Weights:
-    """Holds the tensors of a file in our layout, and the config if the file carries one."""
+    """Holds the tensors of a file in our layout, and the config if the file carries one.
+
+    normalisation: `pixel_mean` and `pixel_std`, where the file has them as tensors
+    """
 
     path: Path
     state_dict: StateDict
     config: SamConfig | None
+    normalisation: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Reads an official `.pth` (flat or under "model"), our Lightning `.ckpt`, or `.safetensors`.
+    """Reads an official `.pth`, our Lightning `.ckpt`, or `.safetensors`, and files that other programs made of them.
 
-    Raises ValueError for a file that is missing, cut short or without tensors, and for one that would execute code if it were
-    loaded by other programs; nothing in it is executed here.
+    Those may hold the weights under `model`, `state_dict` or another key of `foreign_files.WRAPPERS`, with `module.` or another
+    prefix before their names, and with plain values beside them. Raises ValueError for a file that is missing, cut short, not
+    finite or without tensors, and for one that would execute code if it were loaded by other programs; nothing in it is
+    executed here.
     """
-    path = Path(path)
+    path = file_of_folder(Path(path))
     if not path.is_file():
         raise ValueError(f"there is no file {path} (checkpoint): set the path of a .pth, .ckpt or .safetensors file")
+    check_is_file_of_weights(path)
     with path.open("rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"  # eight bytes of length, then a JSON header
     state, config = _read_safetensors(path) if is_safetensors else _read_torch(path)
     state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}  # added by torch.compile
-    if any(key.startswith(LIT_PREFIX) for key in state):
-        state = {key.removeprefix(LIT_PREFIX): v for key, v in state.items() if key.startswith(LIT_PREFIX)}
     if not state:
         raise ValueError(f"{path} holds no tensors (checkpoint): set a file that holds a SAM's state_dict")
-    return Weights(path, to_our_layout(state), _sam_config(path, config) if config else None)
+    state = without_prefix(state, str(path))
+    check_finite(state, str(path))
+    normalisation = pop_normalisation(state)
+    return Weights(path, to_our_layout(state), _sam_config(path, config) if config else None, normalisation)
 
 
 def _sam_config(path: Path, values: Any) -> SamConfig:
@@ -80,21 +98,24 @@ def _read_torch(path: Path) -> tuple[StateDict, dict | None]:
     config = getattr(content, CONFIG_KEY, None)
     if isinstance(content, dict):
         config = content.get(CONFIG_KEY, config)
-        for wrapper in ("state_dict", "model"):
-            if isinstance(content.get(wrapper), dict):
-                content = content[wrapper]
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__} (checkpoint): set a file that holds a SAM's state_dict")
-    return {key: value for key, value in content.items() if isinstance(value, Tensor)}, config
+    state = unwrap(content)
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)} if isinstance(state, dict) else {}
+    if not tensors:
+        raise ValueError(
+            f"{path} holds no tensors but {describe(content)} (checkpoint): set a file that holds a SAM's state_dict, by "
+            f"itself or under {', '.join(WRAPPERS[:4])}"
+        )
+    return tensors, config
 
 
 def load_without_code(path: str | Path, key: str = "checkpoint") -> Any:
-    """Returns what `torch.save` wrote, on the CPU, if it consists of tensors and plain Python values.
+    """Returns what `torch.save` wrote, on the CPU, if it consists of tensors and plain values of Python and NumPy.
 
     Raises ValueError for anything else before any code in the file has run; the message names the config's `key`.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with plain_globals():
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(

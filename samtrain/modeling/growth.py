@@ -11,8 +11,8 @@ from torch import nn
 from samtrain.modeling.mae import load_mae
 from samtrain.modeling.sam import Sam, SamConfig
 
-# fields that growth by depth may change; all others must equal the parent's
-_MAY_GROW = ("model", "encoder_depth", "global_attn_indexes", "drop_path", "dropout")
+# fields that growth by depth may change; all others must equal the parent's. The training decides about the frame
+_MAY_GROW = ("model", "encoder_depth", "global_attn_indexes", "drop_path", "dropout", "frame")
 # fields that decide the shapes of prompt encoder and mask decoder
 _CARRIED = ("prompt_dim", "mask_in_chans", "decoder_depth", "decoder_heads", "decoder_mlp_dim", "iou_head_dim")
 

@@ -19,11 +19,14 @@ from samtrain.types import Prompts, SamOutput, valid_pixels
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # of ImageNet, for pixels of 0 to 255 (segment_anything)
 PIXEL_STD = (58.395, 57.12, 57.375)
+CHANNELS = "RGB"  # their order in the images that a model sees
+FRAMES = ("resize", "native")  # how an image becomes the input of a model: see `SamConfig.frame`
+INPUT_FIELDS = ("frame", "channels", "pixel_mean", "pixel_std")  # fields of SamConfig that no tensor shows
 
 
 @dataclass(frozen=True)
 class SamConfig:
-    """Holds the sizes that define a SAM; checkpoints carry it.
+    """Holds the sizes that define a SAM, and how images must be shown to it; checkpoints carry it.
 
     Raises ValueError for sizes that do not fit together, naming the config keys.
     """
@@ -44,9 +47,16 @@ class SamConfig:
     iou_head_dim: int = 256
     drop_path: float = 0.0  # in the encoder, growing linearly with depth; 0.4 to 0.6 in the paper
     dropout: float = 0.0  # in the decoder; 0.1 in the paper
+    # resize: the longest side becomes image_size, as in the paper; native: tiles of image_size pixels of the image itself
+    frame: str = "resize"
+    channels: str = CHANNELS
+    pixel_mean: tuple[float, ...] = PIXEL_MEAN
+    pixel_std: tuple[float, ...] = PIXEL_STD
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "global_attn_indexes", tuple(self.global_attn_indexes))
+        for name in ("global_attn_indexes", "pixel_mean", "pixel_std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_input()
         if self.image_size < 1 or self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of the patch size {self.patch_size}: "
@@ -62,6 +72,17 @@ class SamConfig:
             raise ValueError(
                 f"global_attn_indexes holds {outside}, but the encoder has the {self.encoder_depth} blocks "
                 f"0 to {self.encoder_depth - 1}: change encoder_depth and global_attn_indexes together"
+            )
+
+    def _check_input(self) -> None:
+        """Raises ValueError for inputs that this version cannot prepare."""
+        if self.frame not in FRAMES:
+            raise ValueError(f"frame is {self.frame!r}: it is one of {', '.join(FRAMES)}")
+        if self.channels != CHANNELS:
+            raise ValueError(f"channels is {self.channels!r}, but images are shown to a model as {CHANNELS}")
+        if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3 or min(self.pixel_std) <= 0:
+            raise ValueError(
+                f"pixel_mean {self.pixel_mean} and pixel_std {self.pixel_std} are one number per channel, the latter above 0"
             )
 
     @property
@@ -149,7 +170,7 @@ class Sam(nn.Module):
     """
 
     mask_threshold = 0.0
-    image_format = "RGB"
+    image_format = CHANNELS
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -176,8 +197,8 @@ class Sam(nn.Module):
 
     def register_constants(self) -> None:
         """Registers the buffers that checkpoints do not hold; called again for a model that was built on the "meta" device."""
-        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_mean", torch.tensor(self.config.pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(self.config.pixel_std).view(-1, 1, 1), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -185,7 +206,7 @@ class Sam(nn.Module):
         return self.pixel_mean.device
 
     def preprocess(self, images_B3SS: Tensor, input_sizes_B2: Tensor) -> Tensor:
-        """Normalises images with ImageNet's mean and standard deviation and sets their padding to zero.
+        """Normalises images with the mean and standard deviation of the config (ImageNet's) and sets their padding to zero.
 
         Args:
             images_B3SS: (B, 3, S, S) RGB of 0 to 255, of any dtype, padded at the bottom and on the right.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor
 
-from samtrain.modeling.sam import SAM_CONFIGS, Sam, SamConfig
+from samtrain.modeling.sam import INPUT_FIELDS, SAM_CONFIGS, Sam, SamConfig
 from samtrain.modeling.timm_encoder import is_timm, resize_timm_positions
 
 StateDict = dict[str, Tensor]
@@ -80,8 +80,8 @@ def _from_transformers(key: str) -> str:
     return key
 
 
-# settings in which a file may differ from the model: positions are resized, drop_path and dropout have no tensors
-_FREE_FIELDS = ("model", "image_size", "drop_path", "dropout")
+# settings in which a file may differ from the model: positions are resized, the others have no tensors
+_FREE_FIELDS = ("model", "image_size", "drop_path", "dropout", *INPUT_FIELDS)
 
 
 def config_differences(found: SamConfig, asked: SamConfig) -> list[str]:

@@ -9,10 +9,12 @@ import numpy as np
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1, where x1 and y1 are one past the last pixel
 
 
-def point_grid(num_per_side: int) -> np.ndarray:
-    """Returns (n * n, 2) float64 points (x, y) in 0 to 1, the centres of n x n cells, row by row."""
-    centres = np.linspace(1 / (2 * num_per_side), 1 - 1 / (2 * num_per_side), num_per_side)
-    x, y = np.meshgrid(centres, centres)
+def point_grid(num_x: int, num_y: int | None = None) -> np.ndarray:
+    """Returns (num_x * num_y, 2) float64 points (x, y) in 0 to 1, the centres of equal cells, row by row.
+
+    `num_y` None gives as many rows as columns.
+    """
+    x, y = np.meshgrid(*(np.linspace(1 / (2 * num), 1 - 1 / (2 * num), num) for num in (num_x, num_y or num_x)))
     return np.stack([x, y], axis=-1).reshape(-1, 2)
 
 

@@ -12,8 +12,6 @@ from pytorch_lightning.loggers import Logger
 
 from samtrain.data.transforms import LargeScaleJitter, NativeCrop, ResizeLongestSide, WindowTransform
 from samtrain.inference.generator import SamAutomaticMaskGenerator
-from samtrain.inference.predictor import SamPredictor
-from samtrain.inference.tiled import TiledPredictor
 from samtrain.losses import SamLoss
 from samtrain.modeling.build import build_sam, checkpoint_config, load_sam, sam_config
 from samtrain.modeling.growth import check_depth_growth, next_model
@@ -144,11 +142,6 @@ def transforms_of(
         return NativeCrop(**training), NativeCrop(centre=True, **common)
     jittered = LargeScaleJitter(scale=jitter, **training) if jitter else ResizeLongestSide(**training)
     return jittered, ResizeLongestSide(**common)
-
-
-def make_predictor(sam: Sam, *, native: bool) -> SamPredictor:
-    """Returns the predictor that shows the model images in the way that it was trained on."""
-    return TiledPredictor(sam) if native else SamPredictor(sam)
 
 
 def device_of(config: Config, worker: int | None = None) -> torch.device:

@@ -5,25 +5,30 @@ from __future__ import annotations
 import logging
 
 from samtrain.data.difficulty import best_single_mask_miou, decoded_images, flood_fill_miou
-from samtrain.data.image_set import ImageSet, records
+from samtrain.data.image_set import ImageSet, count_records, records
 from samtrain.evaluators.clicks import evaluate_clicks
+from samtrain.inference.frames import make_predictor
 from samtrain.modeling.sam import Sam
-from samtrain.run.build import device_of, make_predictor
+from samtrain.run.build import device_of
 from samtrain.run.image_sets import data_config
 from samtrain.run.settings import Config, EvaluatorConfig, read
+from samtrain.terminal import follow
 
 log = logging.getLogger(__name__)
 
 
-def test_metrics(config: Config, sam: Sam, images: ImageSet, *, native: bool) -> dict[str, float]:
-    """Returns `test/miou_1`, ... of the predictor in original pixels; empty if no images are held back for the test."""
+def test_metrics(config: Config, sam: Sam, images: ImageSet, *, frame: str | None = None) -> dict[str, float]:
+    """Returns `test/miou_1`, ... of the predictor in original pixels; empty if no images are held back for the test.
+
+    Images are shown as in the model's training, or as `frame` says.
+    """
     if not images.test:
         log.warning("There are no test/* metrics, because no images are held back for the test (data.test).")
         return {}
     settings, on_error = read(EvaluatorConfig, config, "evaluator"), data_config(config["data"]).on_error
     metrics, _ = evaluate_clicks(
-        make_predictor(sam.to(device_of(config)), native=native),
-        records(images.test, on_error),
+        make_predictor(sam.to(device_of(config)), frame=frame),
+        follow(records(images.test, on_error), "measuring test images", count_records(images.test)),
         num_points=settings.num_points,
         max_masks=settings.max_masks,
         seed=config["seed"],

@@ -31,6 +31,14 @@ def pool_of_stage_2(node: dict[str, Any], data_dir: str, images: ImageSet) -> li
     return data_config(node).semi_automatic_pool(data_dir, images)
 
 
+def asked_frame(node: dict[str, Any]) -> str | None:
+    """Returns native if `data.frame` asks for tiles whatever the checkpoint says, or else None for the checkpoint's frame.
+
+    The other values, auto and resize, are defaults of conf/data and decide about trainings alone.
+    """
+    return "native" if data_config(node).frame == "native" else None
+
+
 def is_native(node: dict[str, Any], images: ImageSet, sam: SamConfig) -> bool:
     """Returns whether this model sees the images in their own pixels; see `uses_native_pixels`."""
     frame = data_config(node).frame

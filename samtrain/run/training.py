@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from pytorch_lightning.loggers import Logger
@@ -40,6 +41,7 @@ def train(config: Config, request: FitRequest, loggers: list[Logger]) -> FitResu
     begin = time.perf_counter()
     # the model, its data, and where an earlier process stopped
     sam = make_sam(config, model=request.model, init=request.init, key=request.model_key)
+    sam.config = replace(sam.config, frame=request.frame)  # the checkpoints tell everyone who uses the model
     model = sam.config.model
     steps = request.steps or recipe_of(config, model).max_steps
     resume = request.last if request.last.is_file() else None

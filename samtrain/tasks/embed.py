@@ -13,10 +13,10 @@ from rich.progress import track
 from samtrain.data.decode import decode_shown
 from samtrain.data.prepare.mask_files import IMAGES, files_below
 from samtrain.inference.embeddings import EmbeddingStore
-from samtrain.inference.predictor import SamPredictor
+from samtrain.inference.frames import make_predictor
 from samtrain.modeling.build import load_sam
 from samtrain.run.build import device_of
-from samtrain.run.image_sets import data_config
+from samtrain.run.image_sets import asked_frame, data_config
 from samtrain.run.settings import Config, read
 from samtrain.terminal import console
 
@@ -36,7 +36,8 @@ def run(config: Config, run_dir: Path) -> None:
     settings = read(EmbedConfig, config, "embed")
     paths = _images(config, settings)
     store = EmbeddingStore(settings.output or run_dir / "embeddings")
-    predictor = SamPredictor(load_sam(config["checkpoint"]).to(device_of(config)))
+    sam = load_sam(config["checkpoint"]).to(device_of(config))
+    predictor = make_predictor(sam, frame=asked_frame(config["data"]))
     skip = data_config(config["data"]).on_error == "skip"
     counts: Counter[str] = Counter()
     for path in track(paths, "embedding images", console=console(), disable=not console().is_terminal):
@@ -60,10 +61,6 @@ def _images(config: Config, settings: EmbedConfig) -> list[Path]:
     for key, value in (("checkpoint", config["checkpoint"]), ("embed.images", settings.images)):
         if value is None:
             raise ValueError(f"{key} is null: task=embed needs checkpoint=FILE embed.images=FOLDER")
-    if data_config(config["data"]).frame == "native":
-        raise ValueError(
-            "data.frame is native, in which tiles are encoded when they are clicked: task=embed needs data.frame=resize"
-        )
     images = str(settings.images)
     found = files_below(Path(images), IMAGES) if Path(images).is_dir() else map(Path, glob.glob(images, recursive=True))
     if paths := sorted(path for path in found if path.is_file()):

@@ -53,7 +53,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
         return {}
     # measure the best checkpoint on the test images
     metrics: Metrics = {**result.metrics}
-    metrics.update(test_metrics(config, load_sam(result.checkpoint), images, native=request.native))
+    metrics.update(test_metrics(config, load_sam(result.checkpoint), images))
     metrics.update(difficulty_metrics(config, images))
     metrics.update(costs(run_dir, begin))
     write_metrics(run_dir, metrics)

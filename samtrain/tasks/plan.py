@@ -6,7 +6,9 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from samtrain.modeling.sam import SamConfig
@@ -14,6 +16,7 @@ from samtrain.run.build import make_loss, make_prompts, sam_config_of
 from samtrain.run.directory import Metrics, write_metrics
 from samtrain.run.settings import Config, read, recipe_of
 from samtrain.training.config import LoaderConfig, TrainerConfig
+from samtrain.training.optim import OptimConfig
 from samtrain.training.plan import Device, PlanConfig, StepCost, step_cost
 
 log = logging.getLogger(__name__)
@@ -32,35 +35,75 @@ def run(config: Config, run_dir: Path) -> Metrics:
     asked = {(masks, checkpointing) for masks in settings.masks for checkpointing in (False, True)} | {own}
     costs = {each: cost_of(config, model, device, *each) for each in sorted(asked)}
     hours = {each: hours_of(config, model, device, cost) for each, cost in costs.items()}
+    rows = {each: _row(config, settings, each, costs[each], hours[each]) for each in costs}
 
-    # print the table
-    batch = loader.batch_size
-    title = f"{model.model}, {model.image_size} px, {batch} images at once, {trainer.precision}"
-    table = Table(title=f"{title}, {device.memory_gb:g} GB", title_justify="left")
-    for name in (
-        "objects per image", "checkpointing", "memory GB", "fits", "TFLOP per image", "images/s per device", "hours of the run",
-    ):  # fmt: skip
-        table.add_column(name, justify="right", overflow="fold")
-    for each, cost in costs.items():
-        memory = cost.memory_gb * MARGIN
-        speed = device.tflops / cost.tflop * batch
-        texts = [str(each[0]), "yes" if each[1] else "no", f"{memory:.1f}", "yes" if memory <= device.memory_gb else "no"]
-        texts += [f"{cost.tflop / batch:.3g}", f"{speed:.3g}", f"{hours[each]:.3g}"]
-        table.add_row(*texts, style="bold" if each == own else None)
-    Console().print(table)
+    # print what is planned, and the table
+    log.info("%s", _what(config, settings, model))
+    console = Console()
+    table = _table(list(rows.values()), own_row=list(rows).index(own))
+    # each column is as wide as its longest word; a terminal that is too narrow wraps the lines, but no word is cut
+    console.width = max(console.width, Measurement.get(console, console.options.update(max_width=10_000), table).maximum)
+    console.print(table)
     log.info(
-        "The table assumes %g * 10^12 operations per second (%s); plan.tflops sets your own number.",
+        "The table assumes %g * 10^12 operations per second and device (%s); plan.tflops sets your own number.",
         device.tflops, device.source,
     )  # fmt: skip
 
     metrics: Metrics = {
         "plan/memory_gb": costs[own].memory_gb * MARGIN,
-        "plan/tflop_per_image": costs[own].tflop / batch,
-        "plan/images_per_s": device.tflops / costs[own].tflop * batch * trainer.num_devices,
+        "plan/tflop_per_image": costs[own].tflop / loader.batch_size,
+        "plan/images_per_s": device.tflops / costs[own].tflop * loader.batch_size * trainer.num_devices,
         "plan/hours": hours[own],
+        "plan/device_hours": hours[own] * trainer.num_devices,
     }
+    if settings.price_per_hour is not None:
+        metrics["plan/price"] = hours[own] * trainer.num_devices * settings.price_per_hour
     write_metrics(run_dir, metrics)
     return metrics
+
+
+def _what(config: Config, settings: PlanConfig, model: SamConfig) -> str:
+    """Returns a sentence that names the model, what of it trains, the steps and the devices."""
+    trainer, device = read(TrainerConfig, config, "trainer"), settings.resolved_device()
+    trainable = read(OptimConfig, config, "optim").trainable
+    steps, images = steps_of(config, model)
+    return (
+        f"{model.model} at {model.image_size} px, {'all parts train' if trainable is None else f'only {trainable} train'}: "
+        f"{steps} steps of {images} images in {trainer.precision} on {trainer.num_devices} x {settings.device} with "
+        f"{device.memory_gb:g} GB, {read(LoaderConfig, config, 'loader').batch_size} images per device at once."
+    )
+
+
+def _row(
+    config: Config, settings: PlanConfig, each: tuple[int, bool], cost: StepCost, hours: float
+) -> dict[str, str]:
+    """Returns a row of the table by the titles of its columns."""
+    device, trainer = settings.resolved_device(), read(TrainerConfig, config, "trainer")
+    batch, memory = read(LoaderConfig, config, "loader").batch_size, cost.memory_gb * MARGIN
+    device_hours = hours * trainer.num_devices
+    row = {
+        "objects per image": str(each[0]),
+        "checkpointing": "yes" if each[1] else "no",
+        "memory GB": f"{memory:.1f}",
+        "fits": "yes" if memory <= device.memory_gb else "no",
+        "TFLOP per image": f"{cost.tflop / batch:.3g}",
+        "images/s per device": f"{device.tflops / cost.tflop * batch:.3g}",
+        "hours of the run": f"{hours:.3g}",
+        f"{'CPU' if device.kind == 'cpu' else 'GPU'}-hours": f"{device_hours:.3g}",
+    }
+    if settings.price_per_hour is not None:
+        row["price"] = f"{device_hours * settings.price_per_hour:,.2f}"
+    return row
+
+
+def _table(rows: list[dict[str, str]], *, own_row: int) -> Table:
+    """Returns the rows as a table, the config's own in bold."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in rows[0]:
+        table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
+    for number, row in enumerate(rows):
+        table.add_row(*row.values(), style="bold" if number == own_row else None)
+    return table
 
 
 def cost_of(config: Config, model: SamConfig, device: Device, masks: int, activation_checkpointing: bool) -> StepCost:
@@ -75,12 +118,18 @@ def cost_of(config: Config, model: SamConfig, device: Device, masks: int, activa
         loss=make_loss(config),
         bf16="bf16" in str(read(TrainerConfig, config, "trainer").precision),
         activation_checkpointing=activation_checkpointing,
+        trainable=read(OptimConfig, config, "optim").trainable or ("*",),
     )
+
+
+def steps_of(config: Config, model: SamConfig) -> tuple[int, int]:
+    """Returns the steps of the training, and the images of each over all devices."""
+    recipe, trainer = recipe_of(config, model.model), read(TrainerConfig, config, "trainer")
+    return trainer.max_steps or recipe.max_steps, trainer.images_per_step or recipe.images_per_step
 
 
 def hours_of(config: Config, model: SamConfig, device: Device, cost: StepCost) -> float:
     """Returns the hours of the whole training on all devices, without validation and waiting for data."""
-    recipe, trainer = recipe_of(config, model.model), read(TrainerConfig, config, "trainer")
-    images = (trainer.max_steps or recipe.max_steps) * (trainer.images_per_step or recipe.images_per_step)
-    seconds = images / read(LoaderConfig, config, "loader").batch_size * cost.tflop / device.tflops
-    return seconds / trainer.num_devices / 3600
+    trainer, (steps, images_per_step) = read(TrainerConfig, config, "trainer"), steps_of(config, model)
+    batches = steps * images_per_step / read(LoaderConfig, config, "loader").batch_size
+    return batches * cost.tflop / device.tflops / trainer.num_devices / 3600

@@ -13,11 +13,12 @@ import torch
 
 from samtrain.data.decode import decode_shown
 from samtrain.files import write_text
+from samtrain.inference.frames import make_predictor
 from samtrain.modeling.build import load_sam
 from samtrain.ops.rle import encode_mask
 from samtrain.panels import draw_panel, save_image, tile_panels
-from samtrain.run.build import device_of, make_predictor
-from samtrain.run.image_sets import data_config
+from samtrain.run.build import device_of
+from samtrain.run.image_sets import asked_frame
 from samtrain.run.settings import Config, read
 from samtrain.terminal import counted
 from samtrain.types import PointLabel, Prompts
@@ -62,7 +63,7 @@ def run(config: Config, run_dir: Path) -> None:
 
     # a single prompt is ambiguous and gets three masks; for several, one mask is more accurate (paper, section 3)
     sam = load_sam(config["checkpoint"]).to(device_of(config))
-    predictor = make_predictor(sam, native=data_config(config["data"]).frame == "native")
+    predictor = make_predictor(sam, frame=asked_frame(config["data"]))
     predictor.set_image(image)
     masks, ious, _ = predictor.predict(
         point_coords=clicks[:, :2] if len(clicks) else None,

@@ -20,6 +20,7 @@ from samtrain.run.build import device_of, loggers_of
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, num_ranks, write_metrics
 from samtrain.run.image_sets import data_config, open_set
+from samtrain.run.measured_data import log_measured, with_measured_data
 from samtrain.run.processes import CONTEXT, as_worker, run_together
 from samtrain.run.seen_images import check_unseen
 from samtrain.run.settings import Config, read
@@ -44,7 +45,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     evaluator = make_evaluator(config)
     loggers = loggers_of(config, run_dir)[1:]
     # what is measured
-    sets, missing = _find_sets(config, evaluator)
+    sets, missing = _find_sets(config, run_dir, evaluator)
     parts = evaluator.parts(sets, config["checkpoint"])
     for part in parts:
         evaluator.check(part)
@@ -79,11 +80,13 @@ def make_evaluator(config: Config) -> Evaluator:
     )
 
 
-def _find_sets(config: Config, evaluator: Evaluator) -> tuple[dict[str, list[str]], dict[str, KnownSet]]:
+def _find_sets(config: Config, run_dir: Path, evaluator: Evaluator) -> tuple[dict[str, list[str]], dict[str, KnownSet]]:
     """Returns the files of the sets by name, and the known sets that are missing; without any, the test split of `data`."""
     if evaluator.config.sets or not evaluator.has_default_set:
         return find_sets(evaluator.config.sets, evaluator.locate)
+    config = with_measured_data(config, run_dir)
     images = open_set(config["data"], config["data_dir"])
+    log_measured(config, images)
     if not images.test:
         raise ValueError("data.test holds no images: name the sets to measure, +zero_shot.sets.NAME=SHARDS")
     return {"test": images.test}, {}

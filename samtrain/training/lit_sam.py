@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from samtrain.interact import BatchDecoder, Interaction, interact, interaction_losses, loss_with_flat_memory
 from samtrain.losses import LossTerms, SamLoss
-from samtrain.modeling.sam import Sam
+from samtrain.modeling.sam import Sam, SamConfig
 from samtrain.ops.masks import mask_iou, shrink_masks
 from samtrain.prompts import CentreSampler, Sampler, seeded_generator
 from samtrain.training.finite import LossWatch
@@ -248,7 +248,7 @@ class LitSam(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the counts; raises ValueError for a checkpoint of another model."""
-        here, there = self.sam.config.to_dict(), checkpoint["sam_config"]
+        here, there = self.sam.config.to_dict(), SamConfig.from_dict(checkpoint["sam_config"]).to_dict()
         if differences := [f"{k}: {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v]:
             raise ValueError(
                 f"the checkpoint to resume from has another model ({'; '.join(differences)}): give the config that the run was "

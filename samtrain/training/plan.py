@@ -7,7 +7,7 @@ figures follow the code, and a laptop can estimate any model, size and number of
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,8 +21,10 @@ from torch.utils.flop_counter import flop_registry
 from samtrain.interact import interaction_losses, loss_with_flat_memory
 from samtrain.losses import SamLoss
 from samtrain.modeling.sam import Sam, SamConfig
+from samtrain.modeling.transformer import head_channels
 from samtrain.ops import mask_loss, rel_pos_attention
 from samtrain.prompts import Sampler, seeded_generator
+from samtrain.training.lit_sam import freeze
 from samtrain.types import Batch
 
 
@@ -48,11 +50,12 @@ DEVICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-    """The `plan` node: the device to plan for, and the numbers of objects per image to try."""
+    """The `plan` node: the device to plan for, its price, and the numbers of objects per image to try."""
 
     device: str = "h100"
     memory_gb: float | None = None
     tflops: float | None = None
+    price_per_hour: float | None = None
     masks: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -62,6 +65,8 @@ class PlanConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"plan.{name} is {value}: give a number above 0, or null for the device's own")
+        if self.price_per_hour is not None and self.price_per_hour < 0:
+            raise ValueError(f"plan.price_per_hour is {self.price_per_hour}: give what a device costs per hour, 0 or more")
         if any(count < 1 for count in self.masks):
             raise ValueError(f"plan.masks is {self.masks}: give numbers of objects per image of 1 or more")
 
@@ -73,7 +78,8 @@ class PlanConfig:
         return device if self.memory_gb is None else replace(device, memory_gb=float(self.memory_gb))
 
 
-BYTES_OF_STATE = 4 + 8  # a weight and AdamW's two moments in float32; the step itself allocates the gradient
+# a weight in float32, and AdamW's two moments of a weight that trains; the step itself allocates the gradient
+BYTES_OF_WEIGHT, BYTES_OF_MOMENTS = 4, 8
 
 
 @dataclass(frozen=True)
@@ -109,14 +115,18 @@ def step_cost(
     loss: SamLoss,
     bf16: bool,
     activation_checkpointing: bool,
+    trainable: Sequence[str] = ("*",),
 ) -> StepCost:
-    """Returns the cost of a step on `images` images with `masks` objects each, all parts trained, in bf16-mixed or float32.
+    """Returns the cost of a step on `images` images with `masks` objects each, in bf16-mixed or float32.
 
-    device: "cpu" or "cuda", which use different code for attention and loss
+    device:    "cpu" or "cuda", which use different code for attention and loss
+    trainable: globs of the parameters that train; a frozen encoder stores nothing for a backward pass and has none
     """
     with torch.device("meta"):
         sam = Sam(config)
     sam.register_constants()
+    freeze(sam, trainable)
+    encoder_trains = any(p.requires_grad for p in sam.image_encoder.parameters())
     sam.train().image_encoder.set_grad_checkpointing(activation_checkpointing)
     schedule = sampler.schedule(seeded_generator("cpu", 0))
     meter = _Meter(config.encoder_dim // config.encoder_heads)
@@ -140,12 +150,13 @@ def step_cost(
 
         before_decoder: list[int] = []
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            embeddings = sam.encode(sam.preprocess(batch.images, batch.input_sizes))
+            with torch.set_grad_enabled(encoder_trains):
+                embeddings = sam.encode(sam.preprocess(batch.images, batch.input_sizes))
             total, _ = loss_with_flat_memory(sam, embeddings, losses)
         decoder = meter.operations - before_decoder[0]
         total.backward()
     return StepCost(
-        state_gb=sum(p.numel() for p in sam.parameters()) * BYTES_OF_STATE / 1e9,
+        state_gb=sum(p.numel() * (BYTES_OF_WEIGHT + BYTES_OF_MOMENTS * p.requires_grad) for p in sam.parameters()) / 1e9,
         step_gb=meter.peak / 1e9,
         encoder_tflop=(meter.operations - decoder) / 1e12,
         decoder_tflop=decoder / 1e12,
@@ -177,6 +188,7 @@ def _as_on(device: str) -> Iterator[None]:
     finally:
         mask_loss.PIXELS_AT_A_TIME["cpu"] = pixels
         rel_pos_attention.IN_CHUNKS.update(chunked)
+        head_channels.cache_clear()  # a real model must not find the tensors without values
 
 
 class _Meter(TorchDispatchMode):

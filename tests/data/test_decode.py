@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samtrain.data.decode import decode_image, decode_samples, decode_shown
+from samtrain.data.decode import StoredImage, decode_image, decode_samples, decode_shown
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -151,10 +151,25 @@ def test_exif_turns_16_bit_images_too():
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
 @pytest.mark.parametrize("orientation", [2, 3, 4])
-def test_exif_that_does_not_change_the_size_is_ignored(kind, orientation):
+def test_exif_that_does_not_change_the_size_is_followed(kind, orientation):
+    """The size cannot tell, so records are read as viewers and predictions show the image."""
     data, shown = encode_turned(kind, orientation)
-    assert (decode(data) == RGB).all()
+    assert (shown != RGB).any() and (decode(data) == shown).all()
     assert (decode_shown(data, "here") == shown).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_square_images_are_read_as_they_are_shown(orientation):
+    """Evaluation and embeddings of records then see the pixels that predictions see."""
+    square, exif = Image.fromarray(RGB[:6, :6]), Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(square, exif=exif)
+    assert (decode(data, (6, 6)) == decode_shown(data, "here")).all()
+    jpeg = encode(square.resize((64, 64)), "jpeg", exif=exif, quality=100, subsampling=0)
+    full = Image.fromarray(decode_shown(jpeg, "here"))
+    small, reduction = StoredImage(jpeg, 64, 64, "here").decode(0.5)
+    expected = np.asarray(full.resize(small.shape[1::-1], Image.Resampling.BOX)).astype(int)
+    assert np.abs(small - expected).max() <= 12, (orientation, reduction)
 
 
 def test_other_size_is_refused():

@@ -15,7 +15,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 import webdataset
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
 from samtrain.data.decode import decode_image
@@ -251,6 +251,33 @@ def test_exif_rotation_follows_the_json(tmp_path: Path, ext: str, given: str, or
     plain = np.asarray(Image.open(io.BytesIO(record.image_bytes))).astype(int)
     assert np.array_equal(plain, image)  # readers that do not look at EXIF see the same
     assert record.annotation["annotations"][0]["segmentation"]["size"] == list(size)
+
+
+@pytest.mark.parametrize("ext", ["jpg", "png"])
+@pytest.mark.parametrize("given", ["size", "none"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("side", [H, W])
+def test_every_reader_sees_the_image_that_the_masks_fit(
+    tmp_path: Path, ext: str, given: str, orientation: int, side: int
+) -> None:
+    """Mirrored, upside down or square: the sides do not tell how an image is turned, and what is stored is not turned again."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.asarray(Image.fromarray(make_image(1)).resize((W, side)))
+    buffer = io.BytesIO()
+    quality = {"quality": 100, "subsampling": 0} if ext == "jpg" else {}
+    Image.fromarray(stored).save(buffer, {"jpg": "jpeg"}.get(ext, ext), exif=exif, **quality)
+    shown = np.asarray(ImageOps.exif_transpose(Image.open(buffer)).convert("RGB"))
+    mask = np.zeros(shown.shape[:2], dtype=bool)
+    mask[1:5, 2:9] = True
+    write_pair(tmp_path / "set", "p", sa1b([mask], shown.shape[:2] if given == "size" else None), ext)
+    (tmp_path / "set" / f"p.{ext}").write_bytes(buffer.getvalue())
+    (record,) = records_of(prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set")))).values()
+    kept = Image.open(io.BytesIO(record.image_bytes))
+    assert kept.getexif().get(0x0112, 1) == 1
+    for seen in (kept, ImageOps.exif_transpose(kept)):
+        assert np.array_equal(np.asarray(seen.convert("RGB")), shown)
+    assert record.annotation["annotations"][0]["segmentation"]["size"] == list(shown.shape[:2])
 
 
 def test_equal_names_get_different_keys(tmp_path: Path) -> None:

@@ -272,10 +272,21 @@ def test_two_processes_can_embed_one_image_at_once(tmp_path, predictor):
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
 
 
-def test_tiles_are_not_stored(tmp_path, predictor):
+def test_tiles_are_stored_beside_the_resized_image(tmp_path, predictor):
+    """Both have the same weights and image; each predictor finds its own file, and predictions do not need the image."""
     store, tiled = EmbeddingStore(tmp_path), TiledPredictor(predictor.model)
-    with pytest.raises(RuntimeError, match="TiledPredictor has an embedding for each tile, and none to keep on disk"):
-        store.set_image(tiled, _image())
-    store.set_image(predictor, _image())
-    with pytest.raises(RuntimeError, match="takes none from outside: use set_image"):
-        store.set_image(tiled, _image())
+    assert [store.set_image(each, _image()) for each in (predictor, tiled, predictor, tiled)] == [False, False, True, True]
+    again = TiledPredictor(predictor.model)
+    assert store.set_image(again, _image())
+    click = {"point_coords": [[60, 50]], "point_labels": [1]}
+    for ours, theirs in zip(tiled.predict(**click), again.predict(**click), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    # and they are close to those of tiles that were encoded for it
+    fresh = TiledPredictor(predictor.model)
+    fresh.set_image(_image())
+    np.testing.assert_allclose(fresh.predict(**click)[1], again.predict(**click)[1], atol=1e-2)
+    kept = save_embedding(tiled, tmp_path / "tiles.safetensors")
+    with pytest.raises(ValueError, match="tiles with an overlap of 0.5, but this predictor works on the resized image"):
+        load_embedding(predictor, kept)
+    with pytest.raises(ValueError, match="overlap of 0.5, but this predictor works on tiles with an overlap of 0.25"):
+        load_embedding(TiledPredictor(predictor.model, overlap=0.25), kept)

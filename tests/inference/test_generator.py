@@ -257,8 +257,8 @@ def test_records_in_the_frame_of_a_smaller_image(ours) -> None:
         ({"points_per_side": None, "point_grids": [np.zeros((1, 2))], "crop_n_layers": 1}, "2 layers"),
         ({"points_per_side": 4, "crop_n_layers": 3, "crop_n_points_downscale_factor": 2}, "points a side"),
         ({"output_mode": "png"}, "binary_mask"),
-        ({"points_per_batch": 0}, "must be 1 or more"),
-        ({"stability_score_offset": -1.0}, "use 0 or more"),
+        ({"points_per_batch": 0}, "points_per_batch is 0: use a whole number of at least 1"),
+        ({"stability_score_offset": -1.0}, "use a number of at least 0"),
     ],
 )
 def test_impossible_settings_are_refused(ours, settings, said) -> None:

@@ -159,16 +159,16 @@ def test_interact_clicks_on_a_tiled_image(tiled, size, first):
 
 def test_calls_without_meaning_for_tiles_are_refused(tiled):
     tiled.set_image(_image((200, 200)))
-    with pytest.raises(RuntimeError, match="encode_tiles"):
-        tiled.get_image_embedding()
     with pytest.raises(RuntimeError, match="use set_image"):
         tiled.set_torch_image(torch.zeros(1, 3, S, S), (S, S))
-    with pytest.raises(RuntimeError, match="takes none from outside: use set_image"):
-        tiled.set_image_embedding(torch.zeros(1, 128, 8, 8), (S, S))
+    with pytest.raises(ValueError, match=r"the tiles of an image of \(64, 64\) have embeddings \(1, 128, 8, 8\)"):
+        tiled.set_image_embedding(torch.zeros(2, 128, 8, 8), (S, S))
     with pytest.raises(ValueError, match="which tile"):
         tiled.predict(mask_input=np.zeros((1, tiled.model.config.mask_size, tiled.model.config.mask_size)))
     with pytest.raises(ValueError, match="overlap is 1.0"):
         TiledPredictor(tiled.model, overlap=1.0)
     tiled.reset_image()
+    with pytest.raises(RuntimeError, match="set_image"):
+        tiled.get_image_embedding()
     with pytest.raises(RuntimeError, match="set_image"):
         tiled.predict(np.array([[5, 5]]), np.array([1]))

@@ -181,7 +181,7 @@ def test_weights_of_another_kind_of_model_are_refused(tmp_path):
     message = _refusal(tmp_path / "x.pth")
     assert "not the weights of a SAM" in message and "conv1.weight" in message
     torch.save([1, 2, 3], tmp_path / "x.pth")
-    assert "holds a list" in _refusal(tmp_path / "x.pth")
+    assert "holds no tensors but a list" in _refusal(tmp_path / "x.pth")
     torch.save({}, tmp_path / "x.pth")
     assert "holds no tensors" in _refusal(tmp_path / "x.pth")
     assert "there is no file" in _refusal(tmp_path / "absent.pth")

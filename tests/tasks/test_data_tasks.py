@@ -158,7 +158,6 @@ def test_embedded_images_are_found_by_whoever_opens_them(
         (["checkpoint=null"], "checkpoint is null: task=embed needs checkpoint=FILE embed.images=FOLDER"),
         (["embed.images=null"], "embed.images is null"),
         (["embed.images=gone/*.png"], r"embed.images is 'gone/\*.png', and no image was found there: give a folder of .bmp, "),
-        (["data.frame=native"], "task=embed needs data.frame=resize"),
         (["data.on_error=ignore"], "data.on_error is 'ignore': give one of raise, skip"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -17,11 +18,12 @@ import pytest
 import webdataset
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
 from samtrain import tasks
-from samtrain.data.shards import ShardWriter
+from samtrain.data.decode import decode_shown
+from samtrain.data.shards import ShardWriter, index_tar, read_record
 from samtrain.data.validate import validate
 from samtrain.ops.rle import encode_mask
 from tests.data_engine.automatic.images import as_jpeg, shapes, write_images, write_model
@@ -71,12 +73,14 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
     """Writes images; some are unusual and two cannot be read."""
-    folder = write_images(tmp_path_factory.mktemp("source") / "in", IMAGES - 5)
+    folder = write_images(tmp_path_factory.mktemp("source") / "in", IMAGES - 6)
     (folder / "broken.jpg").write_bytes(as_jpeg(shapes(100))[:200])
     (folder / "no image.png").write_bytes(b"nothing")
     exif = Image.Exif()
     exif[0x0112] = 6  # a viewer rotates it
     (folder / "turned.jpg").write_bytes(as_jpeg(shapes(101), exif=exif.tobytes()))
+    exif[0x0112] = 3  # upside down, which does not change the sides
+    (folder / "upside_down.jpg").write_bytes(as_jpeg(shapes(103), exif=exif.tobytes()))
     Image.fromarray(shapes(102)[..., 0]).save(folder / "grey.png")
     Image.fromarray((np.arange(4800).reshape(60, 80) * 13).astype(np.uint16)).save(folder / "deep.png")
     return folder
@@ -102,6 +106,20 @@ def test_it_writes_valid_shards_a_manifest_and_a_report(undisturbed: Path, sourc
     page = (undisturbed / "run" / "report.html").read_text()
     assert "Automatic masks" in page and "no image.png" in page and "Concavity" in page
     assert not (output / ".work").exists()
+
+
+def test_the_stored_image_is_the_one_that_the_masks_were_made_of(undisturbed: Path, source: Path) -> None:
+    """Also for readers that follow EXIF, and for those that do not."""
+    found = {}
+    for tar in sorted((undisturbed / "out").glob("*.tar")):
+        index = index_tar(tar)
+        for i in range(len(index)):
+            record = read_record(index, i)
+            found[record.annotation["image"]["source_name"]] = Image.open(io.BytesIO(record.image_bytes))
+    for name in ("turned.jpg", "upside_down.jpg"):
+        shown = decode_shown((source / name).read_bytes(), name)
+        for seen in (found[name], ImageOps.exif_transpose(found[name])):
+            assert np.array_equal(np.asarray(seen), shown), name
 
 
 def test_other_programs_read_the_shards(undisturbed: Path) -> None:

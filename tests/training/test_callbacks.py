@@ -334,3 +334,9 @@ def test_panels_stay_within_odd_images() -> None:
     sheet = tile_panels([[tile, tile], [tile]], gap=4)
     assert sheet.shape == (2 * (32 + CAPTION + 4) + 4, 2 * 36 + 4, 3)
     assert (sheet[-30:, -30:] == 255).all()
+
+
+def test_a_long_validation_says_where_it_is(tmp_path: Path) -> None:
+    """Also without a terminal; between two lines there is time."""
+    lines = shown(tmp_path, terminal=False).splitlines()
+    assert any(line.startswith("step 6/7  validation, batch 2 of ") for line in lines), lines

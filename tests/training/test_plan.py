@@ -12,6 +12,7 @@ from samtrain.losses import SamLoss
 from samtrain.modeling.sam import SAM_CONFIGS, Sam, SamConfig
 from samtrain.prompts import PromptSampler, seeded_generator
 from samtrain.training.plan import StepCost, _batch, _Meter, step_cost
+from samtrain.types import Prompts
 
 SMALL = replace(SAM_CONFIGS["vit_tiny"], image_size=192)
 
@@ -81,3 +82,14 @@ def test_a_step_hardly_grows_with_its_interactions() -> None:
     short, long = (step_cost(SAM_CONFIGS["vit_b"], sampler=sampler, **settings) for sampler in (one, eleven))
     assert len(eleven.schedule(seeded_generator("cpu", 0))) == 11
     assert long.step_gb < 1.05 * short.step_gb
+
+
+def test_a_model_predicts_after_a_plan() -> None:
+    """What the plan's tensors without values left in a cache would be found by the next real model of these sizes."""
+    cost()
+    sam = Sam(SMALL).eval()
+    with torch.no_grad():
+        embeddings = torch.zeros(1, SMALL.prompt_dim, SMALL.grid, SMALL.grid)
+        prompts = Prompts(torch.zeros(1, 1, 2), torch.ones(1, 1, dtype=torch.int64))
+        output = sam.decode(embeddings, torch.zeros(1, dtype=torch.int64), prompts, True)
+    assert output.low_res_logits.numpy().shape == (1, 3, SMALL.mask_size, SMALL.mask_size)

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from samtrain.data.coco_fields import is_crowd
 from samtrain.data.contents import content_digest
-from samtrain.data.decode import UNREADABLE, decode_samples, to_rgb
+from samtrain.data.decode import EXIF_ORIENTATION, UNREADABLE, decode_samples, to_rgb
 from samtrain.data.prepare.formats import RawAnnotations
 from samtrain.data.prepare.mask_files import Refused
 from samtrain.data.prepare.segmentations import to_rle, whole_number
@@ -46,7 +46,7 @@ def check_record(
 ) -> Checked:
     """Returns the record with every mask as RLE of the image's size, and `bbox` and `area` recomputed; raises Refused.
 
-    The JSON's width and height decide how an image with an EXIF orientation is turned; without them the EXIF decides. Crowd
+    An image is turned by its EXIF orientation, unless only the stored pixels have the JSON's width and height. Crowd
     regions become objects with `crowds_are_objects`. An image without objects is refused unless `empty_images` is true.
     """
     if not image.is_file():
@@ -106,17 +106,19 @@ def image_bytes(image: Path, size: tuple[int, int]) -> tuple[bytes, str]:
 def storable_bytes(data: bytes, size: tuple[int, int], name: str) -> tuple[bytes, str]:
     """Returns the bytes to store and their extension: JPEG and PNG unchanged unless they have to be turned, others as PNG.
 
-    `size` is the (width, height) that the image must have. It is turned here if needed, because readers of SA-1B's form ignore
-    EXIF. Grey images keep 16 bits. Raises Refused.
+    `size` is the (width, height) that the image must have. An image with an EXIF orientation is stored as PNG without one,
+    turned as `decode_samples` turns it: some readers of SA-1B's form follow EXIF and others do not, and now all see the pixels
+    that the masks fit. Grey images keep 16 bits. Raises Refused.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
             kept, stored_size = KEPT_AS_THEY_ARE.get(image.format or ""), image.size
+            is_turned = image.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9)
             pages = 1 if kept else getattr(image, "n_frames", 1)
     except UNREADABLE as error:
         raise Refused(CANNOT_BE_READ, f"{name}: {error}") from error
     # JPEG and PNG of the right size stay as they are
-    if kept and size == stored_size:
+    if kept and size == stored_size and not is_turned:
         return data, kept
     if not kept and pages > 1:
         raise Refused("the image is a stack", f"{name} has {pages} pages; save the one to use")

@@ -18,7 +18,7 @@ from samtrain.report import write_report
 from samtrain.run.build import device_of, make_generator
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, write_metrics
-from samtrain.run.image_sets import data_config
+from samtrain.run.image_sets import asked_frame
 from samtrain.run.processes import CONTEXT, as_worker, run_together
 from samtrain.run.settings import Config, read
 from samtrain.run.targets import build
@@ -155,8 +155,11 @@ def _check(config: Config, settings: GenerateConfig) -> str | list[str]:
     if config["checkpoint"] is None or settings.input is None:
         key = "checkpoint" if config["checkpoint"] is None else "generate.input"
         raise ValueError(f"{key} is null: set checkpoint=FILE generate.input=IMAGES generate.output=FOLDER")
-    if data_config(config["data"]).frame == "native":
-        raise ValueError("data.frame is native, but the generator cuts its own crops: set generator.crop_n_layers instead")
+    if asked_frame(config["data"]) is not None:
+        raise ValueError(
+            "data.frame is native, but the generator shows images as in the training of the checkpoint: set generator.frame "
+            "if it should not"
+        )
     if (mode := config["generator"].get("output_mode")) != "coco_rle":
         raise ValueError(f"generator.output_mode is {mode!r}, but shards store coco_rle: set generator.output_mode=coco_rle")
     return settings.input

@@ -51,7 +51,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     # measure the gain of the rounds, and report it
     ledger = read_ledger(run_dir)
     metrics: Metrics = {**promoted(ledger).promotion.after, **coverage_metrics(ledger)}
-    metrics.update(_gain(config, initial, best, images, native=tools.native))
+    metrics.update(_gain(config, initial, best, images, frame=tools.frame))
     metrics.update(_test_detector(config, run_dir, ledger, images))
     metrics.update(difficulty_metrics(config, images))
     metrics.update(costs(run_dir, begin))
@@ -61,10 +61,13 @@ def run(config: Config, run_dir: Path) -> Metrics:
     return metrics
 
 
-def _gain(config: Config, initial: Path, best: Path, images: ImageSet, *, native: bool) -> Metrics:
-    """Returns `test/*` of the promoted model and `test/start_*` of the first, on images that chose nothing."""
-    after = test_metrics(config, load_sam(best), images, native=native)
-    before = test_metrics(config, load_sam(initial), images, native=native)
+def _gain(config: Config, initial: Path, best: Path, images: ImageSet, *, frame: str) -> Metrics:
+    """Returns `test/*` of the promoted model and `test/start_*` of the first, on images that chose nothing.
+
+    The promoted model sees images as its checkpoint says, and the first one as in the rounds.
+    """
+    after = test_metrics(config, load_sam(best), images)
+    before = test_metrics(config, load_sam(initial), images, frame=frame) if best != initial else after
     return {**after, **{name.replace("test/", "test/start_"): value for name, value in before.items()}}
 
 

@@ -17,9 +17,10 @@ from samtrain.data_engine.ledger_line import LedgerLine
 from samtrain.data_engine.stages import DetectorRequest, EngineConfig, FitRequest, FitResult, Stage
 from samtrain.detector import Detector, load_detector, train_detector
 from samtrain.files import do_once
+from samtrain.inference.frames import make_predictor
 from samtrain.modeling.build import load_sam
 from samtrain.report import write_report
-from samtrain.run.build import device_of, loggers_of, make_predictor, sam_config_of
+from samtrain.run.build import device_of, loggers_of, sam_config_of
 from samtrain.run.image_sets import data_config, is_native, open_set
 from samtrain.run.preflight import check_images
 from samtrain.run.settings import Config, read
@@ -50,6 +51,11 @@ class EngineTools:
         self.measured: dict[Path, dict[str, float]] = {}
         self.apart = read(TrainerConfig, config, "trainer").num_devices > 1
         self.shared: list[Logger] = [] if self.apart else loggers_of(config, run_dir)[1:]
+
+    @property
+    def frame(self) -> str:
+        """How images are shown to the models of the rounds: `SamConfig.frame`."""
+        return "native" if self.native else "resize"
 
     def first_model(self) -> Path:
         """Returns `checkpoint`, or trains a model on the public data in `<run_dir>/pretrain`."""
@@ -90,7 +96,7 @@ class EngineTools:
 
     def load_predictor(self, checkpoint: Path) -> Any:
         """Returns the predictor of a checkpoint, on the device of the config."""
-        return make_predictor(load_sam(checkpoint).to(device_of(self.config)), native=self.native)
+        return make_predictor(load_sam(checkpoint).to(device_of(self.config)), frame=self.frame)
 
     def fit(self, request: FitRequest) -> FitResult:
         """Trains the model of a round, validated on the images of the run."""

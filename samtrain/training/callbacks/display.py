@@ -93,8 +93,13 @@ class ProgressDisplay(ProgressBar):
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if self._live is not None:
-            self._show(trainer, {"step": _step(trainer), "": f"validation, batch {batch_idx + 1}"})
+        now = time.perf_counter()
+        if not self._enabled or trainer.sanity_checking or (self._live is None and now - self._shown_at < self.every_seconds):
+            return
+        self._shown_at = now
+        batches = sum(trainer.num_val_batches)
+        of_all = f" of {batches}" if batches != float("inf") else ""
+        self._show(trainer, {"step": _step(trainer), "": f"validation, batch {batch_idx + 1}{of_all}"})
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._enabled and not trainer.sanity_checking:
