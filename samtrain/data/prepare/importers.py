@@ -176,6 +176,7 @@ def _checked_line(
         "group": group,
         "annotation": annotation,
         "refused_masks": [[each.reason, each.detail] for each in checked.refused],
+        "noticed": checked.notes,
     }
 
 
@@ -212,6 +213,7 @@ def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -
         s: {"images": 0, "masks": 0, "groups": set(), "images_without_objects": 0, "crowds": 0} for s in ("pool", "val", "test")
     }
     refused: dict[str, dict[str, Any]] = {"images": {}, "masks": {}}
+    noticed: dict[str, Any] = {}
     # count the images, masks, groups and refusals
     for line in _lines(chunks):
         if "refused" in line:
@@ -225,6 +227,8 @@ def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -
         split["crowds"] += sum("iscrowd" in each for each in line["annotation"].get("evaluation_only", []))
         for refusal in line["refused_masks"]:
             _count(refused["masks"], line["name"], *refusal)
+        for note in line["noticed"]:
+            _count(noticed, line["name"], *note)
     # log the splits and the refusals
     for name, content in counts.items():
         content["groups"] = len(content["groups"])
@@ -239,7 +243,11 @@ def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -
             log.warning("Refused %s: %d (%s).", kind, content["count"], reason)
     if ONLY_CROWDS in refused["images"] or not sum(content["masks"] for content in counts.values()):
         log.warning("Images hold nothing but crowd regions: %s.", CROWDS_HINT)
-    return {"version": PREPARE_VERSION, "config": config.parameters(), "splits": counts, "refused": refused}
+    for reason, content in noticed.items():
+        log.warning("Noticed %d times: %s. For example %s.", content["count"], reason, content["examples"][0])
+    return {
+        "version": PREPARE_VERSION, "config": config.parameters(), "splits": counts, "refused": refused, "noticed": noticed
+    }  # fmt: skip
 
 
 def _count(reasons: dict[str, Any], name: str, reason: str, detail: str) -> None:
