@@ -359,7 +359,7 @@ def test_label_maps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert set(report_of(folder)["refused"]["images"]) == {
         "the mask file holds fractions",
         "the mask file has several channels",
-        "the image does not have its JSON's size",
+        "the image does not have its mask file's size",
         "not exactly one label map",
     }
 
@@ -372,6 +372,13 @@ def test_label_maps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ({"val": 0.6, "test": 0.4}, "left to train on"),
         ({"form": "label_maps"}, "data.masks"),
         ({"form": "label_maps", "masks": "nowhere"}, "nowhere"),
+        ({"masks": "masks"}, "data.masks is 'masks' and data.form is auto.*data.form=label_maps .*data.form=binary_masks"),
+        ({"form": "coco", "masks": "masks"}, "data.form is coco, which reads no mask files"),
+        ({"form": "binary_masks", "masks": "m", "background": 1}, "data.background=null"),
+        ({"form": "binary_masks", "masks": "m", "ignore_values": [255]}, "data.ignore_values=null"),
+        ({"form": "label_maps", "masks": "m", "ignore_values": [1.5]}, "data.ignore_values.*whole numbers"),
+        ({"form": "label_maps", "masks": "m", "ignore_values": 255}, "data.ignore_values is 255: give a list"),
+        ({"form": "sa1b", "components": True}, "data.components=false"),
         ({"form": "coco", "annotations": "no.json"}, "data.annotations"),
         ({}, "no JSON beside"),
         ({"form": "sa1b"}, "holds no images"),

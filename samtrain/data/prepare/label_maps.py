@@ -40,13 +40,13 @@ def objects_of_labels(labels_HW: np.ndarray, rules: LabelRules, name: str) -> tu
     """Returns an object for each value of a label map, and what was noticed; raises Refused for blurred values."""
     found = encode_labels(labels_HW)
     touching = _touching(labels_HW, np.array(list(found)))
-    background, notes = _background(found, touching, rules, name)
+    background, notes = _background(found, touching, rules)
     # leave out what is no object
     ignored = {background, *(rules.ignore_values or ()), *(value for value in found if value < 0 and value != background)}
     others = {value for value in found if value not in ignored}
     if rules.ignore_values is None and labels_HW.dtype == np.uint8 and _is_void(others, touching):
         ignored.add(VOID)
-        notes.append((VOID_FOUND, f"{name}: set data.ignore_values=[] if it is an object, or [255] to agree"))
+        notes.append((VOID_FOUND, "set data.ignore_values=[] if it is an object, or data.ignore_values=[255] to agree"))
     objects = {value: rle for value, rle in found.items() if value not in ignored}
     # look for other meanings
     if _looks_blurred(labels_HW, objects):
@@ -59,8 +59,8 @@ def objects_of_labels(labels_HW: np.ndarray, rules: LabelRules, name: str) -> tu
         return list(_pieces(labels_HW, objects)), notes
     for value in _touching_most(objects, touching):
         cure = f"set data.background={value} if it is the background, or data.ignore_values=[{value}] if it is void"
-        notes.append((TOUCHES_MOST, f"{name}: {value}; {cure}"))
-    notes += _several_regions(labels_HW, objects, name)
+        notes.append((TOUCHES_MOST, f"value {value}: {cure}"))
+    notes += _several_regions(labels_HW, objects)
     return [{"segmentation": rle, "label": value} for value, rle in objects.items()], notes
 
 
@@ -82,7 +82,7 @@ def objects_of_binary(
     found = {1: encode_mask(mask)}
     if rules.components:
         return list(_pieces(mask.astype(np.uint8), found)), []
-    notes = _several_regions(mask.astype(np.uint8), found, name) if alone else []
+    notes = _several_regions(mask.astype(np.uint8), found) if alone else []
     if _surrounds_hole(mask):
         notes.append((SURROUNDS, f"{name}: it covers {mask.mean():.0%} of the image; if it is inverted, save its complement"))
     return [{"segmentation": found[1]}], notes
@@ -103,16 +103,14 @@ def _touching(labels_HW: np.ndarray, values: np.ndarray) -> dict[int, set[int]]:
     return touching
 
 
-def _background(
-    found: dict[int, RLE], touching: dict[int, set[int]], rules: LabelRules, name: str
-) -> tuple[int, list[Note]]:
+def _background(found: dict[int, RLE], touching: dict[int, set[int]], rules: LabelRules) -> tuple[int, list[Note]]:
     """Returns the background's value: the one that is set, else 0, or a negative value that touches more others than 0 does."""
     negative = [value for value in found if value < 0 and value not in (rules.ignore_values or ())]
     if rules.background is not None or not negative:
         return 0 if rules.background is None else rules.background, []
     best = max((0, *negative), key=lambda value: (len(touching.get(value, ())), value in found and rle_area(found[value])))
     cure = f"set data.background={best} to agree, or data.ignore_values to the values that are no object"
-    return best, [(NEGATIVE, f"{name}: {negative[0]}; {best} is taken for the background; {cure}")]
+    return best, [(NEGATIVE, f"{negative[0]} is there, and {best} is taken for the background: {cure}")]
 
 
 def _is_void(others: set[int], touching: dict[int, set[int]]) -> bool:
@@ -144,14 +142,14 @@ def _sampled(objects: dict[int, RLE]) -> dict[int, RLE]:
     return dict(list(objects.items())[::every])
 
 
-def _several_regions(labels_HW: np.ndarray, objects: dict[int, RLE], name: str) -> list[Note]:
+def _several_regions(labels_HW: np.ndarray, objects: dict[int, RLE]) -> list[Note]:
     """Returns a note if at least half of the values cover more than one region."""
     pieces = {value: _num_pieces(labels_HW, value, rle) for value, rle in _sampled(objects).items()}
     split = [value for value, count in pieces.items() if count > 1]
     if not split or 2 * len(split) < len(pieces):
         return []
     cure = "if each region is an object, set data.components=true"
-    return [(SEVERAL_REGIONS, f"{name}: {split[0]} covers {pieces[split[0]]} regions; {cure}")]
+    return [(SEVERAL_REGIONS, f"value {split[0]} covers {pieces[split[0]]} regions: {cure}")]
 
 
 def _pieces(labels_HW: np.ndarray, objects: dict[int, RLE]) -> Iterator[dict[str, Any]]:

@@ -82,7 +82,7 @@ def _flat(samples: np.ndarray, name: str) -> list[Note]:
     """Returns a note if the image shows next to nothing in 8 bits."""
     pixels = to_rgb(samples, name).ravel()
     levels = len(np.unique(pixels[:: pixels.size // LOOKED_AT + 1]))
-    return [("the image has next to no grey levels", f"{name}: {levels} of 256")] if levels < FEW_LEVELS else []
+    return [("the image has next to no grey levels", f"{levels} of 256")] if levels < FEW_LEVELS else []
 
 
 def _missing(image: Path) -> Refused:
