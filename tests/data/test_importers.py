@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +328,30 @@ def test_an_invalid_mask_is_refused_and_the_others_stay(tmp_path: Path, reason: 
     folder = prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set")))
     assert_holds_masks(records_of(folder)["p"], masks())
     assert {key: content["count"] for key, content in report_of(folder)["refused"]["masks"].items()} == {reason: 1}
+
+
+def test_formats_that_are_not_read_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_pair(tmp_path / "set", "good")
+    write_pair(tmp_path / "set", "phone")
+    (tmp_path / "set" / "phone.png").rename(tmp_path / "set" / "phone.heic")
+    refused = report_of(prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set"))))["refused"]["images"]
+    assert refused == {
+        "the image's format is not read": {"count": 1, "examples": ["phone.json: phone.heic: save it as PNG or JPEG"]}
+    }
+    assert "1 files such as" in caplog.text and "phone.heic are not read" in caplog.text
+
+
+def test_what_is_noticed_about_mask_files_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "m").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(make_image()).save(tmp_path / name)
+        Image.fromarray(sum(masks()).astype(np.uint8) * 255).save(tmp_path / "m" / name)
+    config = PrepareConfig(root=str(tmp_path), form="label_maps", masks="m", **ALL_IN_POOL)
+    noticed = report_of(prepare(tmp_path.with_name("out"), config))["noticed"]
+    assert {reason: each["count"] for reason, each in noticed.items()} == {"one value covers several separate regions": 2}
+    assert "Noticed 2 times: one value covers" in caplog.text and "data.components=true" in caplog.text
+    split = prepare(tmp_path.with_name("out"), replace(config, components=True))
+    assert_holds_masks(records_of(split)["a"], masks())
 
 
 @pytest.mark.parametrize("content", [b"P5\n\xfb5 5\n255\n", b"II*\0\x08\0\0\0\0\0\0\0\0\0"])

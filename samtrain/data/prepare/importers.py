@@ -24,7 +24,7 @@ from rich.progress import track
 from samtrain.data.prepare.config import PrepareConfig, mask_source
 from samtrain.data.prepare.formats import Entry, MaskSource
 from samtrain.data.prepare.holdout import Grouping, group_csv, grouping, hold_back
-from samtrain.data.prepare.mask_files import IMAGES, Refused
+from samtrain.data.prepare.mask_files import IMAGES, OTHER_IMAGES, Refused, files_below
 from samtrain.data.prepare.record_checks import ONLY_CROWDS, check_record, image_bytes
 from samtrain.data.shards import ShardWriter, safe_key
 from samtrain.files import build_once, digest, write_text
@@ -87,6 +87,8 @@ def _digest(config: PrepareConfig, entries: list[Entry]) -> str:
 
 def _make(folder: Path, config: PrepareConfig, source: MaskSource, entries: list[Entry]) -> dict[str, Any]:
     """Runs both passes and returns the content of prepare.json."""
+    if other := files_below(Path(config.root), OTHER_IMAGES):
+        log.warning("%d files such as %s are not read: save them as PNG, JPEG or TIFF.", len(other), other[0])
     # pass 1: check every record
     chunks = _check_all(folder / "checked", config, source, entries)
     names = {entry.name: entry for entry in entries}

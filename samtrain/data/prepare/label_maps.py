@@ -71,9 +71,10 @@ def objects_of_binary(
 
     Raises Refused for a mask that holds several values instead of soft edges.
     """
-    values = np.abs(values_HW.astype(np.int64))  # -1 stands for true in some programs
+    negative = values_HW.dtype.kind == "i" and values_HW.min() < 0  # -1 stands for true in some programs
+    values = np.abs(values_HW.astype(np.int64)) if negative else values_HW
     # half of the maximum fits 0/1, 0/255, and edges that a resize or JPEG has softened
-    mask = values * 2 > values.max(initial=0)
+    mask = values > int(values.max()) // 2
     if several := _plateaus(values):
         raise Refused(
             "the mask file holds several values",
@@ -168,37 +169,29 @@ def _pieces(labels_HW: np.ndarray, objects: dict[int, RLE]) -> Iterator[dict[str
             yield {"segmentation": rle, "label": labels[number]}
 
 
-def _inner(values_HW: np.ndarray) -> np.ndarray:
-    """Returns the values of the pixels that equal all four neighbours, as soft edges do not."""
-    padded = np.pad(values_HW, 1, mode="edge")
-    same = np.ones(values_HW.shape, bool)
-    for other in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
-        same &= other == values_HW
-    return values_HW[same]
-
-
 def _looks_blurred(labels_HW: np.ndarray, objects: dict[int, RLE]) -> bool:
     """Returns whether half of the values only come in scattered pixels, as at edges after a resize or a lossy compression."""
     if len(objects) < 4:
         return False
-    inner = set(np.unique(_inner(labels_HW)).tolist())
-    edges = {value: rle for value, rle in objects.items() if value not in inner}
-    if 2 * len(edges) < len(objects):
-        return False
-    pieces = [_num_pieces(labels_HW, value, rle) for value, rle in _sampled(edges).items()]
-    return 2 * sum(count > 1 for count in pieces) > len(pieces)
+    sample = _sampled(objects)
+    masks = (labels_HW[_window(rle)] == value for value, rle in sample.items())
+    scattered = sum(ndimage.label(mask, TOUCH)[1] > 1 and not ndimage.binary_erosion(mask).any() for mask in masks)
+    return 2 * scattered >= len(sample)
 
 
 def _plateaus(values_HW: np.ndarray) -> list[int]:
     """Returns up to five values of a binary mask that are between dark and bright, and cover areas of their own."""
-    if len(np.unique(values_HW[:: max(len(values_HW) // 64, 1)])) < 3 and len(np.unique(values_HW)) < 3:
-        return []
     highest = int(values_HW.max())
-    inner = _inner(values_HW)
-    between = inner[(inner > 0.1 * highest) & (inner < 0.9 * highest)]
-    if between.size * 100 <= np.count_nonzero(values_HW):
+    between = (values_HW > 0.1 * highest) & (values_HW < 0.9 * highest)
+    if not between.any():
         return []
-    return sorted([value for value, _ in Counter(between.tolist()).most_common(4)] + [highest])
+    # soft edges have no pixels that equal all four neighbours
+    for axis in (0, 1):
+        for shift in (1, -1):
+            between &= np.roll(values_HW, shift, axis) == values_HW
+    if np.count_nonzero(between) * 100 <= np.count_nonzero(values_HW):
+        return []
+    return sorted([value for value, _ in Counter(values_HW[between].tolist()).most_common(4)] + [highest])
 
 
 def _surrounds_hole(mask_HW: np.ndarray) -> bool:

@@ -12,6 +12,8 @@ from pathlib import Path
 from samtrain.data.tar_index import IMAGE_EXTENSIONS
 
 IMAGES = frozenset(f".{extension}" for extension in (*IMAGE_EXTENSIONS, "gif", "jp2", "ppm", "pgm"))
+# what people have, too, and nothing here reads
+OTHER_IMAGES = frozenset((".heic", ".heif", ".avif", ".dng", ".nef", ".cr2", ".svs", ".ndpi", ".czi", ".nd2", ".lif", ".dcm"))
 MASKS = IMAGES | {".npy"}
 
 
