@@ -95,9 +95,10 @@ def _make(folder: Path, config: PrepareConfig, source: MaskSource, entries: list
     groups = {line["name"]: line["group"] for line in _lines(chunks) if "annotation" in line}
     if not groups:
         reasons = Counter(line["refused"][0] for line in _lines(chunks))
+        first = next(_lines(chunks))
         shutil.rmtree(folder)
         listed = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
-        hint = CROWDS_HINT if ONLY_CROWDS in reasons else "correct them"
+        hint = CROWDS_HINT if ONLY_CROWDS in reasons else f"correct them, such as {first['name']}: {first['refused'][1]}"
         raise ValueError(f"data.root is {config.root!r} and all its images were refused ({listed}): {hint}")
 
     # choose the split of each group
