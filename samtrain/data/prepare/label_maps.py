@@ -39,7 +39,7 @@ class LabelRules:
 def objects_of_labels(labels_HW: np.ndarray, rules: LabelRules, name: str) -> tuple[list[dict[str, Any]], list[Note]]:
     """Returns an object for each value of a label map, and what was noticed; raises Refused for blurred values."""
     found = encode_labels(labels_HW)
-    touching = _touching(labels_HW, np.array(list(found)))
+    touching = _touching(labels_HW, np.array(list(found), labels_HW.dtype))
     background, notes = _background(found, touching, rules)
     # leave out what is no object
     ignored = {background, *(rules.ignore_values or ()), *(value for value in found if value < 0 and value != background)}
