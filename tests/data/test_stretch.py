@@ -37,7 +37,7 @@ def test_a_strip_without_data_leaves_the_grey_levels_to_the_rest(value: float) -
 
 
 def test_integers_may_have_a_strip_without_data_too() -> None:
-    assert len(np.unique(stretch(with_strip(-9999, np.int32), "here"))) > 130
+    assert len(np.unique(stretch(with_strip(-9999, np.int32), "here"))) > 100
 
 
 def test_measurements_are_not_taken_for_missing_ones() -> None:

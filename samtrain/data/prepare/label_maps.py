@@ -15,7 +15,7 @@ from samtrain.ops.rle import RLE, encode_labels, encode_mask, rle_area, rle_to_b
 
 VOID = 255  # PASCAL VOC's border between objects, and what others leave out, in 8-bit maps
 SMALL_NUMBERS = 100  # a map with 255 and otherwise only numbers up to this has a special value, not 255 objects
-SAMPLE = 16  # values of a map that are looked at more closely
+SAMPLE = 64  # values of a map that are looked at more closely
 TOUCH = ndimage.generate_binary_structure(2, 2)  # pixels that share a corner are connected, as in scikit-image's label
 
 SEVERAL_REGIONS = "one value covers several separate regions"
