@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import math
 import struct
 import sys
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-logger = logging.getLogger(__name__)
+from samtrain.data import tiff
+from samtrain.data.opening import TooLarge, check_pixels, needs_tifffile, num_frames, open_image, reason_of
+from samtrain.data.stretch import stretch
 
-STRETCH_PERCENTILES = (0.175, 99.825)  # 0.35 % of the pixels saturate: ImageJ's default of "Enhance Contrast"
 EXIF_ORIENTATION = 0x0112  # EXIF 2.3, tag "Orientation"
 # the errors that PIL raises, found by damaging files of all formats at random
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, Image.DecompressionBombError)
-TIFF_BITS, TIFF_PLANES = 258, 284  # TIFF 6.0, tags "BitsPerSample" and "PlanarConfiguration"
 # EXIF's orientations: how the stored pixels are turned to be shown
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda pixels: pixels,
@@ -67,7 +64,7 @@ def _decode_reduced(data: bytes, width: int, height: int, reduction: int) -> np.
     """Returns None unless this is a sound RGB or grey JPEG of this size; `decode_image` then says what is wrong."""
     size = math.ceil(width / reduction), math.ceil(height / reduction)
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             if image.format != "JPEG" or image.size != (width, height) or image.mode not in ("RGB", "L"):
                 return None
             if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
@@ -93,40 +90,73 @@ def decode_shown(data: bytes, name: str) -> np.ndarray:
     return to_rgb(_decode(data, name)[1], name)
 
 
+class WrongSize(ValueError):
+    """Raised for an image that can be read, but has another size than its masks: `size` is its (width, height)."""
+
+    def __init__(self, message: str, size: tuple[int, int]) -> None:
+        super().__init__(message)
+        self.size = size
+
+
 def decode_samples(data: bytes, width: int, height: int, name: str) -> np.ndarray:
-    """Returns (height, width) grey or (height, width, 3) RGB samples at full depth; raises as `decode_image` does."""
+    """Returns (height, width) grey or (height, width, 3) RGB samples at full depth; raises as `decode_image` does.
+
+    Samples that the file declares to be no data (GDAL's tag) are NaN, and then all are floats.
+    """
     stored, shown = _decode(data, name)
     for samples in (shown, stored):  # of equal sizes, what a viewer shows, because people and models saw that
         if samples.shape[:2] == (height, width):
             return np.ascontiguousarray(samples)
-    raise ValueError(
+    raise WrongSize(
         f"{name}: its image is {stored.shape[1]} x {stored.shape[0]} (width x height) and its JSON says "
-        f"{width} x {height}: correct the JSON and its masks, or set data.on_error=skip"
+        f"{width} x {height}: correct the JSON and its masks, or set data.on_error=skip",
+        (stored.shape[1], stored.shape[0]),
     )
 
 
 def _decode(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the samples as the file stores them, and as its EXIF orientation shows them."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-            samples = _decode_deep(image, data) if _is_deep(image, data) else _decode_8_bits(image)
-            turned = isinstance(image, TiffImageFile)  # PIL turns a TIFF while loading it
+        if needs_tifffile(data):
+            return _decode_other_tiff(data)
+        return _decode_by_pil(data)
+    except TooLarge as error:
+        raise TooLarge(f"{name}: {error}") from error
     except UNREADABLE as error:
         raise ValueError(
-            f"{name}: its image cannot be read ({error}): replace it, or set data.on_error=skip"
+            f"{name}: its image cannot be read ({reason_of(error, data)}): replace it, or set data.on_error=skip"
         ) from error
-    if turned:
+
+
+def _decode_by_pil(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    with open_image(data) as image:
+        if (frames := num_frames(image)) > 1:
+            raise ValueError(f"it is a stack of {frames} pages; save the one to use")
+        tags = dict(image.tag_v2) if isinstance(image, TiffImageFile) else {}
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+        samples = _decode_deep(image, data) if _is_deep(image, data) else _decode_8_bits(image)
+    if isinstance(image, TiffImageFile):  # PIL turns a TIFF while loading it
+        samples = tiff.without_nodata(samples, tags)
         return BACK.get(orientation, TURNS[1])(samples), samples
     return samples, TURNS.get(orientation, TURNS[1])(samples)
 
 
+def _decode_other_tiff(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes a TIFF that PIL does not know, or misreads."""
+    tags = tiff.tags_of(data)
+    check_pixels(tiff.stored_size(tags))
+    samples = tiff.without_nodata(tiff.read_colours(data), tags)
+    return samples, TURNS.get(tags.get(EXIF_ORIENTATION, 1), TURNS[1])(samples)
+
+
 def _is_deep(image: Image.Image, data: bytes) -> bool:
-    """Returns whether a sample has more than 8 bits, by the file's header, because PIL opens 16-bit colours as 8-bit."""
+    """Returns whether a sample has more than 8 bits or a sign, by the file's header, because PIL opens both as 8-bit."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         return True
     if isinstance(image, TiffImageFile):
-        return image.mode in ("RGB", "RGBA") and max(image.tag_v2.get(TIFF_BITS, (8,))) == 16
+        if image.mode == "L":
+            return tiff.is_signed(dict(image.tag_v2))
+        return image.mode in ("RGB", "RGBA") and max(image.tag_v2.get(tiff.BITS, (8,))) == 16
     return image.format == "PNG" and data[24] == 16
 
 
@@ -139,12 +169,14 @@ def _decode_8_bits(image: Image.Image) -> np.ndarray:
 
 def _decode_deep(image: Image.Image, data: bytes) -> np.ndarray:
     """Returns (H, W) or (H, W, 3) samples at their full depth."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return np.array(image)
-    if isinstance(image, TiffImageFile) and image.tag_v2.get(TIFF_PLANES, 1) == 2:
-        raise ValueError("16-bit colours are stored in separate planes, which PIL misreads; save them interleaved")
+    if image.mode in ("I", "F", "L") or image.mode.startswith("I;"):
+        samples = np.array(image)
+        if image.format == "PNG":
+            return samples.astype(np.uint16)
+        # in the machine's byte order
+        return tiff.with_declared_type(samples.astype(samples.dtype.newbyteorder("=")), dict(getattr(image, "tag_v2", {})))
     # of a colour's two bytes PIL reads the high one, or the low one if the byte order is declared the other way round
-    with Image.open(io.BytesIO(data)) as unread:
+    with open_image(data) as unread:
         rawmode = _rawmode(unread.tile[0][3])
     if rawmode == "LA;16B":  # grey and alpha, two bytes each: read them as RGBA bytes
         high_low = _read_as(data, "RGBA").astype(np.uint16)
@@ -155,7 +187,7 @@ def _decode_deep(image: Image.Image, data: bytes) -> np.ndarray:
 
 def _read_as(data: bytes, rawmode: str) -> np.ndarray:
     """Returns (H, W, channels) uint8 by unpacking the bytes of an image in PIL's `rawmode`."""
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         image.tile = [ImageFile._Tile(t[0], t[1], t[2], _with_rawmode(t[3], rawmode)) for t in image.tile]
         return np.array(image)
 
@@ -171,20 +203,5 @@ def _with_rawmode(args: Any, rawmode: str) -> Any:
 
 def to_rgb(samples: np.ndarray, name: str) -> np.ndarray:
     """Returns (H, W, 3) uint8 for grey or RGB samples; more than 8 bits are stretched between percentiles, and logged."""
-    pixels = samples if samples.dtype == np.uint8 else _stretch(samples, name)
+    pixels = samples if samples.dtype == np.uint8 else stretch(samples, name)
     return np.ascontiguousarray(pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2))
-
-
-def _stretch(samples: np.ndarray, name: str) -> np.ndarray:
-    """Returns uint8 samples with the percentiles at 0 and 255, the same for all channels so that hues stay."""
-    values = np.nan_to_num(samples.astype(np.float32))
-    low, high = np.percentile(values, STRETCH_PERCENTILES)
-    _log_stretched(name, float(low), float(high))
-    stretched = np.clip((values - low) * (255 / max(high - low, 1e-12)), 0, 255)
-    return np.rint(stretched).astype(np.uint8)
-
-
-@lru_cache(maxsize=4096)
-def _log_stretched(name: str, low: float, high: float) -> None:
-    """Logs once per image, not once per read."""
-    logger.info("%s has more than 8 bits per sample: [%g, %g] is stretched to [0, 255].", name, low, high)

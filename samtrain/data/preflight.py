@@ -13,6 +13,7 @@ SMALL_SIDE = 8  # input pixels: with patch 16 such an object has 2 x 2 cells of 
 LARGE_SHARE = 0.9  # of the image: the transforms drop larger masks (paper, appendix A)
 ENLARGED = 2.0  # times: beyond that, most input pixels are interpolated
 EMPTY_SHARE = 0.25  # of the square input: below that, the encoder mostly computes padding
+FEW_LEVELS = 8  # grey levels of 256: an image with fewer shows next to nothing
 DARK = 16  # of 255, the mean of an image
 
 
@@ -109,6 +110,16 @@ def _check_dark(probes: list[_Probe]) -> str:
     return _sentence(dark, probes, cure) if len(dark) * 2 > len(probes) else ""
 
 
+def _check_flat(probes: list[_Probe]) -> str:
+    """Reports images with next to no grey levels: one far value, such as -9999 for missing data, may have decided the scale."""
+    flat = []
+    for probe in probes:
+        height, width = probe.sample.input_size
+        flat += [probe.key] * (len(probe.sample.image[:, :height, :width].unique()) < FEW_LEVELS)
+    cure = f"have fewer than {FEW_LEVELS} grey levels: look for values that mean missing data, or give images of more contrast"
+    return _sentence(flat, probes, cure) if flat else ""
+
+
 def _sentence(keys: list[str], probes: list[_Probe], text: str) -> str:
     """Returns a finding with the number of images that it is about, and the key of the first one."""
     return f"{len(keys)} of {len(probes)} images (for example {keys[0]}) {text}"
@@ -122,4 +133,5 @@ _CHECKS = (
     _check_enlarged,
     _check_padding,
     _check_dark,
+    _check_flat,
 )

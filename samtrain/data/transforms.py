@@ -18,6 +18,7 @@ from torch import Tensor
 
 from samtrain.data.decode import StoredImage
 from samtrain.data.windows import MaskPatch, Window, render_image, render_mask
+from samtrain.ops.masks import longest_side_size
 from samtrain.ops.rle_extents import rle_extents
 
 Annotation = dict[str, Any]
@@ -139,7 +140,7 @@ class ResizeLongestSide(WindowTransform):
     """Shows the whole image with its longest side resized to `image_size`, as SAM's own preprocessing does."""
 
     def window(self, size: tuple[int, int], boxes_N4: np.ndarray, rng: np.random.Generator) -> Window:
-        return Window((0, 0, size[1], size[0]), resized_size(size, self.image_size))
+        return Window((0, 0, size[1], size[0]), longest_side_size(size, self.image_size))
 
 
 class LargeScaleJitter(WindowTransform):
@@ -153,7 +154,7 @@ class LargeScaleJitter(WindowTransform):
 
     def window(self, size: tuple[int, int], boxes_N4: np.ndarray, rng: np.random.Generator) -> Window:
         # draw the size and the crop, in pixels of the resized image
-        resized = resized_size(size, self.image_size * rng.uniform(self.smallest, self.largest))
+        resized = longest_side_size(size, self.image_size * rng.uniform(self.smallest, self.largest))
         cropped = min(resized[0], self.image_size), min(resized[1], self.image_size)
         top, left = (int(rng.integers(0, r - c + 1)) for r, c in zip(resized, cropped, strict=True))
         # convert the crop to original pixels
@@ -200,12 +201,6 @@ class NativeCrop(WindowTransform):
         low, high = (min(max(start, 0), side - length) for start in inside)
         start = min(max((side - length) // 2, low), high) if self.centre else int(rng.integers(low, high + 1))
         return start, start + length
-
-
-def resized_size(size: tuple[int, int], longest: float) -> tuple[int, int]:
-    """Returns (H, W) with the longest side scaled to `longest`, rounded as SAM's ResizeLongestSide does, at least 1."""
-    scale = longest / max(size)
-    return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
 
 
 def mask_extents(annotations: Sequence[Annotation], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -45,7 +45,10 @@ def shrink_masks(masks_NHW: Tensor, valid_NHW: Tensor, side: int) -> tuple[Tenso
     return masks, valid | masks
 
 
-def longest_side_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    """Returns (H, W) scaled so that the longer side is `longest`, rounded as segment_anything does."""
+def longest_side_size(size: tuple[int, int], longest: float) -> tuple[int, int]:
+    """Returns (H, W) scaled so that the longer side is `longest`, rounded as segment_anything does, and at least 1.
+
+    segment_anything rounds the short side of a very thin image to 0 and then fails.
+    """
     scale = longest / max(size)
-    return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
+    return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)

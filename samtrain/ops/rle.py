@@ -17,6 +17,30 @@ def encode_mask(mask_HW: np.ndarray) -> RLE:
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
+def encode_labels(labels_HW: np.ndarray) -> dict[int, RLE]:
+    """Returns the RLE of the pixels of each value of an (H, W) integer map, in ascending order of the values.
+
+    The texts equal those of `encode_mask(labels_HW == value)`, but all are made in one pass over the map.
+    """
+    flat = labels_HW.T.ravel()  # COCO's runs go down the columns
+    if flat.size == 0:
+        return {}
+    # find the runs of equal values
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    ends = np.append(starts[1:], flat.size)
+    # sort them by value; the runs of one value stay in order
+    order = np.argsort(flat[starts], kind="stable")
+    values, firsts = np.unique(flat[starts][order], return_index=True)
+    borders = np.stack([starts, ends], axis=1)[order]
+    # write a run of other values before each run
+    found = {}
+    for value, changes in zip(values.tolist(), np.split(borders, firsts[1:]), strict=True):
+        runs = np.diff(changes.ravel(), prepend=0, append=flat.size)
+        counts = runs_to_counts(runs[:-1] if runs[-1] == 0 else runs)
+        found[int(value)] = {"size": list(labels_HW.shape), "counts": counts}
+    return found
+
+
 def decode_rle(rle: RLE, size: tuple[int, int] | None = None) -> np.ndarray:
     """Returns the (H, W) bool mask of a compressed or uncompressed RLE.
 

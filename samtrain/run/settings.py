@@ -48,6 +48,7 @@ class RunConfig:
     seed: int
     run_dir: str
     data_dir: str
+    max_image_pixels: int
     size_limits: tuple[float, float]
     stage1_run: str | None
     checkpoint: str | None
@@ -55,6 +56,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}: give 0 or more")
+        if self.max_image_pixels < 1:
+            raise ValueError(f"max_image_pixels is {self.max_image_pixels}: give 1 or more")
         if not 0 < self.size_limits[0] < self.size_limits[1]:
             raise ValueError(f"size_limits is {list(self.size_limits)}: give two ascending areas in pixels: [500, 1000]")
 

@@ -110,12 +110,6 @@ def test_16_bit_colours_keep_their_hues(making, kind):
     assert np.abs(image - np.clip((samples - 1000.0) * 255 / 8000, 0, 255)).max() < 5
 
 
-def test_16_bit_colours_in_planes_are_refused_not_misread(making):
-    samples = np.random.default_rng(2).integers(0, 65536, (6, 9, 3)).astype(np.uint16)
-    with pytest.raises(ValueError, match="here: its image cannot be read .*save them interleaved"):
-        decode(making.encode_16_bit_tiff(samples, "<", planes=2))
-
-
 def test_constant_16_bit_image():
     assert (decode(encode(Image.fromarray(np.full((6, 9), 900, dtype=np.uint16)))) == 0).all()
 

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -357,6 +358,30 @@ def test_an_invalid_mask_is_refused_and_the_others_stay(tmp_path: Path, reason: 
     assert {key: content["count"] for key, content in report_of(folder)["refused"]["masks"].items()} == {reason: 1}
 
 
+def test_formats_that_are_not_read_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_pair(tmp_path / "set", "good")
+    write_pair(tmp_path / "set", "phone")
+    (tmp_path / "set" / "phone.png").rename(tmp_path / "set" / "phone.heic")
+    refused = report_of(prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set"))))["refused"]["images"]
+    assert refused == {
+        "the image's format is not read": {"count": 1, "examples": ["phone.json: phone.heic: save it as PNG or JPEG"]}
+    }
+    assert "1 files such as" in caplog.text and "phone.heic are not read" in caplog.text
+
+
+def test_what_is_noticed_about_mask_files_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "m").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(make_image()).save(tmp_path / name)
+        Image.fromarray(sum(masks()).astype(np.uint8) * 255).save(tmp_path / "m" / name)
+    config = PrepareConfig(root=str(tmp_path), form="label_maps", masks="m", **ALL_IN_POOL)
+    noticed = report_of(prepare(tmp_path.with_name("out"), config))["noticed"]
+    assert {reason: each["count"] for reason, each in noticed.items()} == {"one value covers several separate regions": 2}
+    assert "Noticed 2 times: one value covers" in caplog.text and "data.components=true" in caplog.text
+    split = prepare(tmp_path.with_name("out"), replace(config, components=True))
+    assert_holds_masks(records_of(split)["a"], masks())
+
+
 @pytest.mark.parametrize("content", [b"P5\n\xfb5 5\n255\n", b"II*\0\x08\0\0\0\0\0\0\0\0\0"])
 def test_an_image_that_raises_in_the_reader_is_refused(tmp_path: Path, content: bytes) -> None:
     """PIL raises ValueError and TypeError for these, which must not end the run."""
@@ -387,7 +412,7 @@ def test_label_maps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert set(report_of(folder)["refused"]["images"]) == {
         "the mask file holds fractions",
         "the mask file has several channels",
-        "the image does not have its JSON's size",
+        "the image does not have its mask file's size",
         "not exactly one label map",
     }
 
@@ -400,6 +425,13 @@ def test_label_maps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ({"val": 0.6, "test": 0.4}, "left to train on"),
         ({"form": "label_maps"}, "data.masks"),
         ({"form": "label_maps", "masks": "nowhere"}, "nowhere"),
+        ({"masks": "masks"}, "data.masks is 'masks' and data.form is auto.*data.form=label_maps .*data.form=binary_masks"),
+        ({"form": "coco", "masks": "masks"}, "data.form is coco, which reads no mask files"),
+        ({"form": "binary_masks", "masks": "m", "background": 1}, "data.background=null"),
+        ({"form": "binary_masks", "masks": "m", "ignore_values": [255]}, "data.ignore_values=null"),
+        ({"form": "label_maps", "masks": "m", "ignore_values": [1.5]}, "data.ignore_values.*whole numbers"),
+        ({"form": "label_maps", "masks": "m", "ignore_values": 255}, "data.ignore_values is 255: give a list"),
+        ({"form": "sa1b", "components": True}, "data.components=false"),
         ({"form": "coco", "annotations": "no.json"}, "data.annotations"),
         ({"annotations": ["a.json", "b.json"]}, "data.annotations names 2 files.*merge the files"),
         ({}, "no JSON beside"),

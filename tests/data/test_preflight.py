@@ -17,10 +17,11 @@ SIZE = (64, 96)
 def findings(tmp_path, making):
     """Returns the findings about one image with these boxes as masks."""
 
-    def find(boxes, *, image_size: int = 96, brightness: int = 128, size=SIZE, transform=None) -> str:
+    def find(boxes, *, image_size: int = 96, brightness: int = 128, levels: int = 12, size=SIZE, transform=None) -> str:
         masks = [making.rectangle(size, box) for box in boxes]
         with ShardWriter(tmp_path, "x") as writer:
-            image = making.encode_png(np.full((*size, 3), brightness, dtype=np.uint8))
+            rows = brightness + np.arange(size[0]) % levels
+            image = making.encode_png(np.broadcast_to(rows[:, None, None], (*size, 3)).astype(np.uint8))
             writer.write("sa_1", image, "png", making.annotate(masks, size))
         dataset = SamDataset([tmp_path], transform or ResizeLongestSide(image_size=image_size))
         return "\n".join(check_samples(dataset))
@@ -48,6 +49,10 @@ def test_enlarged_padded_and_dark_images(findings):
     text = findings([(10, 10, 40, 40)], transform=NativeCrop(image_size=256))
     assert "fill less than 25% of the input" in text
     assert "are very dark" in findings([(10, 10, 40, 40)], brightness=9)
+
+
+def test_images_without_grey_levels(findings):
+    assert "have fewer than 8 grey levels" in findings([(10, 10, 40, 40)], levels=1)
 
 
 def test_records_that_cannot_be_read_are_reported(tmp_path, write_tar):

@@ -8,7 +8,8 @@ from PIL import Image
 
 from samtrain.data import windows
 from samtrain.data.decode import decode_image
-from samtrain.data.transforms import LargeScaleJitter, NativeCrop, ResizeLongestSide, resized_size
+from samtrain.data.transforms import LargeScaleJitter, NativeCrop, ResizeLongestSide
+from samtrain.ops.masks import longest_side_size
 from samtrain.ops.rle import decode_rle, encode_mask
 
 
@@ -34,7 +35,7 @@ def test_resize_equals_sams(making):
     assert not sample.image[:, 48:].any()
     assert (sample.input_size, sample.original_size) == ((48, 64), (90, 120))
     assert sample.masks.shape == (0, 64, 64)
-    assert resized_size((1500, 2247), 1024) == (684, 1024)
+    assert longest_side_size((1500, 2247), 1024) == (684, 1024)
 
 
 def test_masks_match_a_resize_of_the_full_mask(making):

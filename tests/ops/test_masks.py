@@ -52,3 +52,9 @@ def test_the_longest_side_is_exact_and_the_other_is_rounded(size):
     assert max(height, width) == 1024
     assert abs(height - size[0] * 1024 / max(size)) <= 0.5
     assert abs(width - size[1] * 1024 / max(size)) <= 0.5
+
+
+def test_a_thin_image_keeps_a_pixel() -> None:
+    for size in ((3, 700), (1, 5000), (700, 3)):
+        height, width = longest_side_size(size, 96)
+        assert max(height, width) == 96 and min(height, width) == 1

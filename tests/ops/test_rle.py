@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 
 from samtrain.ops.rle import (
     decode_rle,
+    encode_labels,
     encode_mask,
     rle_area,
     rle_iou,
@@ -135,3 +136,13 @@ def test_masks_of_different_sizes_have_no_iou():
     """pycocotools says -1 and nothing else."""
     with pytest.raises(ValueError, match="different sizes"):
         rle_iou([encode_mask(_mask((3, 4), 0.5))], [encode_mask(_mask((4, 3), 0.5))])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "bool"])
+def test_the_values_of_a_map_are_encoded_at_once_as_one_by_one(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (1, 9), (9, 1), (5, 7), (30, 20)):
+        labels = rng.integers(0, 4, shape).astype(dtype)
+        labels = labels - 2 if dtype == "int64" else labels
+        assert encode_labels(labels) == {int(value): encode_mask(labels == value) for value in np.unique(labels)}
+    assert encode_labels(np.zeros((0, 3), int)) == {}

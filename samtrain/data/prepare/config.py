@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from samtrain.data.prepare.formats import BinaryMasks, CocoInstances, LabelMaps, MaskSource, Sa1bFolder
+from samtrain.data.prepare.label_maps import LabelRules
 from samtrain.data.prepare.mask_files import files_below
 
 Form = Literal["auto", "sa1b", "coco", "label_maps", "binary_masks"]
@@ -22,6 +23,9 @@ class PrepareConfig:
                   (`masks` says where they are); auto chooses coco if `annotations` is set, else sa1b
     masks:        folder or glob of mask files, see `MaskFinder`
     annotations:  COCO or LVIS instance JSON; a list is refused with what to do instead
+    background:   the value of a label map's background; None: 0, or a negative value that looks like it
+    ignore_values: values of label maps that are no object; None: 255 if it looks like VOC's void
+    components:   each connected region of a mask or of a label is an object
     group_by:     None, `<file>.csv:<column>` or a regular expression on the file name, see `grouping`
     categories:   names of the categories whose objects are kept (COCO and LVIS), None for all
     crowds:       ignore keeps regions with iscrowd 1 for evaluation only; objects takes each of them for one object
@@ -39,6 +43,9 @@ class PrepareConfig:
     categories: list[str] | None = None
     crowds: Literal["ignore", "objects"] = "ignore"
     empty_images: bool = False
+    background: int | None = None
+    ignore_values: list[int] | None = None
+    components: bool = False
     group_by: str | None = None
     val: float = 0.15
     test: float = 0.15
@@ -63,6 +70,7 @@ class PrepareConfig:
                 f"data.categories is {self.categories}, and only data.form=coco has categories: set data.annotations=<json>, "
                 "or data.categories=null"
             )
+        _check_masks(self)
         if min(self.val, self.test) < 0 or self.val + self.test >= 1:
             raise ValueError(
                 f"data.val and data.test are {self.val} and {self.test}: give shares of 0 or more with a sum below 1, so that "
@@ -81,6 +89,28 @@ class PrepareConfig:
         """Returns what prepare.json records and what the name of the prepared folder depends on."""
         # `root` is called "source" there: prepared sets on disk are found by a digest of these names
         return {"source" if f.name == "root" else f.name: getattr(self, f.name) for f in fields(PrepareConfig)}
+
+
+def _check_masks(config: PrepareConfig) -> None:
+    """Raises ValueError for settings of mask files that do not fit each other or are out of range."""
+    form, of_files = config.form, config.form in ("label_maps", "binary_masks")
+    if config.masks and not of_files:
+        raise ValueError(
+            f"data.masks is {config.masks!r} and data.form is {form}, which reads no mask files: set data.form=label_maps for "
+            "one file per image with a value for each object, or data.form=binary_masks for a file or page per object"
+        )
+    if config.components and not of_files:
+        raise ValueError(f"data.components is true and data.form is {form}, which reads no masks: set data.components=false")
+    given: dict[str, Any] = {"background": config.background, "ignore_values": config.ignore_values}
+    for key, value in given.items():
+        if value is None:
+            continue
+        if not all(type(each) is int for each in (value if isinstance(value, list | tuple) else [value])):
+            raise ValueError(f"data.{key} is {value!r}: give whole numbers, such as 255, and for data.ignore_values [255]")
+        if form != "label_maps":
+            raise ValueError(f"data.{key} is set and data.form is {form}, but only label maps use it: set data.{key}=null")
+    if config.ignore_values is not None and not isinstance(config.ignore_values, list | tuple):
+        raise ValueError(f"data.ignore_values is {config.ignore_values!r}: give a list, such as [255]")
 
 
 def mask_source(config: PrepareConfig) -> MaskSource:
@@ -107,6 +137,8 @@ def mask_source(config: PrepareConfig) -> MaskSource:
         raise ValueError(
             f"data.form is {form} and data.masks is not set: give the folder of the masks, or a glob with {{stem}} in it"
         )
+    ignored = None if config.ignore_values is None else tuple(config.ignore_values)
+    rules = LabelRules(config.background, ignored, config.components)
     if form == "label_maps":
-        return LabelMaps(folder, config.masks)
-    return BinaryMasks(folder, config.masks, empty_images=config.empty_images)
+        return LabelMaps(folder, config.masks, rules)
+    return BinaryMasks(folder, config.masks, rules, empty_images=config.empty_images)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from samtrain.data.prepare.mask_files import IMAGES, MaskFinder, Refused, files_below, read_labels, split_labels
+from samtrain.data.prepare.label_maps import LabelRules, Note, objects_of_binary, objects_of_labels
+from samtrain.data.prepare.mask_files import IMAGES, MaskFinder, Refused, files_below
+from samtrain.data.prepare.mask_reader import read_pages
 from samtrain.data.prepare.names import pair_names
-from samtrain.ops.rle import encode_mask
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +39,15 @@ class Entry:
 class RawAnnotations:
     """The contents of one image: its size if known, and objects that each have a `segmentation`.
 
+    sized_by: what says the size, for messages
+    notes:    what looks as if it were meant otherwise; it is counted, and nothing is left out for it
     LVIS' lists of categories, which decide what counts in its AP, are in `image`.
     """
 
     image: dict[str, Any]
     objects: list[dict[str, Any]]
+    sized_by: str = "its JSON"
+    notes: tuple[Note, ...] = ()
 
 
 class MaskSource(Protocol):
@@ -240,10 +245,13 @@ def _as_text(value: Any) -> str:
 
 
 class LabelMaps:
-    """Reads one label map per image (PNG, TIFF or npy), of the same size, in which each value above 0 is one object."""
+    """Reads one label map per image (PNG, TIFF or npy), of the same size, in which each value but the background is one object.
 
-    def __init__(self, source: Path, masks: str) -> None:
-        self.finder = MaskFinder(source, masks, several=False)
+    Each page of a TIFF is a map of further objects.
+    """
+
+    def __init__(self, source: Path, masks: str, rules: LabelRules | None = None) -> None:
+        self.finder, self.rules = MaskFinder(source, masks, several=False), rules or LabelRules()
 
     def entries(self) -> list[Entry]:
         return [Entry(*found) for found in self.finder.images()]
@@ -253,19 +261,24 @@ class LabelMaps:
         if len(entry.evidence) != 1:
             names = ", ".join(path.name for path in entry.evidence) or "none"
             raise Refused("not exactly one label map", f"found {names}; data.masks is {self.finder.masks!r}")
-        labels = read_labels(entry.evidence[0])
-        objects = [{"segmentation": encode_mask(mask), "label": label} for label, mask in split_labels(labels)]
-        return RawAnnotations({"width": labels.shape[1], "height": labels.shape[0]}, objects)
+        objects, notes, sizes = [], [], set()
+        for labels in read_pages(entry.evidence[0], labels=True):
+            sizes.add(labels.shape)
+            of_page, noticed = objects_of_labels(labels, self.rules, entry.evidence[0].name)
+            objects += of_page
+            notes += noticed
+        return _in_one_size(sizes, objects, notes, entry.evidence[0].name)
 
 
 class BinaryMasks:
-    """Reads one mask file per object, which is bright inside the object.
+    """Reads one mask per object, which is bright inside the object: a file or a page of a TIFF.
 
     An image without mask files has no objects if `empty_images` is true; otherwise it is refused.
     """
 
-    def __init__(self, source: Path, masks: str, *, empty_images: bool = False) -> None:
-        self.finder, self.empty_images = MaskFinder(source, masks, several=True), empty_images
+    def __init__(self, source: Path, masks: str, rules: LabelRules | None = None, *, empty_images: bool = False) -> None:
+        self.finder, self.rules = MaskFinder(source, masks, several=True), rules or LabelRules()
+        self.empty_images = empty_images
 
     def entries(self) -> list[Entry]:
         return [Entry(*found) for found in self.finder.images()]
@@ -276,13 +289,20 @@ class BinaryMasks:
             return RawAnnotations({}, [])
         if not entry.evidence:
             raise Refused("no mask files", f"data.masks is {self.finder.masks!r}")
-        objects, sizes = [], set()
-        for path in entry.evidence:
-            values = read_labels(path)
-            sizes.add(values.shape)
-            # half of the maximum fits 0/1, 0/255, and edges that a resize or JPEG has softened
-            objects.append({"segmentation": encode_mask(values > values.max() / 2), "file": path.name})
-        if len(sizes) > 1:
-            raise Refused("mask files of different sizes", f"{sorted(sizes)} (H, W)")
-        height, width = sizes.pop()
-        return RawAnnotations({"width": width, "height": height}, objects)
+        pages = [(path.name, page) for path in entry.evidence for page in read_pages(path, labels=False)]
+        objects, notes = [], []
+        for name, values in pages:
+            of_page, noticed = objects_of_binary(values, self.rules, name, alone=len(pages) == 1)
+            objects += [{**each, "file": name} for each in of_page]
+            notes += noticed
+        return _in_one_size({values.shape for _, values in pages}, objects, notes, entry.evidence[0].name)
+
+
+def _in_one_size(
+    sizes: set[tuple[int, int]], objects: list[dict[str, Any]], notes: list[Note], name: str
+) -> RawAnnotations:
+    """Returns the annotations of an image from masks of these sizes (H, W); raises Refused unless all are equal."""
+    if len(sizes) != 1:
+        raise Refused("mask files of different sizes", f"{sorted(sizes)} (H, W)")
+    height, width = sizes.pop()
+    return RawAnnotations({"width": width, "height": height}, objects, f"its mask file {name}", tuple(notes))

@@ -34,7 +34,7 @@ __all__ = ["PrepareConfig", "prepare"]
 log = logging.getLogger(__name__)
 
 MANIFEST = "prepare.json"
-PREPARE_VERSION = 5  # raise it if the same input gives other shards: the folder of a set is named by it
+PREPARE_VERSION = 6  # raise it if the same input gives other shards: the folder of a set is named by it
 CHUNK = 32  # images per file of checked records
 CROWDS_HINT = "set data.crowds=objects if each region with iscrowd 1 is one object, as in CVAT's export of brush masks"
 EXAMPLES = 20  # examples per reason in prepare.json; the log has all refusals
@@ -230,6 +230,7 @@ def _checked_line(
         "content": checked.content,
         "annotation": annotation,
         "refused_masks": [[each.reason, each.detail] for each in checked.refused],
+        "noticed": checked.notes,
     }
 
 
@@ -265,7 +266,8 @@ def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -
     counts: dict[str, dict[str, Any]] = {
         s: {"images": 0, "masks": 0, "groups": set(), "images_without_objects": 0, "crowds": 0} for s in ("pool", "val", "test")
     }
-    # count the images, masks and groups
+    noticed: dict[str, Any] = {}
+    # count the images, masks, groups and what looks wrong
     for line in (line for line in _lines(chunks) if "annotation" in line):
         split = counts[splits[line["name"]]]
         split["images"] += 1
@@ -273,6 +275,8 @@ def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -
         split["groups"].add(line["group"])
         split["images_without_objects"] += not line["annotation"]["annotations"]
         split["crowds"] += sum("iscrowd" in each for each in line["annotation"].get("evaluation_only", []))
+        for note in line["noticed"]:
+            _count(noticed, line["name"], *note)
     # log the splits and the refusals
     for name, content in counts.items():
         content["groups"] = len(content["groups"])
@@ -288,7 +292,11 @@ def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -
             log.warning("Refused %s: %d (%s), for example %s.", kind, content["count"], reason, content["examples"][0])
     if ONLY_CROWDS in refused["images"] or not sum(content["masks"] for content in counts.values()):
         log.warning("Images hold nothing but crowd regions: %s.", CROWDS_HINT)
-    return {"version": PREPARE_VERSION, "config": config.parameters(), "splits": counts, "refused": refused}
+    for reason, content in noticed.items():
+        log.warning("Noticed %d times: %s. For example %s.", content["count"], reason, content["examples"][0])
+    return {
+        "version": PREPARE_VERSION, "config": config.parameters(), "splits": counts, "refused": refused, "noticed": noticed
+    }  # fmt: skip
 
 
 def _refusals(chunks: list[Path]) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Finds the mask files of an image, and reads them."""
+"""Finds the mask files of an image."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from glob import escape
 from pathlib import Path
 
-import numpy as np
 from braceexpand import braceexpand
-from PIL import Image
-from scipy import ndimage
 
-from samtrain.data.decode import UNREADABLE
 from samtrain.data.tar_index import IMAGE_EXTENSIONS
 
 IMAGES = frozenset(f".{extension}" for extension in (*IMAGE_EXTENSIONS, "gif", "jp2", "ppm", "pgm"))
@@ -153,39 +149,3 @@ def _natural(path: Path) -> tuple:
 
 def _normal(path: Path) -> Path:
     return Path(os.path.abspath(path))
-
-
-def read_labels(path: Path) -> np.ndarray:
-    """Returns the (H, W) integers of a label map or binary mask; raises Refused unless it has one channel of integers."""
-    try:
-        if path.suffix.lower() == ".npy":
-            values = np.load(path, allow_pickle=False)
-        else:
-            with Image.open(path) as image:
-                values = np.asarray(image)
-    except UNREADABLE as error:
-        raise Refused("the mask file cannot be read", f"{path.name}: {error}") from error
-    # accept grey images that are stored with more channels
-    values = np.squeeze(values)
-    if values.ndim == 3 and (values.shape[2] == 2 or (values[..., :1] == values[..., 1:3]).all()):
-        values = values[..., 0]  # grey with alpha, or grey saved as colour
-    if values.ndim != 2:
-        raise Refused("the mask file has several channels", f"{path.name}: shape {values.shape}, expected (H, W)")
-    # accept integers that are stored as floats
-    if values.dtype.kind == "f" and np.array_equal(values, np.rint(values)):
-        values = values.astype(np.int64)
-    if values.dtype.kind not in "bui":
-        raise Refused("the mask file holds fractions", f"{path.name}: {values.dtype}, expected integers")
-    return values
-
-
-def split_labels(labels_HW: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (value, (H, W) bool mask) for each value above 0, in ascending order."""
-    positive = np.maximum(labels_HW, 0)
-    values, dense = np.unique(positive, return_inverse=True)
-    dense = dense.reshape(labels_HW.shape) + 1  # consecutive numbers from 1, because find_objects ignores 0
-    for number, (value, window) in enumerate(zip(values, ndimage.find_objects(dense), strict=True), start=1):
-        if value > 0:
-            mask = np.zeros(labels_HW.shape, bool)
-            mask[window] = dense[window] == number
-            yield int(value), mask

@@ -5,23 +5,29 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from samtrain.data import tiff
 from samtrain.data.coco_fields import is_crowd
 from samtrain.data.contents import content_digest
-from samtrain.data.decode import EXIF_ORIENTATION, UNREADABLE, decode_samples, to_rgb
+from samtrain.data.decode import EXIF_ORIENTATION, UNREADABLE, WrongSize, decode_samples, to_rgb
+from samtrain.data.opening import TooLarge, needs_tifffile, num_frames, open_image, reason_of
 from samtrain.data.prepare.formats import RawAnnotations
+from samtrain.data.prepare.label_maps import Note
 from samtrain.data.prepare.mask_files import Refused
 from samtrain.data.prepare.segmentations import to_rle, whole_number
 from samtrain.ops.rle import RLE, rle_area, rle_to_box_xywh
 
 # PIL's names of the formats that every reader of SA-1B's form knows; MPO is a phone's JPEG followed by a second image
 KEPT_AS_THEY_ARE = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}
-CANNOT_BE_READ = "the image cannot be read"
+CANNOT_BE_READ, TOO_LARGE = "the image cannot be read", "the image is too large"
+LOOKED_AT = 1_000_000  # values of an image, to count its grey levels
+FEW_LEVELS = 8  # grey levels of 256: an image with fewer shows next to nothing
 NO_OBJECTS, ONLY_CROWDS = "no objects", "only crowd regions"
 
 
@@ -39,6 +45,7 @@ class Checked:
     annotations: list[dict[str, Any]]
     evaluation_only: list[dict[str, Any]]
     refused: list[Refused]
+    notes: tuple[Note, ...] = ()
 
 
 def check_record(
@@ -50,16 +57,18 @@ def check_record(
     regions become objects with `crowds_are_objects`. An image without objects is refused unless `empty_images` is true.
     """
     if not image.is_file():
-        raise Refused("the image is missing", str(image))
+        raise _missing(image)
     # the image
     width, height = _json_size(raw.image) or shown_size(image)
-    data, _ = image_bytes(image, (width, height))
-    content = content_digest(_decoded(data, (width, height), image.name))
+    data, _ = image_bytes(image, (width, height), raw.sized_by)
+    samples = _decoded(data, (width, height), image.name, raw.sized_by)
+    content, flat = content_digest(samples), _flat(samples, image.name)
     # its masks
     sorted_out = _sort_objects(raw.objects, (height, width), crowds_are_objects)
     if not sorted_out.annotations:
         _refuse_without_objects(sorted_out, empty_images)
-    return Checked(content, {**raw.image, "width": width, "height": height}, **vars(sorted_out))
+    size = {**raw.image, "width": width, "height": height}
+    return Checked(content, size, **vars(sorted_out), notes=(*flat, *raw.notes))
 
 
 def _refuse_without_objects(found: _Objects, empty_images: bool) -> None:
@@ -74,6 +83,21 @@ def _refuse_without_objects(found: _Objects, empty_images: bool) -> None:
         raise Refused(NO_OBJECTS, "data.empty_images=true keeps it")
 
 
+def _flat(samples: np.ndarray, name: str) -> list[Note]:
+    """Returns a note if the image shows next to nothing in 8 bits."""
+    pixels = to_rgb(samples, name).ravel()
+    levels = len(np.unique(pixels[:: pixels.size // LOOKED_AT + 1]))
+    return [("the image has next to no grey levels", f"{levels} of 256")] if levels < FEW_LEVELS else []
+
+
+def _missing(image: Path) -> Refused:
+    """Returns the refusal of a file that is not there, or that has a format which is not read."""
+    beside = [path.name for path in image.parent.glob(f"{escape(image.name)}.*") if path.suffix != ".json"]
+    if not image.suffix and beside:
+        return Refused("the image's format is not read", f"{beside[0]}: save it as PNG or JPEG")
+    return Refused("the image is missing", str(image))
+
+
 def _json_size(image: dict[str, Any]) -> tuple[int, int] | None:
     """Returns (width, height), or None if neither is given."""
     width, height = whole_number(image.get("width")), whole_number(image.get("height"))
@@ -85,68 +109,82 @@ def _json_size(image: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def shown_size(path: Path) -> tuple[int, int]:
-    """Returns (width, height) of the image as a viewer shows it, turned by EXIF."""
+    """Returns (width, height) of the image as a viewer shows it, turned by EXIF, from its header."""
+    data = _bytes_of(path)
     try:
-        with Image.open(path) as image:
-            image.load()  # PIL turns a TIFF while loading it and drops the tag
-            return ImageOps.exif_transpose(image).size
+        if tiff.is_tiff(data):
+            tags = tiff.tags_of(data)
+            size, orientation = tiff.stored_size(tags), tags.get(EXIF_ORIENTATION, 1)
+        else:
+            with open_image(data) as image:
+                size, orientation = image.size, image.getexif().get(EXIF_ORIENTATION, 1)
     except UNREADABLE as error:
-        raise Refused(CANNOT_BE_READ, f"{path.name}: {error}") from error
+        raise _unreadable(error, data, path.name) from error
+    return size if orientation not in (5, 6, 7, 8) else size[::-1]
 
 
-def image_bytes(image: Path, size: tuple[int, int]) -> tuple[bytes, str]:
+def image_bytes(image: Path, size: tuple[int, int], sized_by: str = "its JSON") -> tuple[bytes, str]:
     """Reads a file and returns `storable_bytes` of it."""
+    return storable_bytes(_bytes_of(image), size, image.name, sized_by)
+
+
+def _bytes_of(image: Path) -> bytes:
     try:
-        data = image.read_bytes()
+        return image.read_bytes()
     except OSError as error:
         raise Refused(CANNOT_BE_READ, f"{image.name}: {error}") from error
-    return storable_bytes(data, size, image.name)
 
 
-def storable_bytes(data: bytes, size: tuple[int, int], name: str) -> tuple[bytes, str]:
+def _unreadable(error: Exception, data: bytes, name: str) -> Refused:
+    return Refused(TOO_LARGE if isinstance(error, TooLarge) else CANNOT_BE_READ, f"{name}: {reason_of(error, data)}")
+
+
+def storable_bytes(data: bytes, size: tuple[int, int], name: str, sized_by: str = "its JSON") -> tuple[bytes, str]:
     """Returns the bytes to store and their extension: JPEG and PNG unchanged unless they have to be turned, others as PNG.
 
-    `size` is the (width, height) that the image must have. An image with an EXIF orientation is stored as PNG without one,
-    turned as `decode_samples` turns it: some readers of SA-1B's form follow EXIF and others do not, and now all see the pixels
-    that the masks fit. Grey images keep 16 bits. Raises Refused.
+    `size` is the (width, height) that the image must have, which `sized_by` says. An image with an EXIF orientation is stored
+    as PNG without one, turned as `decode_samples` turns it: some readers of SA-1B's form follow EXIF and others do not, and now
+    all see the pixels that the masks fit. Grey images of 16 bits keep them; others of more than 8 bits are stretched to 8 as
+    they would be for training. Raises Refused.
     """
+    kept, stored_size, is_turned = None, None, False
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            kept, stored_size = KEPT_AS_THEY_ARE.get(image.format or ""), image.size
-            is_turned = image.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9)
-            pages = 1 if kept else getattr(image, "n_frames", 1)
+        if not needs_tifffile(data):
+            with open_image(data) as image:
+                kept, stored_size, pages = KEPT_AS_THEY_ARE.get(image.format or ""), image.size, num_frames(image)
+                is_turned = image.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9)
+            if pages > 1:
+                raise Refused("the image is a stack", f"{name} has {pages} pages; save the one to use")
     except UNREADABLE as error:
-        raise Refused(CANNOT_BE_READ, f"{name}: {error}") from error
+        if isinstance(error, Refused):
+            raise
+        raise _unreadable(error, data, name) from error
     # JPEG and PNG of the right size stay as they are
     if kept and size == stored_size and not is_turned:
         return data, kept
-    if not kept and pages > 1:
-        raise Refused("the image is a stack", f"{name} has {pages} pages; save the one to use")
     # all others become PNG
     stream = io.BytesIO()
-    Image.fromarray(_storable(_decoded(data, size, name), name)).save(stream, "png")
+    Image.fromarray(_storable(_decoded(data, size, name, sized_by), name)).save(stream, "png")
     return stream.getvalue(), "png"
 
 
-def _decoded(data: bytes, size: tuple[int, int], name: str) -> np.ndarray:
+def _decoded(data: bytes, size: tuple[int, int], name: str, sized_by: str) -> np.ndarray:
     """Returns the samples at their full depth; raises Refused."""
     try:
         return decode_samples(data, *size, name)
+    except WrongSize as error:
+        reason = f"the image does not have {'its JSON' if sized_by == 'its JSON' else 'its mask file'}'s size"
+        found, wanted = (f"{width} x {height}" for width, height in (error.size, size))
+        raise Refused(reason, f"{name} is {found} (width x height) and {sized_by} says {wanted}") from error
     except ValueError as error:
-        reason = CANNOT_BE_READ if "cannot be read" in str(error) else "the image does not have its JSON's size"
-        raise Refused(reason, str(error)) from error
+        raise Refused(TOO_LARGE if isinstance(error, TooLarge) else CANNOT_BE_READ, str(error)) from error
 
 
 def _storable(samples: np.ndarray, name: str) -> np.ndarray:
-    """Returns samples that PIL can write as PNG: 8 bits, or 16-bit grey to which other grey values are scaled."""
-    if samples.dtype == np.uint8:
+    """Returns samples that PIL can write as PNG: 8 bits, or 16-bit grey."""
+    if samples.dtype == np.uint8 or samples.dtype == np.uint16 and samples.ndim == 2:
         return samples
-    if samples.ndim == 3:
-        return to_rgb(samples, name)
-    values = np.nan_to_num(samples.astype(np.float64))
-    if samples.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
-        values = (values - values.min()) * (65535 / max(np.ptp(values), 1e-12))
-    return np.rint(values).astype(np.uint16)
+    return to_rgb(samples, name) if samples.ndim == 3 else to_rgb(samples, name)[..., 0]
 
 
 @dataclass(frozen=True)
