@@ -199,6 +199,11 @@ def _lock(descriptor: int, path: Path, wait: bool) -> None:
         ) from error
 
 
+def printable(name: str) -> str:
+    """Returns a file's name as text that a log can hold: bytes that are not UTF-8 become escapes such as \\udce9."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def digest(path: str | Path) -> str:
     """Returns the sha256 of a file as hex."""
     state = hashlib.sha256()

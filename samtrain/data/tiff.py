@@ -94,7 +94,7 @@ def num_pages(image: TiffImageFile) -> int:
         full += not image.tag_v2.get(SUBFILE, 0) & 1  # the lowest bit means "a reduced version of another page"
     image.seek(0)
     text = str(image.tag_v2.get(DESCRIPTION, ""))
-    if image.n_frames == 1 and (counted := re.match(r"ImageJ=.*?\nimages=(\d+)", text, re.DOTALL)):
+    if image.n_frames == 1 and (counted := re.match(r"ImageJ\b.*?\bimages\W(\d+)", text, re.DOTALL)):
         return int(counted[1])
     if image.n_frames == 1 and '"truncated": true' in text and (shape := re.search(r'"shape": \[([\d, ]+)\]', text)):
         sides = [int(side) for side in shape[1].split(",")]

@@ -155,7 +155,7 @@ def test_a_missing_image_and_a_cut_tar(tmp_path, write_tar, making, caplog):
 
 def test_a_set_of_broken_records_ends_in_an_error(tmp_path, write_tar):
     path = write_tar(tmp_path / "a.tar", [("a.png", b"no"), ("a.json", b"no")])
-    with pytest.raises(ValueError, match="records in a row cannot be read, the last one .*record a"):
+    with pytest.raises(ValueError, match="records in a row cannot be read or hold no object, the last one .*record a"):
         SamDataset([path], RESIZE, on_error="skip")[0]
     write_tar(path, [("a.png", b"no")])
     with pytest.raises(ValueError, match="hold no complete records"):

@@ -28,7 +28,7 @@ from samtrain.data.prepare.mask_files import IMAGES, Refused
 from samtrain.data.prepare.record_checks import NO_OBJECTS, ONLY_CROWDS, check_record, image_bytes
 from samtrain.data.prepare.unread import unread_files
 from samtrain.data.shards import ShardWriter, safe_key
-from samtrain.files import build_once, digest, write_text
+from samtrain.files import build_once, digest, printable, write_text
 
 __all__ = ["PrepareConfig", "prepare"]
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def _new_image_ids(chunks: list[Path]) -> dict[str, int]:
             again.append(line["name"])
         seen.add(own)
     if again:
-        log.warning("%d images have the image_id of another one and get a new one, for example %s.", len(again), again[0])
+        log.warning("%d images have the image_id of another one and get a new one, for example %s.", len(again), printable(again[0]))
     first = max((own for own in seen if isinstance(own, int)), default=0) + 1
     return {name: first + number for number, name in enumerate(again)}
 
@@ -211,10 +211,10 @@ def _checked_line(
             empty_images=config.empty_images,
         )
     except Refused as error:
-        log.warning("Refused %s: %s", entry.name, error)
+        log.warning("Refused %s: %s", printable(entry.name), printable(str(error)))
         return {"name": entry.name, "refused": [error.reason, error.detail]}
     for refusal in checked.refused:
-        log.info("Refused an object of %s: %s", entry.name, refusal)
+        log.info("Refused an object of %s: %s", printable(entry.name), refusal)
     # the JSON's own id, or the image's number
     image_id = checked.image.get("image_id")
     image_id = image_id if isinstance(image_id, int) or (isinstance(image_id, str) and image_id) else place + 1
@@ -314,7 +314,7 @@ def _count(reasons: dict[str, Any], name: str, reason: str, detail: str) -> None
     content = reasons.setdefault(reason, {"count": 0, "examples": []})
     content["count"] += 1
     if len(content["examples"]) < EXAMPLES:
-        content["examples"].append(f"{name}: {detail}" if detail else name)
+        content["examples"].append(printable(f"{name}: {detail}" if detail else name))
 
 
 def _progress(items: Any, title: str, total: int | None = None) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from samtrain.data.tar_index import IMAGE_EXTENSIONS
+from samtrain.files import printable
 
 IMAGES = frozenset(f".{extension}" for extension in (*IMAGE_EXTENSIONS, "gif", "jp2", "ppm", "pgm"))
 MASKS = IMAGES | {".npy"}
@@ -81,7 +82,7 @@ class MaskFinder:
     def _log_unused(self, masks: set[Path]) -> None:
         if masks:
             example = min(masks, key=_natural)
-            log.warning("%d mask files belong to no image (data.masks), for example %s.", len(masks), example)
+            log.warning("%d mask files belong to no image (data.masks), for example %s.", len(masks), printable(str(example)))
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.source).as_posix()
