@@ -153,7 +153,8 @@ def _new_image_ids(chunks: list[Path]) -> dict[str, int]:
             again.append(line["name"])
         seen.add(own)
     if again:
-        log.warning("%d images have the image_id of another one and get a new one, for example %s.", len(again), printable(again[0]))
+        example = printable(again[0])
+        log.warning("%d images have the image_id of another one and get a new one, for example %s.", len(again), example)
     first = max((own for own in seen if isinstance(own, int)), default=0) + 1
     return {name: first + number for number, name in enumerate(again)}
 
