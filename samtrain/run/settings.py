@@ -18,6 +18,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
+from samtrain.data.opening import MAX_PIXELS
 from samtrain.data_engine.prefill import PrefillConfig
 from samtrain.data_engine.stages import EngineConfig, read_round
 from samtrain.detector import DetectorRecipe
@@ -48,7 +49,7 @@ class RunConfig:
     seed: int
     run_dir: str
     data_dir: str
-    max_image_pixels: int
+    max_image_pixels: int = MAX_PIXELS  # a run that was stored before this key existed has the default
     size_limits: tuple[float, float]
     stage1_run: str | None
     checkpoint: str | None
@@ -122,7 +123,7 @@ def check_config(config: Config, task_nodes: Mapping[str, str]) -> None:
             near = get_close_matches(name, [*top, *readers], n=1)
             suggestion = f" (did you mean {near[0]}?)" if near else ""
             raise ValueError(f"{name} is not a setting{suggestion}; the config has {', '.join([*top, *readers])}")
-    from_plain(RunConfig, {name: config[name] for name in top}, "")
+    from_plain(RunConfig, {name: config[name] for name in top if name in config}, "")
     for name, reader in readers.items():
         if name in config:
             reader(config[name], name)

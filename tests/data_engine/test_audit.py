@@ -97,5 +97,15 @@ def test_no_pair_is_an_error(tmp_path: Path) -> None:
         pairs_with_truth([record("sa_1", [rectangle(3)])], {}, target_iou=0.9, min_iou=0.5, brush=Brush(), seed=0)
 
 
+def test_ids_may_be_text() -> None:
+    """The strokes of a mask are drawn by its id, whatever its type is."""
+    text = record("sa_1", [rectangle(20)])
+    text.annotation["annotations"][0]["id"] = "cell-7"
+    pairs, _ = pairs_with_truth(
+        [text], {"sa_1": [encode_mask(rectangle(22))]}, target_iou=0.95, min_iou=0.5, brush=Brush(), seed=0
+    )
+    assert [pair.id for pair in pairs] == ["cell-7"]
+
+
 def test_masks_are_what_they_were() -> None:
     assert (decode_rle(encode_mask(rectangle(7))) == rectangle(7)).all()

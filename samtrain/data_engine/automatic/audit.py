@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,8 @@ def pairs_with_truth(
                 missing["masks that show no object"] += 1
                 continue
             target = decode_rle(objects[int(ious[number].argmax())])
-            rng = np.random.default_rng([seed, int(each["id"])])
+            own = each["id"]
+            rng = np.random.default_rng([seed, own if isinstance(own, int) else zlib.crc32(str(own).encode())])
             corrected = _correct(decode_rle(each["segmentation"]), target, target_iou, brush, rng)
             pairs.append(_pair(record, each, encode_mask(corrected)))
     return pairs, missing
