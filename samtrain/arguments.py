@@ -79,8 +79,10 @@ def resumed(arguments: list[str]) -> list[str]:
     started = _read_yaml(run_dir / ".hydra" / "environment.json") or {}
     if os.path.isdir(started.get("folder", "")):
         os.chdir(started["folder"])
-    kept = [each for each in stored if not each.startswith(("run_dir=", "hydra.", "hydra/", "+hydra", "++hydra"))]
     rest = [match.group() for match in given if match["key"] != "run_dir"]
+    # a command that is typed whole again has the run's settings already
+    ours = ("run_dir=", "hydra.", "hydra/", "+hydra", "++hydra")
+    kept = [each for each in stored if not each.startswith(ours) and each not in rest]
     return [*_config_options(started.get("command", "")), *kept, *rest, f"run_dir={quoted(str(run_dir))}"]
 
 
@@ -138,7 +140,11 @@ def _divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _config_options(command: str) -> list[str]:
     """Returns the options of a stored command that say where its config files are."""
-    words, found = shlex.split(command), []
+    found: list[str] = []
+    try:
+        words = shlex.split(command)
+    except ValueError:  # older versions stored commands without quotes
+        words = command.split()
     for number, word in enumerate(words):
         if word in CONFIG_OPTIONS:
             found += words[number : number + 2]

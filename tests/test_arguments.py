@@ -96,5 +96,22 @@ def test_a_command_with_a_task_stays_as_it_is(run_dir: Path, more: list[str]) ->
     assert resumed(given) == given and os.getcwd() == before
 
 
+def test_a_command_that_is_typed_again_is_not_doubled(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra refuses a setting with a plus sign that stands there twice."""
+    monkeypatch.chdir(run_dir)
+    stored = yaml.safe_load((run_dir / ".hydra" / "overrides.yaml").read_text())
+    given = [each for each in stored if not each.startswith(("task=", "+experiment=", "run_dir="))]
+    (run_dir / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump([*given, "+trainer.extra.profiler=simple"]))
+    again = resumed([*given, "+trainer.extra.profiler=simple", f"run_dir={run_dir}"])
+    assert again.count("+trainer.extra.profiler=simple") == 1 and len(again) == len(set(again))
+
+
+def test_a_stored_command_without_quotes_is_read(run_dir: Path) -> None:
+    """Older versions joined the words of a command with spaces."""
+    before = os.getcwd()
+    (run_dir / ".hydra" / "environment.json").write_text(json.dumps({"command": "samtrain data.root=it's"}))
+    assert resumed([f"run_dir={run_dir}"])[-1] == f"run_dir='{run_dir}'" and os.getcwd() == before
+
+
 def test_a_new_directory_has_nothing_to_resume(tmp_path: Path) -> None:
     assert resumed([f"run_dir={tmp_path}"]) == [f"run_dir={tmp_path}"]

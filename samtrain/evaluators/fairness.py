@@ -53,7 +53,7 @@ class Fairness(PredictorEvaluator):
                 f"zero_shot.group_by is {self.group_by!r}, and no object of {part.name} has it as a field of its annotation: "
                 "name another"
             )
-        with open(self.config.groups, newline="", encoding="utf-8") as file:
+        with open(self.config.groups, newline="", encoding="utf-8-sig") as file:
             named = [f"{line['key']} {line['id']}" for line in csv.DictReader(file)]
         raise ValueError(
             f"zero_shot.group_by is {self.group_by!r}, and no object of {part.name} has it in {self.config.groups} "
@@ -123,7 +123,7 @@ def read_groups(column: str, table: str | Path | None) -> GroupOf:
     """
     if table is None:
         return lambda record, annotation: _text(annotation.get(column))
-    with open(table, newline="", encoding="utf-8") as file:
+    with open(table, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if missing := {"key", "id", column} - set(reader.fieldnames or []):
             raise ValueError(
@@ -131,7 +131,7 @@ def read_groups(column: str, table: str | Path | None) -> GroupOf:
             )
         groups: dict[tuple[str, str], str | None] = {}
         for row in reader:
-            if (place := (row["key"].strip(), row["id"].strip())) in groups:
+            if (place := ((row["key"] or "").strip(), (row["id"] or "").strip())) in groups:
                 raise ValueError(
                     f"zero_shot.groups is {table}, which names object {row['id']} of {row['key']} twice: keep one of the lines"
                 )

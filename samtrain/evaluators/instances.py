@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samtrain.data.coco_fields import id_text
 from samtrain.data.prepare.importers import num_left_out
 from samtrain.data.shards import Record
 from samtrain.evaluators.clicks import image_size, read_image
@@ -77,7 +78,7 @@ class Instances(PredictorEvaluator):
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
         """Returns `instance_metrics`, by LVIS' rules if the set has LVIS' lists of categories, otherwise by COCO's."""
         pairs = [pair for row in rows for pair in zip(row["categories"], row["frequency"], strict=True)]
-        frequencies = {category: frequency for category, frequency in pairs if frequency is not None}
+        frequencies = {id_text(category): frequency for category, frequency in pairs if frequency is not None}
         return instance_metrics(instance_masks(rows), size_limits=self.size_limits, frequencies=frequencies)
 
     def objects(self, row: Row) -> list[Row]:

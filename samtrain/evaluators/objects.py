@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from samtrain.data.coco_fields import is_crowd
+from samtrain.data.coco_fields import id_text, is_crowd
 from samtrain.data.shards import Record
 from samtrain.evaluators.clicks import image_size
 from samtrain.evaluators.evaluator import Row
@@ -70,11 +70,18 @@ def instance_masks(rows: Sequence[Row]) -> list[InstanceMasks]:
     known = all(all(c is not None for c in row[name]) for row in rows for name in ("categories", "found_categories"))
     images = []
     for row, masks in zip(rows, scored_masks(rows), strict=True):
-        own, found = (row[name] if known else [None] * len(row[name]) for name in ("categories", "found_categories"))
-        lvis = {"negative": row[LVIS[0]], "not_exhaustive": row.get(LVIS[1], [])} if known and LVIS[0] in row else {}
+        own, found = (_ids(row[name]) if known else [None] * len(row[name]) for name in ("categories", "found_categories"))
+        lvis = {}
+        if known and LVIS[0] in row:
+            lvis = {"negative": _ids(row[LVIS[0]]), "not_exhaustive": _ids(row.get(LVIS[1], []))}
         images.append(InstanceMasks(masks, own, found, **lvis))
     order = sorted(range(len(rows)), key=lambda i: (str(type(rows[i]["image_id"])), rows[i]["image_id"] or 0))
     return [images[i] for i in order]
+
+
+def _ids(categories: Sequence[Any]) -> list[str]:
+    """Returns the ids as text, because a set and its detections may write them as numbers or as text."""
+    return [id_text(each) for each in categories]
 
 
 def recall_by_frequency(rows: Sequence[Row], max_masks: int) -> dict[str, float]:

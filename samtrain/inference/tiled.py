@@ -14,6 +14,7 @@ from samtrain.inference.transforms import ResizeLongestSide, as_rgb
 from samtrain.modeling.sam import Sam
 from samtrain.types import PointLabel, Prompts, SamOutput, Size
 
+DISTANCES_AT_A_TIME = 1 << 22  # from clicks to tiles, computed together: 64 MiB
 OUTSIDE_LOGIT = -32.0  # beyond the tile, certainly no mask; SAM 2's predictor clamps its logits to this value
 
 
@@ -210,7 +211,9 @@ def tile_corners(size: Size, side: int, overlap: float) -> list[tuple[int, int]]
 def most_central_tile(points_N2: Tensor, tiles_T2: Tensor, tile_size: Size) -> Tensor:
     """Returns (N,) int64, the tile with its centre nearest to each point, by the larger of the distances along x and y."""
     centres_T2 = tiles_T2 + torch.tensor([(tile_size[1] - 1) / 2, (tile_size[0] - 1) / 2], device=tiles_T2.device)
-    return (points_N2[:, None] - centres_T2).abs().amax(dim=2).argmin(dim=1)
+    # a few points at a time: a large image has thousands of tiles and a hundred thousand clicks
+    parts = points_N2.split(max(DISTANCES_AT_A_TIME // len(centres_T2), 1))
+    return torch.cat([(part[:, None] - centres_T2).abs().amax(dim=2).argmin(dim=1) for part in parts])
 
 
 def _tile_starts(length: int, side: int, overlap: float) -> list[int]:

@@ -74,8 +74,14 @@ def instance_metrics(
 
 def _numbers(categories: Sequence[Any]) -> dict[Any, int]:
     """Returns consecutive numbers from 1 for the categories, in the order of their ids."""
-    ordered = sorted(set(categories), key=lambda each: (str(type(each)), each if isinstance(each, (int, str)) else str(each)))
+    ordered = sorted(set(categories), key=_by_number)
     return {category: number for number, category in enumerate(ordered, start=1)}
+
+
+def _by_number(category: Any) -> tuple[int, int, str]:
+    """Returns a sort key: numbers first, also those that are written as text, in the order of the official tools."""
+    text = str(category)
+    return (0, int(text), "") if text.isdecimal() else (1, 0, text)
 
 
 def _objects(image: InstanceMasks, numbers: dict[Any, int]) -> list[Annotation]:

@@ -38,19 +38,22 @@ def is_paper_size(config: SamConfig) -> bool:
     return config.model in PAPER_MODELS or config.image_size >= PAPER_SIDE
 
 
-def value_by_checkpoint(key: str, *, checkpoint: str | None, scale: Mapping[str, Any], scales: Path) -> Any:
+def value_by_checkpoint(
+    key: str, *, checkpoint: str | None, scale: Mapping[str, Any], scales: Path, accelerator: str = "auto"
+) -> Any:
     """Returns a number of the chosen scale, or that of scale=single_gpu for a checkpoint of the paper's size.
 
     A scale for models of the paper's size keeps its own numbers. Without a readable checkpoint the chosen scale counts, and
     whoever loads the checkpoint says what is wrong with it.
 
-    key:    a key of `CHOSEN`
-    scales: the folder of the scales' YAML files
+    key:         a key of `CHOSEN`
+    scales:      the folder of the scales' YAML files
+    accelerator: `trainer.accelerator`
     """
     config = _config_of(checkpoint)
     if scale["image_size"] >= PAPER_SIDE or config is None or not is_paper_size(config):
         return scale[key]
-    if key == "precision" and not torch.cuda.is_available():
+    if key == "precision" and (accelerator == "cpu" or not torch.cuda.is_available()):
         return scale[key]  # a CPU gains nothing by bfloat16
     return _single_gpu(scales)[key]
 

@@ -27,8 +27,8 @@ Metrics = dict[str, float | None]  # None: the metric is not a finite number
 # compared under the key of the node that uses it, which is the one name to set it by. The files below data_dir are compared
 # by their content (samtrain.run.inputs)
 FREE = (
-    "run_dir", "data_dir", "scale", "loader.num_workers", "logger", "callbacks.progress", "zero_shot.num_workers",
-    "tune.num_trials", "tune.num_workers", "tune.stale_after", "tune.seeds", "tune.compare_by",
+    "run_dir", "data_dir", "max_image_pixels", "scale", "loader.num_workers", "logger", "callbacks.progress",
+    "zero_shot.num_workers", "tune.num_trials", "tune.num_workers", "tune.stale_after", "tune.seeds", "tune.compare_by",
 )  # fmt: skip
 # why some keys cannot change, and what to do instead
 REASONS = {

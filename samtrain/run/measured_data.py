@@ -14,6 +14,7 @@ from samtrain.run.settings import Config
 log = logging.getLogger(__name__)
 
 MAX_LEVELS = 5  # from a checkpoint up to its run directory: RUN/rounds/6/fit/checkpoints/best.ckpt
+TRAINING = ("fit", "rounds", "tune")  # tasks that make checkpoints of the images in `data`
 NAMING = ("kind", "root", "annotations", "masks", "train", "test")  # settings of `data` that tell one set from another
 
 
@@ -27,7 +28,8 @@ def with_measured_data(config: Config, run_dir: Path) -> Config:
     overrides = run_dir / ".hydra" / "overrides.yaml"
     if config["checkpoint"] is None or config["data"].get("kind") != "synthetic" or not overrides.is_file():
         return config
-    if _name_data(yaml.safe_load(overrides.read_text()) or []):
+    typed = yaml.safe_load(overrides.read_text()) or []
+    if _name_data(typed):
         return config
     of_run = find_run_config(Path(config["checkpoint"]))
     if of_run is None:
@@ -36,14 +38,16 @@ def with_measured_data(config: Config, run_dir: Path) -> Config:
             "images to measure, for example data=folder data.root=IMAGES"
         )
     log.info("The command names no data, so the test images of the run that made the checkpoint are measured.")
-    return {**config, "data": of_run["data"], "data_dir": of_run["data_dir"]}
+    keeps_dir = any(each.lstrip("+").startswith("data_dir=") for each in typed)
+    return {**config, "data": of_run["data"], "data_dir": config["data_dir"] if keeps_dir else of_run["data_dir"]}
 
 
 def find_run_config(checkpoint: Path) -> Config | None:
-    """Returns the config of the run directory that a checkpoint is in, or None."""
+    """Returns the config of the run directory that a checkpoint is in and that has trained it, or None."""
     for folder in list(checkpoint.absolute().parents)[:MAX_LEVELS]:
         if (path := folder / ".hydra" / "config.yaml").is_file():
-            return yaml.safe_load(path.read_text())
+            config = yaml.safe_load(path.read_text())
+            return config if config.get("task") in TRAINING else None  # task=export writes models, too
     return None
 
 

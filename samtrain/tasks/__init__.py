@@ -72,8 +72,14 @@ def _by_checkpoint(key: str, *, _root_: DictConfig) -> Any:
     from samtrain.__main__ import conf_dir
     from samtrain.run.by_checkpoint import value_by_checkpoint
 
-    checkpoint = None if "checkpoint" not in _root_ else _root_.checkpoint
-    return value_by_checkpoint(key, checkpoint=checkpoint, scale=_root_.scale, scales=conf_dir() / "scale")
+    checkpoint = _root_.checkpoint if "checkpoint" in _root_ else None
+    return value_by_checkpoint(
+        key,
+        checkpoint=checkpoint and str(Path(checkpoint).expanduser()),
+        scale=_root_.scale,
+        scales=conf_dir() / "scale",
+        accelerator=_root_.trainer.accelerator,
+    )
 
 
 def run(config: dict[str, Any], run_dir: Path) -> dict[str, float | None] | None:

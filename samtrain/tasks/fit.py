@@ -14,7 +14,7 @@ from samtrain.data.image_set import ImageSet
 from samtrain.data.shards import ShardWriter
 from samtrain.data_engine.stages import FitRequest
 from samtrain.files import build_once
-from samtrain.modeling.build import load_sam
+from samtrain.modeling.build import checkpoint_config, load_sam
 from samtrain.report import write_report
 from samtrain.run.build import loggers_of, sam_config_of, transforms_of
 from samtrain.run.by_checkpoint import say_what_follows
@@ -39,7 +39,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     begin = time.perf_counter()
     # look at the images, then train
     if config["checkpoint"]:
-        say_what_follows(config, sam_config_of(config))
+        say_what_follows(config, checkpoint_config(config["checkpoint"]))
     images = open_set(config["data"], config["data_dir"])
     check_splits(config, images)
     check_test_images(config, images)

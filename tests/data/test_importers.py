@@ -711,6 +711,59 @@ def test_images_without_objects_in_the_other_forms(tmp_path: Path, form: str) ->
     assert sorted(prepared(tmp_path, **config, empty_images=True)[0]) == ["full", "none"]
 
 
+def test_a_black_mask_says_that_an_image_has_no_objects(tmp_path: Path) -> None:
+    """One mask per image, beside a folder of images, is a layout of binary masks as well."""
+    for stem, mask in (("full", masks()[0]), ("empty", np.zeros((H, W), bool))):
+        (tmp_path / "set" / "m").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(make_image(len(stem))).save(tmp_path / "set" / f"{stem}.png")
+        Image.fromarray(mask).save(tmp_path / "set" / "m" / f"{stem}.png")
+    given = {"root": str(tmp_path / "set"), "form": "binary_masks", "masks": "m", **ALL_IN_POOL}
+    found, _ = prepared(tmp_path, empty_images=True, **given)
+    assert {key: len(record.annotation["annotations"]) for key, record in found.items()} == {"full": 1, "empty": 0}
+
+
+def test_images_of_one_value_join_no_groups(tmp_path: Path) -> None:
+    """An empty slice in each patient's folder does not make one group of all patients."""
+    for patient in range(6):
+        for stem in ("own", "blank"):
+            image = np.zeros((H, W, 3), np.uint8) if stem == "blank" else make_image(patient)
+            folder = tmp_path / "set"
+            folder.mkdir(exist_ok=True)
+            Image.fromarray(image).save(folder / f"p{patient}_{stem}.png")
+            (folder / f"p{patient}_{stem}.json").write_text(json.dumps(sa1b(masks())))
+    config = PrepareConfig(root=str(tmp_path / "set"), group_by=r"^(p\d+)_", val=0.3, test=0.3)
+    splits = report_of(prepare(tmp_path / "out", config))["splits"]
+    assert [splits[name]["groups"] for name in ("pool", "val", "test")] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([2.0, 1.0, 3], [2, 1, 3]),  # as pandas writes them
+        ([None, 1, 2], [3, 1, 2]),  # the first image's number is another one's id
+        (["1", "2", 1], ["1", "2", 3]),  # 1 and "1" are one id
+        ([None, None, None], [1, 2, 3]),
+    ],
+)
+def test_ids_of_images(tmp_path: Path, ids: list[Any], expected: list[Any]) -> None:
+    for number, own in enumerate(ids):
+        content = sa1b(masks())
+        content["image"] = {"image_id": own, "width": W, "height": H} if own is not None else {"width": W, "height": H}
+        write_pair(tmp_path / "set", f"{number}", content)
+    records = records_of(prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set"), **ALL_IN_POOL)))
+    assert [records[f"{number}"].annotation["image"]["image_id"] for number in range(3)] == expected
+
+
+def test_long_names_that_collide_get_keys_of_their_own(tmp_path: Path) -> None:
+    for ext in ("png", "tif"):
+        name = "\uc0b0" * 28
+        (tmp_path / "set" / ext).mkdir(parents=True)
+        Image.fromarray(make_image(len(ext))).save(tmp_path / "set" / ext / f"{name}.{ext}")
+        (tmp_path / "set" / ext / f"{name}.json").write_text(json.dumps(sa1b(masks())))
+    records = records_of(prepare(tmp_path / "out", PrepareConfig(root=str(tmp_path / "set"), **ALL_IN_POOL)))
+    assert len(records) == 2 and all(key == safe_key(key) for key in records)
+
+
 def test_prepared_folders_can_be_prepared_again(tmp_path: Path) -> None:
     """SA-1B's form with crowds, as prepare writes it, gives the same record."""
     first, _ = prepared(tmp_path, **coco_set(tmp_path / "set", {1: [mask_of(0, 1), mask_of(1, 2, iscrowd=1)]}))

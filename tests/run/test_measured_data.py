@@ -23,7 +23,7 @@ def write_run(folder: Path, overrides: list[str], **config: object) -> Path:
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "trained", ["data=folder"], data=FOLDER, data_dir="elsewhere")
+    return write_run(tmp_path / "trained", ["data=folder"], task="fit", data=FOLDER, data_dir="elsewhere")
 
 
 @pytest.mark.parametrize("place", ["checkpoints", "rounds/6/fit/checkpoints"])
@@ -56,3 +56,17 @@ def test_weights_from_elsewhere_need_data(tmp_path: Path) -> None:
     assert find_run_config(Path("sam_vit_b.pth")) is None
     with pytest.raises(ValueError, match=r"data is not set, and .*sam_vit_b.pth is not in a run directory .*: set the images"):
         with_measured_data(config, write_run(tmp_path / "run", ["task=evaluate"]))
+
+
+def test_an_exported_model_has_no_data_of_its_own(tmp_path: Path) -> None:
+    """Its run directory is that of the export, with conf/'s default data."""
+    exported = write_run(tmp_path / "exported", ["task=export"], task="export", data=SYNTHETIC, data_dir="data/shards")
+    config = {"checkpoint": str(exported / "model.pth"), "data": SYNTHETIC, "data_dir": "data/shards"}
+    with pytest.raises(ValueError, match="is not in a run directory that says what it was trained on"):
+        with_measured_data(config, write_run(tmp_path / "run", ["task=evaluate"]))
+
+
+def test_a_folder_of_shards_that_the_command_names_is_used(tmp_path: Path, trained: Path) -> None:
+    config = {"checkpoint": str(trained / "checkpoints" / "best.ckpt"), "data": SYNTHETIC, "data_dir": "/mnt/shards"}
+    found = with_measured_data(config, write_run(tmp_path / "run", ["task=evaluate", "data_dir=/mnt/shards"]))
+    assert found["data"] == FOLDER and found["data_dir"] == "/mnt/shards"

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 from rich.console import Console
-from tiny_training import BlobData, blobs, checkpointing, tiny_lit, tiny_trainer
+from tiny_training import BlobData, blobs, checkpointing, fit, tiny_lit, tiny_trainer
 
 from samtrain.panels import CAPTION, draw_panel, tile_panels
 from samtrain.plain import from_plain
@@ -26,6 +26,8 @@ from samtrain.training.callbacks import (
     ParameterNorms,
     ProgressDisplay,
     Throughput,
+    TrainedOn,
+    images_trained_on,
 )
 from samtrain.training.callbacks.norms import parts_of
 from samtrain.training.loggers import AppendingCSVLogger, LoggerConfig, WandbConfig, make_loggers
@@ -112,6 +114,12 @@ def test_no_checkpoint_comes_right_before_a_validation(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, max_steps=14, callbacks=[Follow(), last]).fit(tiny_lit(), BlobData())
     expected = [("checkpoint", 4), ("validation", 6), ("checkpoint", 6), ("checkpoint", 8), ("validation", 12)]
     assert seen == [*expected, ("checkpoint", 12), ("validation", 14), ("checkpoint", 14)]
+
+
+def test_the_best_checkpoint_says_what_it_was_trained_on_as_the_last_one_does(tmp_path: Path) -> None:
+    fit(tmp_path, max_steps=6, callbacks=[TrainedOn(["ff", "0a"]), *checkpointing(tmp_path)])
+    for name in ("best.ckpt", "last.ckpt"):
+        assert images_trained_on(tmp_path / "checkpoints" / name) == {f"{255:016x}", f"{10:016x}"}, name
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from samtrain.data.prepare.label_maps import LabelRules, Note, objects_of_binary
 from samtrain.data.prepare.mask_files import IMAGES, MaskFinder, Refused, files_below
 from samtrain.data.prepare.mask_reader import read_pages
 from samtrain.data.prepare.names import pair_names
+from samtrain.ops.rle import rle_area
 
 log = logging.getLogger(__name__)
 
@@ -295,6 +296,8 @@ class BinaryMasks:
             of_page, noticed = objects_of_binary(values, self.rules, name, alone=len(pages) == 1)
             objects += [{**each, "file": name} for each in of_page]
             notes += noticed
+        if self.empty_images and not any(rle_area(each["segmentation"]) for each in objects):
+            objects = []  # a black mask says that the image has no objects
         return _in_one_size({values.shape for _, values in pages}, objects, notes, entry.evidence[0].name)
 
 

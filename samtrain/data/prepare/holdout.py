@@ -65,6 +65,8 @@ def _read_column(path: Path, column: str, group_by: str) -> dict[str, str]:
         key = "file_name" if "file_name" in fields else fields[0]
         groups: dict[str, str] = {}
         for row in reader:
+            if not row[key] or row[column] is None:
+                continue  # a line that ends early names no image, or no group
             if groups.setdefault(row[key], row[column]) != row[column]:
                 raise ValueError(
                     f"data.group_by is {group_by!r} and {path} has {row[key]} in the groups {groups[row[key]]!r} and "

@@ -20,12 +20,14 @@ from typing import Any
 
 from rich.progress import track
 
+from samtrain.data.coco_fields import id_text
 from samtrain.data.contents import CONTENTS, contents_text
 from samtrain.data.prepare.config import PrepareConfig, mask_source
 from samtrain.data.prepare.formats import Entry, MaskSource
 from samtrain.data.prepare.holdout import Grouping, group_csv, grouping, hold_back, joined_groups
 from samtrain.data.prepare.mask_files import IMAGES, Refused
 from samtrain.data.prepare.record_checks import NO_OBJECTS, ONLY_CROWDS, check_record, image_bytes
+from samtrain.data.prepare.segmentations import whole_number
 from samtrain.data.prepare.unread import unread_files
 from samtrain.data.shards import ShardWriter, safe_key
 from samtrain.files import build_once, digest, printable, write_text
@@ -135,33 +137,47 @@ def _make(folder: Path, config: PrepareConfig, source: MaskSource, entries: list
 
 
 def _groups(chunks: list[Path]) -> dict[str, str]:
-    """Returns the group of each usable image by its name; groups that share an image, by its pixels, are one."""
+    """Returns the group of each usable image by its name; groups that share an image, by its pixels, are one.
+
+    Images of one value, which have no digest, join nothing.
+    """
     lines = [(line["name"], line["group"], line["content"]) for line in _lines(chunks) if "annotation" in line]
-    joined = joined_groups((group, content) for _, group, content in lines)
-    if copies := len(lines) - len({content for _, _, content in lines}):
+    joined = joined_groups((group, content or name) for name, group, content in lines)
+    known = [content for _, _, content in lines if content]
+    if copies := len(known) - len(set(known)):
         log.warning("%d images have the same pixels as another one; copies are always in the same split.", copies)
     return {name: joined[group] for name, group, _ in lines}
 
 
 def _new_image_ids(chunks: list[Path]) -> dict[str, int]:
-    """Returns a new image_id for each image that has that of an image before it, by the image's name."""
-    seen: set[Any] = set()
+    """Returns an image_id, by the image's name, for each image without one and for each that has that of an image before it.
+
+    An image without one gets its number in the set, if no image has that id.
+    """
+    lines = [(line["name"], line["number"], _own_id(line)) for line in _lines(chunks) if "annotation" in line]
+    # ids are compared as text, as detections are joined by them: 7 and "7" are one id
+    seen: set[str] = set()
     again = []
-    for line in (line for line in _lines(chunks) if "annotation" in line):
-        own = line["annotation"]["image"]["image_id"]
-        if own in seen:
-            again.append(line["name"])
-        seen.add(own)
+    for name, _, own in lines:
+        if own is not None and id_text(own) in seen:
+            again.append(name)
+        seen |= set() if own is None else {id_text(own)}
     if again:
         example = printable(again[0])
         log.warning("%d images have the image_id of another one and get a new one, for example %s.", len(again), example)
-    first = max((own for own in seen if isinstance(own, int)), default=0) + 1
-    return {name: first + number for number, name in enumerate(again)}
+    new_ids = {name: number for name, number, own in lines if own is None and str(number) not in seen}
+    lacking = [*(name for name, _, own in lines if own is None and name not in new_ids), *again]
+    numbers = [*new_ids.values(), *(int(text) for text in seen if text.isdecimal())]
+    return new_ids | {name: max(numbers, default=0) + 1 + i for i, name in enumerate(lacking)}
+
+
+def _own_id(line: dict[str, Any]) -> int | str | None:
+    return line["annotation"]["image"].get("image_id")
 
 
 def _renumbered(line: dict[str, Any], new_ids: Mapping[str, int]) -> dict[str, Any]:
     image = line["annotation"]["image"]
-    image["image_id"] = new_ids.get(line["name"], image["image_id"])
+    image["image_id"] = new_ids.get(line["name"], image.get("image_id"))
     return line
 
 
@@ -192,7 +208,7 @@ def _keys(entries: list[Entry]) -> list[str]:
     for entry in entries:
         key = safe_key(str(Path(entry.name.removeprefix(shared)).with_suffix("")).replace("/", "__"))
         if key in keys:
-            key = f"{key[:70]}_{hashlib.sha256(os.fsencode(entry.name)).hexdigest()[:12]}"
+            key = f"{key.encode()[:70].decode(errors='ignore')}_{hashlib.sha256(os.fsencode(entry.name)).hexdigest()[:12]}"
         keys[key] = None
     return list(keys)
 
@@ -216,18 +232,20 @@ def _checked_line(
         return {"name": entry.name, "refused": [error.reason, error.detail]}
     for refusal in checked.refused:
         log.info("Refused an object of %s: %s", printable(entry.name), refusal)
-    # the JSON's own id, or the image's number
+    # the JSON's own id, or none until those of all images are known
     image_id = checked.image.get("image_id")
-    image_id = image_id if isinstance(image_id, int) or (isinstance(image_id, str) and image_id) else place + 1
+    image_id = whole_number(image_id) if isinstance(image_id, float) else image_id
+    image_id = image_id if isinstance(image_id, int) or (isinstance(image_id, str) and image_id) else None
     image = {**checked.image, "image_id": image_id, "source_name": entry.name}  # the shard changes its file_name
     annotation = {"image": image, "annotations": checked.annotations}
     if checked.evaluation_only:
         annotation["evaluation_only"] = checked.evaluation_only
     return {
         "name": entry.name,
+        "number": place + 1,
         "key": key,
         # without data.group_by images are held back by their content, which other names and folders do not change
-        "group": group if config.group_by else checked.content,
+        "group": group if config.group_by else checked.content or entry.name,
         "content": checked.content,
         "annotation": annotation,
         "refused_masks": [[each.reason, each.detail] for each in checked.refused],

@@ -32,14 +32,15 @@ class Refused(ValueError):
 class MaskFinder:
     """Pairs images with their mask files: one file per image, or one per object if `several` is true.
 
-    `masks` is a folder below `source` with the files `masks/<image>.*` or, if `several`, `masks/<image>/*` and
+    `masks` is a folder below `source` with the files `masks/<image>.*` and, if `several`, `masks/<image>/*` and
     `masks/<image>_<k>.*`. There <image> is the image's path without its extension, and also without its first folder if that
     is needed to find files. Or `masks` is a glob with the image's `{folder}` and `{stem}`, such as `{folder}/{stem}_masks.*`
     or `{folder}/../masks/*.png`. A mask file that fits several images is given to none of them, and `check` says so.
     """
 
     def __init__(self, source: Path, masks: str, *, several: bool) -> None:
-        self.source, self.masks, self.several = _normal(source), masks, several
+        self.source, self.several = _normal(source), several
+        self.masks = os.path.relpath(masks, self.source) if os.path.isabs(masks) else masks
         self._shared: dict[Path, str] = {}  # what to say about an image with a mask that fits others too
         self._is_glob = "{stem}" in masks or "{folder}" in masks
         if unknown := set(re.findall(r"\{(\w*)\}", masks)) - {"stem", "folder"}:
@@ -92,8 +93,8 @@ class MaskFinder:
         known = defaultdict(list)
         for path in files_below(folder, MASKS):
             stem = path.relative_to(folder).with_suffix("").as_posix()
+            known[stem].append(path)
             if not self.several:
-                known[stem].append(path)
                 continue
             known[os.path.dirname(stem)].append(path)
             if numbered := re.fullmatch(r"(.+)_\d+", stem):

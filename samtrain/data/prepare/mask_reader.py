@@ -11,7 +11,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from samtrain.data import tiff
 from samtrain.data.decode import UNREADABLE
-from samtrain.data.opening import TooLarge, needs_tifffile, num_frames, open_image, reason_of
+from samtrain.data.opening import TooLarge, check_pixels, needs_tifffile, num_frames, open_image, reason_of
 from samtrain.data.prepare.mask_files import Refused
 
 COMPRESSION, JPEG_IN_TIFF = 259, (6, 7)  # a tag of TIFF 6.0 and two of its values
@@ -34,12 +34,15 @@ def read_pages(path: Path, *, labels: bool) -> list[np.ndarray]:
         if isinstance(error, Refused):
             raise
         raise Refused("the mask file cannot be read", f"{path.name}: {reason_of(error, data)}") from error
-    return [_integers(_one_channel(page, path.name, labels), path.name) for page in pages]
+    # a copy of one channel lets go of the others
+    return [np.ascontiguousarray(_integers(_one_channel(page, path.name, labels), path.name)) for page in pages]
 
 
 def _array_pages(path: Path) -> list[np.ndarray]:
     """Returns the pages of an array (H, W), (pages, H, W) or (H, W, channels)."""
     values = np.load(path, allow_pickle=False)
+    if not isinstance(values, np.ndarray) or not values.size:
+        raise Refused("the mask file cannot be read", f"{path.name}: it holds no array of pixels")
     while values.ndim > 3 and 1 in values.shape:
         values = np.squeeze(values, axis=values.shape.index(1))
     if values.ndim not in (2, 3):
@@ -50,6 +53,7 @@ def _array_pages(path: Path) -> list[np.ndarray]:
 
 def _image_pages(data: bytes, name: str, labels: bool) -> list[np.ndarray]:
     if needs_tifffile(data):
+        check_pixels(tiff.stored_size(tiff.tags_of(data)))
         return tiff.read_pages(data)
     with open_image(data) as image:
         is_tiff = isinstance(image, TiffImageFile)

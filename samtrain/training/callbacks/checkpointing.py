@@ -20,7 +20,9 @@ from samtrain.training.finite import LossWatch
 
 CONFIG_KEYS = ("sam_config", "detector_config")  # a checkpoint has one of them
 WEIGHTS_ONLY = {
-    "only": ("state_dict", *CONFIG_KEYS, "images_seen", "masks_seen", "global_step", "pytorch-lightning_version")
+    "only": (
+        "state_dict", *CONFIG_KEYS, "images_seen", "masks_seen", "trained_on", "global_step", "pytorch-lightning_version",
+    )
 }
 
 
