@@ -25,7 +25,6 @@ sam.mask_decoder.requires_grad_(True)
 tars = prepare("data/shards", PrepareConfig(root=images)) / "pool" / "*.tar"
 data = SamDataset([str(tars)], ResizeLongestSide(image_size=sam.config.image_size), max_masks=16)
 prompts, loss, optimizer = PromptSampler(), SamLoss(), torch.optim.AdamW(sam.mask_decoder.parameters(), lr=8e-5)
-
 for step in range(int(steps)):
     rng = seeded_generator("cpu", step)
     # two images with up to 16 objects each, encoded once

@@ -236,6 +236,7 @@ SEMI_AUTOMATIC = {
 FIXED = {
     "generator_model": {"prompts.num_points"},  # 3 after the first at every scale: it is what that model is
     "sa1b": {"loader.flip_probability"},  # the paper's final recipe has no augmentation, however small
+    **dict.fromkeys(("zero_shot_instances", "zero_shot_proposals"), {"size_limits"}),  # COCO's, as in the paper's tables
 }
 ROUNDS = {"stage1": ASSISTED, "stage2": SEMI_AUTOMATIC, "data_engine": ASSISTED | SEMI_AUTOMATIC}
 
@@ -303,6 +304,7 @@ def test_no_file_repeats_a_number_that_a_scale_sets() -> None:
     assert literal == {
         ("generator", "prompts.num_points"),  # appendix B trains with three further clicks at every scale
         ("sa1b", "loader.flip_probability"),  # appendix A at every scale
+        ("zero_shot_instances", "size_limits"), ("zero_shot_proposals", "size_limits"),  # COCO's
         ("config", "loader.large_scale_jitter"),  # null: +experiment=generator_model alone takes the scale's
         ("finetune", "model.name"), ("finetune", "model.image_size"), ("finetune", "model.mae"),  # the checkpoint's own
     }  # fmt: skip

@@ -338,7 +338,7 @@ def twenty_clicks(sampler: CentreSampler, masks: Tensor, predicted: Tensor) -> l
     for _ in range(19):
         prompts = sampler.next(prompts, masks, logits_of(predicted), full(masks))
     clicks = prompts.coords[0][prompts.labels[0] != PointLabel.PADDING]
-    return [(int(x), int(y)) for x, y in clicks]
+    return [(int(x), int(y)) for x, y in clicks][::-1]  # the newest click is the first token
 
 
 @pytest.mark.parametrize("predicted", ["nothing", "all", "the object"])

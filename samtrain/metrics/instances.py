@@ -66,7 +66,9 @@ def instance_metrics(
         metrics[f"mask_ap{size}"] = precision_TRKAM[:, :, :, a, -1]
         metrics[f"mask_ar_{counts[-1]}{size}"] = recall_TKAM[:, :, a, -1]
     for letter, word in FREQUENCIES.items():
-        own = [n - 1 for category, n in numbers.items() if (frequencies or {}).get(category) == letter]
+        # a category of which nothing counts has no place behind the last one that does
+        counted = [(category, n - 1) for category, n in numbers.items() if n <= precision_TRKAM.shape[2]]
+        own = [place for category, place in counted if (frequencies or {}).get(category) == letter]
         metrics[f"mask_ap_{word}"] = precision_TRKAM[:, :, own, 0, -1]
     measured = (recall_TKAM[0, :, 0, -1] > -1).sum()
     return known_means(metrics) | {"categories": float(measured)}

@@ -53,7 +53,7 @@ def test_the_last_is_the_best_and_is_copied_whole_or_not_at_all(tmp_path: Path, 
     pretended = SimpleNamespace(fit=fit, is_global_zero=True)
     monkeypatch.setattr(training, "make_trainer", lambda *_, **__: pretended)
     monkeypatch.setattr(training, "batches_seen", lambda path: 0)
-    monkeypatch.setattr(training, "_data", lambda *_, **__: None)
+    monkeypatch.setattr(training, "_data", lambda *_, **__: SimpleNamespace(check_validation=lambda: None))
     with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
         killed.setattr(training.shutil, "copyfile", dying)
         train(config, job, [])
