@@ -79,7 +79,7 @@ def test_embed_stores_the_tiles(tmp_path: Path, checkpoint: Path, image: np.ndar
 
 
 def test_generate_cuts_tiles(tmp_path: Path, checkpoint: Path, image: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
-    given = ["generator.points_per_side=2", "generator.crop_n_layers=0"]
+    given = ["generator.points_per_side=4"]
     given += ["generator.pred_iou_thresh=-9", "generator.stability_score_thresh=0"]
     output = [f"generate.input={tmp_path}/images", f"generate.output={tmp_path}/out"]
     run(tmp_path, "+experiment=stage3", f"checkpoint={checkpoint}", *given, *output)
