@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+PATIENCE = 30.0  # seconds until a run counts as killed
 HEADER = 7  # bytes: W&B's of the file, and LevelDB's of each piece of a record
 
 
@@ -29,6 +31,7 @@ class OfflineRun:
     used: list[Any] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    has_ended: bool = False
 
     @property
     def files(self) -> Path:
@@ -36,9 +39,18 @@ class OfflineRun:
 
 
 def offline_runs(folder: Path) -> list[OfflineRun]:
-    """All runs below `<folder>/wandb`, in the order of their beginning."""
-    paths = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.parent.name)
-    return [read_offline_run(path) for path in paths]
+    """All runs below `<folder>/wandb`, in the order of their beginning.
+
+    W&B's service writes the last records after `finish` has returned, on a busy machine seconds later: this waits for them, but
+    not for those of a run that was killed.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        paths = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.parent.name)
+        runs = [read_offline_run(path) for path in paths]
+        if (runs and all(run.has_ended for run in runs)) or time.monotonic() > deadline:
+            return runs
+        time.sleep(0.1)
 
 
 def read_offline_run(path: Path) -> OfflineRun:
@@ -60,6 +72,8 @@ def read_offline_run(path: Path) -> OfflineRun:
             run.config |= _items(record.run.config.update)
         elif kind == "config":
             run.config |= _items(record.config.update)
+        elif kind == "exit":
+            run.has_ended = True
         elif kind == "summary":
             run.summary |= _items(record.summary.update)
     return run
@@ -80,6 +94,8 @@ def _leveldb_records(data: bytes) -> Iterator[bytes]:
         if kind == 0:
             position += block - position % block
             continue
+        if position + HEADER + length > len(data):
+            return  # the service is writing it
         parts += data[position + HEADER : position + HEADER + length]
         position += HEADER + length
         if kind in (1, 4):  # whole, or the last piece
