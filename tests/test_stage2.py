@@ -49,7 +49,8 @@ SECOND += [f"~rounds.{n}" for n in (9, 10, 11)]
 
 
 def begin(cwd: Path, *overrides: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ours = {name: value for name, value in os.environ.items() if "WANDB" not in name}  # not another test's service
+    environment = {**ours, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, "-m", "samtrain", *SMALL, *overrides]
     return subprocess.Popen(arguments, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
