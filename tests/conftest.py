@@ -75,15 +75,17 @@ def making():
 
 @pytest.fixture
 def write_set() -> Callable[..., list[Path]]:
-    """Writes n images of 40 x 60 with three boxes each; image i is filled with the value i."""
+    """Writes n images of 40 x 60 with three boxes each; image i is filled with the value i, but for a corner if `varied`."""
 
-    def write(folder: Path, n: int = 6, prefix: str = "set", max_count: int = 1000) -> list[Path]:
+    def write(folder: Path, n: int = 6, prefix: str = "set", max_count: int = 1000, varied: bool = False) -> list[Path]:
         size = (40, 60)
         boxes = [(2, 3, 22, 13), (30, 10, 50, 35), (5, 20, 8, 23)]
         annotation = annotate([rectangle(size, box) for box in boxes], size)
         with ShardWriter(folder, prefix, max_count=max_count) as writer:
             for i in range(n):
-                writer.write(f"{prefix}_{i}", encode_png(np.full((*size, 3), i, dtype=np.uint8)), "png", annotation)
+                image = np.full((*size, 3), i, dtype=np.uint8)
+                image[0, 0] += varied  # images of one value have no digest
+                writer.write(f"{prefix}_{i}", encode_png(image), "png", annotation)
         return writer.paths
 
     return write

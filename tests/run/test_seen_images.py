@@ -32,7 +32,7 @@ def write_checkpoint(path: Path, tars: list[Path]) -> Path:
 
 @pytest.fixture
 def tars(tmp_path: Path, write_set) -> list[Path]:
-    return write_set(tmp_path / "shards", n=6, max_count=2)
+    return write_set(tmp_path / "shards", n=6, max_count=2, varied=True)
 
 
 def test_a_checkpoint_remembers_its_images(tmp_path: Path, tars: list[Path]) -> None:
