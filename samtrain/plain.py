@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, Union
@@ -26,7 +27,7 @@ def from_plain(kind: type[T], values: Any, name: str) -> T:
     prefix = f"{name}." if name else ""
     for key in values:
         if key not in known:
-            raise ValueError(f"{prefix}{key} is not a setting{_suggestion(str(key), known)}; {name} has {', '.join(known)}")
+            raise ValueError(f"{prefix}{key} is not a setting{suggestion(str(key), known)}; {name} has {', '.join(known)}")
     for key, field in known.items():
         if key not in values and field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"{prefix}{key} is missing: set it")
@@ -49,8 +50,9 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, value in items for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
-def _suggestion(key: str, known: dict[str, Any]) -> str:
-    near = get_close_matches(key, known, n=1)
+def suggestion(key: str, known: Iterable[str]) -> str:
+    """Returns " (did you mean NAME?)" with the known name that is nearest to a key, or "" if none is near."""
+    near = get_close_matches(key, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+from samtrain.plain import suggestion
 
 KEY = re.compile(r"(?:\+\+|\+|~|)(?P<key>[\w/.@-]+)")
 
@@ -49,20 +50,16 @@ def _unknown_key(key: str, arguments: Sequence[str], conf: Path) -> str:
 
 def _unknown(key: str, part: str, node: Any, parent: str) -> str:
     known = list(map(str, node)) if isinstance(node, dict) else []
-    near = get_close_matches(part, known, n=1)
-    suggestion = f" (did you mean {near[0]}?)" if near else ""
     has = f"; {parent or 'the config'} has {', '.join(known)}" if known else ""
-    return f"{key} is not a setting{suggestion}{has}"
+    return f"{key} is not a setting{suggestion(part, known)}{has}"
 
 
 def _unknown_option(name: str, text: str) -> str:
     """Returns the message for a file that a group such as `experiment` does not have."""
     group, _, option = name.rpartition("/")
     options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-    near = get_close_matches(option, options, n=1)
-    suggestion = f" (did you mean {near[0]}?)" if near else ""
     choices = f": choose one of {', '.join(options)}" if options else ""
-    return f"{group}={option} does not exist{suggestion}{choices}"
+    return f"{group}={option} does not exist{suggestion(option, options)}{choices}"
 
 
 def _composed(overrides: list[str], conf: Path) -> dict[str, Any]:

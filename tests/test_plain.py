@@ -55,7 +55,7 @@ def test_dataclasses_inside_a_dict_are_built_along() -> None:
         ({"rate": 1, "on_error": "stop"}, "node.on_error is 'stop': give one of raise, skip"),
         ({"rate": 1, "betas": [0.9]}, "node.betas is .*: give 2 values, each a number"),
         ({"rate": 1, "names": ["a", 3]}, "node.names.1 is 3: give a string"),
-        ({"rate": 1, "points": ["a"]}, "node.points is .*: give \[a whole number or a number, ...\]"),
+        ({"rate": 1, "points": ["a"]}, r"node.points is .*: give \[a whole number or a number, ...\]"),
         ({"rate": 1, "flag": 1}, "node.flag is 1: give true or false"),
         ({"rate": 1, "inner": {"side": None}}, "node.inner.side is None: give a whole number"),
         ({"rate": 1, "inner": 3}, "node.inner is 3: give settings as key: value or null"),

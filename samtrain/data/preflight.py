@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from samtrain.data.datasets import SamDataset
+from samtrain.data.stretch import FEW_LEVELS, shows_little
 from samtrain.data.transforms import Sample, mask_extents
 
 SMALL_SIDE = 8  # input pixels: with patch 16 such an object has 2 x 2 cells of the decoder's grid
 LARGE_SHARE = 0.9  # of the image: the transforms drop larger masks (paper, appendix A)
 ENLARGED = 2.0  # times: beyond that, most input pixels are interpolated
 EMPTY_SHARE = 0.25  # of the square input: below that, the encoder mostly computes padding
-FEW_LEVELS = 8  # grey levels of 256: an image with fewer shows next to nothing
 DARK = 16  # of 255, the mean of an image
 
 
@@ -115,7 +115,7 @@ def _check_flat(probes: list[_Probe]) -> str:
     flat = []
     for probe in probes:
         height, width = probe.sample.input_size
-        flat += [probe.key] * (len(probe.sample.image[:, :height, :width].unique()) < FEW_LEVELS)
+        flat += [probe.key] * shows_little(probe.sample.image[:, :height, :width].numpy())
     cure = f"have fewer than {FEW_LEVELS} grey levels: look for values that mean missing data, or give images of more contrast"
     return _sentence(flat, probes, cure) if flat else ""
 

@@ -14,6 +14,12 @@ LARGEST = 1e30  # larger samples mean "no data": GDAL's default is the lowest fl
 # a constant such as -9999 means "no data" if the gap to all other samples is this many times their own range. A gap of 2 leaves
 # at least 85 of 256 grey levels when it is not taken for one. Above, saturated pixels look alike, so only a huge gap counts.
 GAP_BELOW, GAP_ABOVE = 2, 1000
+FEW_LEVELS = 8  # grey levels of 256: an image with fewer shows next to nothing
+
+
+def shows_little(pixels: np.ndarray) -> bool:
+    """Returns whether 8-bit pixels of any shape have next to no grey levels: one far value may have decided the scale."""
+    return len(np.unique(pixels)) < FEW_LEVELS
 
 
 def stretch(samples: np.ndarray, name: str) -> np.ndarray:

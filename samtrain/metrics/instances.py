@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from samtrain.metrics.coco import COCO_SIZES, Annotation, accumulate, known_means, size_ranges
-from samtrain.metrics.masks import ScoredMasks, annotation_of
+from samtrain.metrics.masks import ScoredMasks, found_annotations, object_annotations
 
 COCO_MAX_MASKS = (1, 10, 100)  # per image and category
 LVIS_MAX_MASKS = 300  # per image, those of highest score over all categories
@@ -87,13 +87,8 @@ def _by_number(category: Any) -> tuple[int, int, str]:
 
 
 def _objects(image: InstanceMasks, numbers: dict[Any, int]) -> list[Annotation]:
-    masks = image.masks
-    annotations = [annotation_of(rle) for rle in masks.objects]
-    for i, (each, category) in enumerate(zip(annotations, image.categories, strict=True)):
-        each["category_id"] = numbers[category]
-        each["iscrowd"] = int(bool(masks.crowd and masks.crowd[i]))
-        each["area"] = masks.areas[i] if masks.areas else each["area"]
-    return annotations
+    pairs = zip(object_annotations(image.masks), image.categories, strict=True)
+    return [{**each, "category_id": numbers[category]} for each, category in pairs]
 
 
 def _found(image: InstanceMasks, numbers: dict[Any, int], lvis: bool) -> list[Annotation]:
@@ -103,7 +98,5 @@ def _found(image: InstanceMasks, numbers: dict[Any, int], lvis: bool) -> list[An
         known = {*image.categories, *(image.negative or ())}
         best = np.argsort(-np.asarray(masks.scores, dtype=float), kind="stable")[:LVIS_MAX_MASKS]
         kept = [i for i in best.tolist() if image.found_categories[i] in known]
-    return [
-        {**annotation_of(masks.found[i]), "category_id": numbers[image.found_categories[i]], "score": float(masks.scores[i])}
-        for i in kept
-    ]
+    found = found_annotations(masks)
+    return [{**found[i], "category_id": numbers[image.found_categories[i]]} for i in kept]

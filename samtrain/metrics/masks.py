@@ -38,16 +38,7 @@ def mask_metrics(
     if not any(len(image.objects) for image in images):
         raise ValueError("no image holds an object to compare masks with: check the data set (data)")
     sizes = size_ranges(size_limits)
-    objects = [
-        [
-            {**annotation_of(rle), "iscrowd": int(bool(p.crowd and p.crowd[i])), **({"area": p.areas[i]} if p.areas else {})}
-            for i, rle in enumerate(p.objects)
-        ]
-        for p in images
-    ]
-    found = [
-        [{**annotation_of(rle), "score": float(score)} for rle, score in zip(p.found, p.scores, strict=True)] for p in images
-    ]
+    objects, found = ([function(image) for image in images] for function in (object_annotations, found_annotations))
     precision_TRKAM, recall_TKAM, at = accumulate("segm", objects, found, list(sizes.values()), max_masks)
     precision_TRAM, recall_TAM = precision_TRKAM[:, :, 0], recall_TKAM[:, 0]
     metrics = {f"mask_ar_{count}": recall_TAM[:, 0, m] for m, count in enumerate(max_masks)}
@@ -58,7 +49,20 @@ def mask_metrics(
     return known_means(metrics)
 
 
-def annotation_of(rle: RLE) -> Annotation:
-    """Returns a mask as pycocotools' annotation."""
+def object_annotations(image: ScoredMasks) -> list[Annotation]:
+    """Returns the objects of an image as pycocotools' annotations."""
+    annotations = [_annotation(rle) for rle in image.objects]
+    for i, each in enumerate(annotations):
+        each["iscrowd"] = int(bool(image.crowd and image.crowd[i]))
+        each["area"] = image.areas[i] if image.areas else each["area"]
+    return annotations
+
+
+def found_annotations(image: ScoredMasks) -> list[Annotation]:
+    """Returns the masks that were found in an image as pycocotools' results."""
+    return [{**_annotation(rle), "score": float(score)} for rle, score in zip(image.found, image.scores, strict=True)]
+
+
+def _annotation(rle: RLE) -> Annotation:
     rle = to_compressed(rle)
     return {"segmentation": rle, "bbox": rle_to_box_xywh(rle), "area": rle_area(rle)}

@@ -20,6 +20,7 @@ from samtrain.types import Prompts, SamOutput, valid_pixels
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # of ImageNet, for pixels of 0 to 255 (segment_anything)
 PIXEL_STD = (58.395, 57.12, 57.375)
 CHANNELS = "RGB"  # their order in the images that a model sees
+PAPER_MODELS = ("vit_b", "vit_l", "vit_h")  # the sizes that the paper trained and segment_anything builds
 FRAMES = ("resize", "native")  # how an image becomes the input of a model: see `SamConfig.frame`
 INPUT_FIELDS = ("frame", "channels", "pixel_mean", "pixel_std")  # fields of SamConfig that no tensor shows
 

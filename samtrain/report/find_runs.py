@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 FILES = (".hydra/config.yaml", "metrics.json", "metrics.csv", "ledger.jsonl")  # a run directory has at least one of these
+BOOKKEEPING = {".hydra", ".lock", "samtrain.log"}  # what a run directory has before the run has written anything
 HOW = "set compare.runs='[RUN,RUN]' to run directories, or to a glob such as compare.runs='experiments/runs/stage1/*'"
 
 
@@ -54,7 +55,7 @@ def _is_run(path: Path) -> bool:
 
 def _is_empty(path: Path) -> bool:
     """Returns whether a run has not written anything yet, because it was refused or has just begun."""
-    return {each.name for each in path.iterdir()} <= {".hydra", ".lock", "samtrain.log"}
+    return {each.name for each in path.iterdir()} <= BOOKKEEPING
 
 
 def _is_comparison(path: Path) -> bool:

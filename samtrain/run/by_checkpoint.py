@@ -16,11 +16,10 @@ import torch
 import yaml
 
 from samtrain.modeling.build import checkpoint_config
-from samtrain.modeling.sam import SamConfig
+from samtrain.modeling.sam import PAPER_MODELS, SamConfig
 
 log = logging.getLogger(__name__)
 
-PAPER_MODELS = ("vit_b", "vit_l", "vit_h")
 PAPER_SIDE = 512  # pixels; our small models see 96 to 256, the paper's 1024
 CHOSEN = {  # what follows the checkpoint: the key of the scale, and the setting
     "num_points": "prompts.num_points",

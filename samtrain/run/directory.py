@@ -16,8 +16,9 @@ import yaml
 
 from samtrain.files import locked, write_text
 from samtrain.plain import differences
+from samtrain.report.find_runs import BOOKKEEPING
 from samtrain.run.clock import keep_time
-from samtrain.run.environment import environment, read_environment, record_environment, resume_command
+from samtrain.run.environment import environment, read_environment, record_environment, resume_command, started_by
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,6 @@ REASONS = {
     ),
 }
 LOG_NAME = "samtrain.log"
-BOOKKEEPING = {".hydra", ".lock", LOG_NAME}  # what `open_run` writes
 LOG_FORMAT = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"
 
 
@@ -160,17 +160,17 @@ def _make_directory(run_dir: Path) -> list[Path]:
 
 def _check_same(config: dict[str, Any], stored: dict[str, Any], run_dir: Path) -> None:
     """Raises ValueError with a list of the differences that would change the run's results."""
-    started = read_environment(run_dir)
+    folder = read_environment(run_dir).get("folder", ".")
     found = [
         each
         for each in differences(config, stored)
-        if not _is_free(each[0]) and not _is_same_path(*each[1:], folder=started.get("folder", "."))
+        if not _is_free(each[0]) and not _is_same_path(*each[1:], folder=folder)
     ]
     if not found:
         return
     lines = [f"{run_dir} contains a run of another config:"]
     lines += [f"  {key}: {there} there, {here} now" for key, here, there in found]
-    lines += ["It was started by", f"  {started.get('command', 'a command that was not recorded')}"]
+    lines += ["It was started by", f"  {started_by(run_dir)}"]
     last = run_dir / "checkpoints" / "last.ckpt"
     lines += dict.fromkeys(REASONS[key].format(last=last) for key, *_ in found if key in REASONS)
     lines += [f"To resume it with its own settings, give {resume_command(run_dir)}, or set another run_dir for a new run"]

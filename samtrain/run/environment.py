@@ -54,6 +54,11 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def started_by(run_dir: Path) -> str:
+    """Returns the command that started the run, for messages."""
+    return read_environment(run_dir).get("command", "a command that was not recorded")
+
+
 def record_environment(run_dir: Path, found: dict[str, Any], *, resumes: bool) -> None:
     """Writes what starts the run; a process that resumes it is appended to the list `resumed` and leaves the rest as it is."""
     if resumes and (first := read_environment(run_dir)):

@@ -18,7 +18,7 @@ from samtrain.data.image_set import ImageSet
 from samtrain.data.shards import expand_urls, is_remote
 from samtrain.files import digest, write_text
 from samtrain.run.directory import is_first_rank
-from samtrain.run.environment import read_environment
+from samtrain.run.environment import started_by
 from samtrain.run.settings import Config
 
 log = logging.getLogger(__name__)
@@ -49,11 +49,10 @@ def check_inputs(config: Config, run_dir: Path, images: ImageSet | None = None, 
         if stored.get(name, {}).get("digest") != found.get(name, {}).get("digest")
     ]
     if lines:
-        started = read_environment(run_dir).get("command", "a command that was not recorded")
         raise ValueError(
             f"{run_dir} contains a run that began with other files:\n"
             + "\n".join(lines)
-            + f"\nIt was started by\n  {started}\n"
+            + f"\nIt was started by\n  {started_by(run_dir)}\n"
             "Restore the files that it began with, or set another run_dir for a new run"
         )
 

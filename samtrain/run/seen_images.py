@@ -25,10 +25,12 @@ def check_splits(config: Config, images: ImageSet) -> None:
     """Raises ValueError if images for validation or test are also trained on, by this run or for its first checkpoint."""
     loader = read(LoaderConfig, config, "loader")
     held_back = {"data.test": images.test} | ({} if loader.val_on_train else {"data.val": images.val})
+    if not _forbids_seen(config) or not any(held_back.values()):
+        return
+    trained_on = contents_of(tars_of(images.train))
     for name, tars in held_back.items():
         check_unseen(config, tars, name, config["checkpoint"])
-        if tars and _forbids_seen(config):
-            _refuse_common(contents_of(tars), contents_of(tars_of(images.train)), name, "this run would train on (data.train)")
+        _refuse_common(contents_of(tars), trained_on, name, "this run would train on (data.train)")
 
 
 def tars_of(sources: Iterable[Source]) -> list[str]:

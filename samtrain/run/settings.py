@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,7 +23,7 @@ from samtrain.data_engine.stages import EngineConfig, read_round
 from samtrain.detector import DetectorRecipe
 from samtrain.evaluators.config import ZeroShotConfig
 from samtrain.modeling.timm_encoder import is_timm
-from samtrain.plain import from_plain
+from samtrain.plain import from_plain, suggestion
 from samtrain.run.image_sets import data_config
 from samtrain.run.targets import check_target
 from samtrain.training.config import CallbacksConfig, LoaderConfig, TrainerConfig, is_trainer_argument
@@ -120,9 +119,8 @@ def check_config(config: Config, task_nodes: Mapping[str, str]) -> None:
     top = [field.name for field in fields(RunConfig)]
     for name in config:
         if name not in readers and name not in top:
-            near = get_close_matches(name, [*top, *readers], n=1)
-            suggestion = f" (did you mean {near[0]}?)" if near else ""
-            raise ValueError(f"{name} is not a setting{suggestion}; the config has {', '.join([*top, *readers])}")
+            known = [*top, *readers]
+            raise ValueError(f"{name} is not a setting{suggestion(name, known)}; the config has {', '.join(known)}")
     from_plain(RunConfig, {name: config[name] for name in top if name in config}, "")
     for name, reader in readers.items():
         if name in config:
@@ -156,9 +154,7 @@ def keys(*known: str, **inner: Reader) -> Reader:
     def check(node: Any, name: str) -> None:
         for key, value in (node or {}).items():
             if key not in names:
-                near = get_close_matches(str(key), names, n=1)
-                suggestion = f" (did you mean {near[0]}?)" if near else ""
-                raise ValueError(f"{name}.{key} is not a setting{suggestion}; {name} has {', '.join(names)}")
+                raise ValueError(f"{name}.{key} is not a setting{suggestion(str(key), names)}; {name} has {', '.join(names)}")
             if key in inner:
                 inner[key](value, f"{name}.{key}")
 

@@ -75,7 +75,7 @@ def _by_checkpoint(key: str, *, _root_: DictConfig) -> Any:
     checkpoint = _root_.checkpoint if "checkpoint" in _root_ else None
     return value_by_checkpoint(
         key,
-        checkpoint=checkpoint and str(Path(checkpoint).expanduser()),
+        checkpoint=expanded(checkpoint),
         scale=_root_.scale,
         scales=conf_dir() / "scale",
         accelerator=_root_.trainer.accelerator,

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from samtrain.modeling.build import load_sam
 from samtrain.modeling.checkpoints import save_official, save_safetensors
+from samtrain.modeling.sam import PAPER_MODELS
 from samtrain.run.settings import Config, read
 
 log = logging.getLogger(__name__)
 
-OFFICIAL, OFFICIAL_SIZE = ("vit_b", "vit_l", "vit_h"), 1024  # segment_anything/build_sam.py
+OFFICIAL_SIZE = 1024  # segment_anything/build_sam.py
 WRITERS = {".pth": save_official, ".safetensors": save_safetensors}
 
 
@@ -35,8 +36,8 @@ def run(config: Config, run_dir: Path) -> None:
     path, sam = Path(settings.path or run_dir / "model.pth"), load_sam(config["checkpoint"])
     WRITERS[path.suffix](sam, path)
     log.info("The model was written to %s.", path)
-    if path.suffix == ".pth" and (sam.config.model not in OFFICIAL or sam.config.image_size != OFFICIAL_SIZE):
+    if path.suffix == ".pth" and (sam.config.model not in PAPER_MODELS or sam.config.image_size != OFFICIAL_SIZE):
         log.info(
             "segment_anything's sam_model_registry knows %s at %d pixels only, so read this %s of %d pixels with "
-            "samtrain.load_sam.", ", ".join(OFFICIAL), OFFICIAL_SIZE, sam.config.model, sam.config.image_size,
+            "samtrain.load_sam.", ", ".join(PAPER_MODELS), OFFICIAL_SIZE, sam.config.model, sam.config.image_size,
         )  # fmt: skip

@@ -9,6 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from samtrain.training.optim import local_part
+
 NAMED = 8  # image keys in a message
 
 
@@ -56,8 +58,7 @@ def _broken_weight(module: pl.LightningModule) -> str | None:
     named = [(name, parameter.detach()) for name, parameter in module.named_parameters() if parameter.numel()]
     if not named:
         return None
-    local = [getattr(values, "to_local", lambda values=values: values)() for _, values in named]
-    finite = torch.stack([torch.isfinite(values).all() for values in local]).tolist()
+    finite = torch.stack([torch.isfinite(local_part(values)).all() for _, values in named]).tolist()
     return next((name for (name, _), fine in zip(named, finite, strict=True) if not fine), None)
 
 

@@ -189,7 +189,12 @@ def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:
 def scale_gradients(parameters: list[nn.Parameter], factor: Tensor) -> None:
     """Multiplies all gradients by a scalar tensor, without waiting for its value."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    torch._foreach_mul_([g.to_local() if isinstance(g, DTensor) else g for g in gradients], factor)
+    torch._foreach_mul_([local_part(gradient) for gradient in gradients], factor)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Returns what this rank holds of a tensor that FSDP2 shards, or the whole tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _by_kind(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -159,9 +159,11 @@ def _new_image_ids(chunks: list[Path]) -> dict[str, int]:
     seen: set[str] = set()
     again = []
     for name, _, own in lines:
-        if own is not None and id_text(own) in seen:
+        if own is None:
+            continue
+        if id_text(own) in seen:
             again.append(name)
-        seen |= set() if own is None else {id_text(own)}
+        seen.add(id_text(own))
     if again:
         example = printable(again[0])
         log.warning("%d images have the image_id of another one and get a new one, for example %s.", len(again), example)

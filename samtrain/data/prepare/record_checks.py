@@ -21,13 +21,13 @@ from samtrain.data.prepare.formats import RawAnnotations
 from samtrain.data.prepare.label_maps import Note
 from samtrain.data.prepare.mask_files import Refused
 from samtrain.data.prepare.segmentations import to_rle, whole_number
+from samtrain.data.stretch import shows_little
 from samtrain.ops.rle import RLE, rle_area, rle_to_box_xywh
 
 # PIL's names of the formats that every reader of SA-1B's form knows; MPO is a phone's JPEG followed by a second image
 KEPT_AS_THEY_ARE = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}
 CANNOT_BE_READ, TOO_LARGE = "the image cannot be read", "the image is too large"
 LOOKED_AT = 1_000_000  # values of an image, to count its grey levels
-FEW_LEVELS = 8  # grey levels of 256: an image with fewer shows next to nothing
 NO_OBJECTS, ONLY_CROWDS = "no objects", "only crowd regions"
 
 
@@ -60,8 +60,7 @@ def check_record(
         raise _missing(image)
     # the image
     width, height = _json_size(raw.image) or shown_size(image)
-    data, _ = image_bytes(image, (width, height), raw.sized_by)
-    samples = _decoded(data, (width, height), image.name, raw.sized_by)
+    samples = _stored_samples(_bytes_of(image), (width, height), image.name, raw.sized_by)
     content, flat = content_digest(samples), _flat(samples, image.name)
     # its masks
     sorted_out = _sort_objects(raw.objects, (height, width), crowds_are_objects)
@@ -86,8 +85,10 @@ def _refuse_without_objects(found: _Objects, empty_images: bool) -> None:
 def _flat(samples: np.ndarray, name: str) -> list[Note]:
     """Returns a note if the image shows next to nothing in 8 bits."""
     pixels = to_rgb(samples, name).ravel()
-    levels = len(np.unique(pixels[:: pixels.size // LOOKED_AT + 1]))
-    return [("the image has next to no grey levels", f"{levels} of 256")] if levels < FEW_LEVELS else []
+    pixels = pixels[:: pixels.size // LOOKED_AT + 1]
+    if not shows_little(pixels):
+        return []
+    return [("the image has next to no grey levels", f"{len(np.unique(pixels))} of 256")]
 
 
 def _missing(image: Path) -> Refused:
@@ -123,9 +124,9 @@ def shown_size(path: Path) -> tuple[int, int]:
     return size if orientation not in (5, 6, 7, 8) else size[::-1]
 
 
-def image_bytes(image: Path, size: tuple[int, int], sized_by: str = "its JSON") -> tuple[bytes, str]:
+def image_bytes(image: Path, size: tuple[int, int]) -> tuple[bytes, str]:
     """Reads a file and returns `storable_bytes` of it."""
-    return storable_bytes(_bytes_of(image), size, image.name, sized_by)
+    return storable_bytes(_bytes_of(image), size, image.name)
 
 
 def _bytes_of(image: Path) -> bytes:
@@ -139,37 +140,45 @@ def _unreadable(error: Exception, data: bytes, name: str) -> Refused:
     return Refused(TOO_LARGE if isinstance(error, TooLarge) else CANNOT_BE_READ, f"{name}: {reason_of(error, data)}")
 
 
-def storable_bytes(data: bytes, size: tuple[int, int], name: str, sized_by: str = "its JSON") -> tuple[bytes, str]:
+def storable_bytes(data: bytes, size: tuple[int, int], name: str) -> tuple[bytes, str]:
     """Returns the bytes to store and their extension: JPEG and PNG unchanged unless they have to be turned, others as PNG.
 
-    `size` is the (width, height) that the image must have, which `sized_by` says. An image with an EXIF orientation is stored
-    as PNG without one, turned as `decode_samples` turns it: some readers of SA-1B's form follow EXIF and others do not, and now
-    all see the pixels that the masks fit. Grey images of 16 bits keep them; others of more than 8 bits are stretched to 8 as
-    they would be for training. Raises Refused.
+    `size` is the (width, height) that the image must have. An image with an EXIF orientation is stored as PNG without one,
+    turned as `decode_samples` turns it: some readers of SA-1B's form follow EXIF and others do not, and now all see the pixels
+    that the masks fit. Grey images of 16 bits keep them; others of more than 8 bits are stretched to 8 as they would be for
+    training. Raises Refused.
     """
-    kept, stored_size, is_turned = None, None, False
-    try:
-        if not needs_tifffile(data):
-            with open_image(data) as image:
-                kept, stored_size, pages = KEPT_AS_THEY_ARE.get(image.format or ""), image.size, num_frames(image)
-                is_turned = image.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9)
-            if pages > 1:
-                raise Refused("the image is a stack", f"{name} has {pages} pages; save the one to use")
-    except UNREADABLE as error:
-        if isinstance(error, Refused):
-            raise
-        raise _unreadable(error, data, name) from error
-    # JPEG and PNG of the right size stay as they are
-    if kept and size == stored_size and not is_turned:
+    if kept := _kept_extension(data, size, name):
         return data, kept
-    # all others become PNG
     stream = io.BytesIO()
-    Image.fromarray(_storable(_decoded(data, size, name, sized_by), name)).save(stream, "png")
+    Image.fromarray(_storable(_decoded(data, size, name), name)).save(stream, "png")
     return stream.getvalue(), "png"
 
 
-def _decoded(data: bytes, size: tuple[int, int], name: str, sized_by: str) -> np.ndarray:
-    """Returns the samples at their full depth; raises Refused."""
+def _stored_samples(data: bytes, size: tuple[int, int], name: str, sized_by: str) -> np.ndarray:
+    """Returns the samples of what `storable_bytes` stores, without writing a PNG to read it again; raises Refused."""
+    kept = _kept_extension(data, size, name)
+    samples = _decoded(data, size, name, sized_by)
+    return samples if kept else _storable(samples, name)
+
+
+def _kept_extension(data: bytes, size: tuple[int, int], name: str) -> str | None:
+    """Returns the extension of a JPEG or PNG that is stored as it is, None for an image that becomes a PNG; raises Refused."""
+    try:
+        if needs_tifffile(data):
+            return None
+        with open_image(data) as image:
+            kept, stored_size, pages = KEPT_AS_THEY_ARE.get(image.format or ""), image.size, num_frames(image)
+            is_turned = image.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9)
+    except UNREADABLE as error:
+        raise _unreadable(error, data, name) from error
+    if pages > 1:
+        raise Refused("the image is a stack", f"{name} has {pages} pages; save the one to use")
+    return kept if size == stored_size and not is_turned else None
+
+
+def _decoded(data: bytes, size: tuple[int, int], name: str, sized_by: str = "its JSON") -> np.ndarray:
+    """Returns the samples at their full depth; raises Refused, which says that `sized_by` gives `size` (width, height)."""
     try:
         return decode_samples(data, *size, name)
     except WrongSize as error:

@@ -8,7 +8,7 @@ import yaml
 
 from samtrain.data_engine.ledger import promoted, read_ledger, take_over
 from samtrain.data_engine.stages import SEMI_AUTOMATIC, STAGES, RoundConfig, read_round
-from samtrain.modeling.build import load_sam, sam_config
+from samtrain.modeling.build import checkpoint_config, sam_config
 from samtrain.plain import differences
 from samtrain.run.build import check_growth, sam_config_of
 from samtrain.run.directory import num_ranks
@@ -97,7 +97,7 @@ def check_growth_of_rounds(config: Config) -> None:
     """Raises ValueError for a round with a model that cannot grow out of one that may be promoted before it."""
     first = sam_config_of(config)
     if config["checkpoint"] is not None:
-        first = load_sam(config["checkpoint"]).config
+        first = checkpoint_config(config["checkpoint"])
         wanted = read(ModelConfig, config, "model").image_size or first.image_size
         if first.image_size != wanted:
             raise ValueError(
