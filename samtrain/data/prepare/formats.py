@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from samtrain.data.coco_fields import id_text
 from samtrain.data.prepare.label_maps import LabelRules, Note, objects_of_binary, objects_of_labels
 from samtrain.data.prepare.mask_files import IMAGES, MaskFinder, Refused, files_below
 from samtrain.data.prepare.mask_reader import read_pages
@@ -228,8 +229,8 @@ class IdIndex:
     def __init__(self, ids: Iterable[Any]) -> None:
         self._known = {own: own for own in ids}
         # ids as text, unless two ids are the same text
-        texts = Counter(map(_as_text, self._known))
-        self._by_text = {text: own for own in self._known if texts[text := _as_text(own)] == 1}
+        texts = Counter(map(id_text, self._known))
+        self._by_text = {text: own for own in self._known if texts[text := id_text(own)] == 1}
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._known)
@@ -238,11 +239,7 @@ class IdIndex:
         """Returns the id as the list writes it, or None if it has no such id."""
         if not isinstance(given, (int, float, str)):
             return None
-        return self._known.get(given, self._by_text.get(_as_text(given)))
-
-
-def _as_text(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        return self._known.get(given, self._by_text.get(id_text(given)))
 
 
 class LabelMaps:

@@ -129,7 +129,7 @@ def _one_channel(values: np.ndarray, name: str, labels: bool) -> np.ndarray:
 
 def _integers(values: np.ndarray, name: str) -> np.ndarray:
     """Returns the values as integers, also if they are stored as floats; raises Refused for fractions."""
-    if values.dtype.kind == "f" and np.array_equal(values, np.rint(values)) and np.abs(values).max(initial=0) < 2**53:
+    if values.dtype.kind == "f" and np.array_equal(values, np.rint(values)) and float(np.abs(values).max(initial=0)) < 2**53:
         values = values.astype(np.int64)
     if values.dtype == bool:
         return values.astype(np.uint8)
