@@ -25,6 +25,7 @@ SIBLINGS_ALLOWED = {0, 2, 6}
 OUTSIDE = {
     "hydra": 5, "omegaconf": 6,
     "pytorch_lightning": 3, "lightning": 3, "lightning_fabric": 3,
+    "fastapi": 4, "starlette": 4, "uvicorn": 4, "sqlalchemy": 4, "psycopg": 4,
     "timm": 1, "webdataset": 1,
 }  # fmt: skip
 LIGHT = {"torch", "numpy", "pycocotools", "scipy", "yaml", "rich"}  # what layer 0 may know

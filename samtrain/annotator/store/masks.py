@@ -1,0 +1,265 @@
+"""The masks of the store: accepted once, changed with the lease, never lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Connection, Row, and_, insert, or_, select, update
+
+from samtrain.annotator.store.database import Database
+from samtrain.annotator.store.errors import Conflict, NotFound
+from samtrain.annotator.store.leases import allow_write, forget_agreement, opinion_of
+from samtrain.annotator.store.rows import MASK_STATES, MAX_SECONDS, MAX_TEXT, ORIGINS, MaskRow, NewMask, one_of
+from samtrain.annotator.store.schema import IMAGES, MASKS
+from samtrain.ops.rle import RLE, rle_area, rle_to_box_xywh, to_compressed
+
+_COLUMNS = [MASKS.c[each.name] for each in fields(MaskRow)]
+CHANGEABLE = (
+    "segmentation", "label", "state", "seconds", "predicted_iou", "stability_score",
+    "point_coords", "point_labels", "box", "strokes", "story", "origin", "model",
+)  # fmt: skip
+REVIEWED = ("state", "label")  # what may change of a locked mask
+
+
+class Masks:
+    """The part of the store that holds masks; each write checks the lease of the image in its own transaction.
+
+    `token` is that of the lease; None takes the lease if the image is free, as a script on one's own machine does.
+    """
+
+    database: Database
+
+    def accept(self, image_id: int, annotator: str, mask: NewMask, token: str | None = None) -> MaskRow:
+        """Stores a mask and returns it when it is on disk; a request that was stored before returns the same mask.
+
+        A mask with a `parent` replaces it: the parent becomes deleted, in the same transaction. Raises NotFound, Conflict,
+        and ValueError if the mask is empty or does not fit the image.
+        """
+
+        def work(connection: Connection) -> MaskRow:
+            image, now = self._locked(connection, image_id)  # type: ignore[attr-defined]
+            if (repeated := _repeated(connection, image_id, annotator, mask.request)) is not None:
+                return repeated
+            values = _values(mask, (image.height, image.width))
+            allow_write(connection, image, annotator, token, now)
+            opinion = opinion_of(connection, image, annotator)
+            if mask.parent is not None:
+                parent = _find(connection, mask.parent, image_id)
+                _check_change(parent, {"state": "deleted"}, opinion, None)
+                _update(connection, parent, {"state": "deleted"}, now)
+            values |= {"image_id": image_id, "annotator": annotator, "opinion": opinion, "round": image.round}
+            if image.opinions_wanted > 1:
+                forget_agreement(connection, image_id)
+            return _insert(connection, values, now)
+
+        return self.database.write(work)
+
+    def add_masks(self, image_id: int, annotator: str, masks: Sequence[NewMask]) -> list[MaskRow]:
+        """Adds masks that are there before people come, prefilled or imported, in one transaction; needs no lease.
+
+        Repeated with the same `request` ids, it adds nothing.
+        """
+
+        def work(connection: Connection) -> list[MaskRow]:
+            image, now = self._locked(connection, image_id)  # type: ignore[attr-defined]
+            rows = []
+            for mask in masks:
+                row = _repeated(connection, image_id, annotator, mask.request)
+                values = _values(mask, (image.height, image.width)) if row is None else {}
+                values |= {"image_id": image_id, "annotator": annotator, "opinion": 0, "round": image.round}
+                rows.append(row or _insert(connection, values, now))
+            return rows
+
+        return self.database.write(work)
+
+    def change(
+        self,
+        mask_id: int,
+        annotator: str,
+        changes: Mapping[str, Any],
+        token: str | None = None,
+        revision: int | None = None,
+    ) -> MaskRow:
+        """Changes fields of a mask (see CHANGEABLE) and returns it when that is on disk.
+
+        With `revision`, raises Conflict if the mask was changed since that revision was read. A locked mask is only rejected
+        and taken back.
+        """
+        if unknown := sorted(set(changes) - set(CHANGEABLE)):
+            raise ValueError(f"a mask has no changeable {', '.join(unknown)[:200]}: give some of {', '.join(CHANGEABLE)}")
+
+        def work(connection: Connection) -> MaskRow:
+            mask = _find(connection, mask_id)
+            image, now = self._locked(connection, mask.image_id)  # type: ignore[attr-defined]
+            mask = _find(connection, mask_id)  # as it is now that the image is locked
+            allow_write(connection, image, annotator, token, now)
+            _check_change(mask, changes, opinion_of(connection, image, annotator), revision)
+            if image.opinions_wanted > 1:
+                forget_agreement(connection, image.id)
+            return _update(connection, mask, _changed(mask, changes, (image.height, image.width)), now)
+
+        return self.database.write(work)
+
+    def delete(self, mask_id: int, annotator: str, token: str | None = None, revision: int | None = None) -> MaskRow:
+        """Marks a mask as deleted; its row stays, so that `restore` can undo this."""
+        return self.change(mask_id, annotator, {"state": "deleted"}, token, revision)
+
+    def reject(self, mask_id: int, annotator: str, token: str | None = None, revision: int | None = None) -> MaskRow:
+        """Marks a prefilled or imported mask as wrong."""
+        return self.change(mask_id, annotator, {"state": "rejected"}, token, revision)
+
+    def restore(self, mask_id: int, annotator: str, token: str | None = None, revision: int | None = None) -> MaskRow:
+        """Accepts a mask that was deleted or rejected."""
+        return self.change(mask_id, annotator, {"state": "accepted"}, token, revision)
+
+    def mask(self, mask_id: int) -> MaskRow:
+        """Returns a mask; raises NotFound."""
+        return self.database.read(lambda connection: _find(connection, mask_id))
+
+    def masks(
+        self, image_id: int, states: Sequence[str] = ("accepted",), *, annotator: str | None = None, opinion: int = 0
+    ) -> list[MaskRow]:
+        """Returns the masks of an image in the order they were made.
+
+        With `annotator`, those that this annotator may see: who gives a second opinion does not see the masks of the first,
+        but prefilled ones. Without, those of one opinion; number 0 are the masks that count.
+        """
+
+        def work(connection: Connection) -> list[MaskRow]:
+            image = connection.execute(select(IMAGES).where(IMAGES.c.id == image_id)).one_or_none()
+            if image is None:
+                raise NotFound(f"there is no image {image_id}")
+            seen = MASKS.c.opinion == (opinion if annotator is None else opinion_of(connection, image, annotator))
+            if annotator is not None:
+                seen = or_(seen, and_(MASKS.c.opinion == 0, MASKS.c.locked))
+            query = select(*_COLUMNS).where(MASKS.c.image_id == image_id, MASKS.c.state.in_(states), seen).order_by(MASKS.c.id)
+            return [_to_mask(row) for row in connection.execute(query)]
+
+        return self.database.read(work)
+
+
+def check_segmentation(segmentation: Any, size: tuple[int, int]) -> RLE:
+    """Returns the mask as compressed RLE with text counts; raises ValueError if it is empty or does not fit (H, W)."""
+    rle = to_compressed(segmentation, size)
+    if rle_area(rle) == 0:
+        raise ValueError("the mask is empty: click or paint the object first")
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def _values(mask: NewMask, size: tuple[int, int]) -> dict[str, Any]:
+    """Returns the checked columns of a new mask."""
+    values = {each.name: getattr(mask, each.name) for each in fields(NewMask)}
+    return values | _checked(values, size)
+
+
+def _checked(values: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """Returns the columns that follow from these fields; raises ValueError for a field that is wrong."""
+    found: dict[str, Any] = {}
+    if "segmentation" in values:
+        rle = check_segmentation(values["segmentation"], size)
+        found |= {"segmentation": rle, "area": rle_area(rle), "bbox": rle_to_box_xywh(rle)}
+    if "seconds" in values and not 0 <= _number(values["seconds"], "seconds") <= MAX_SECONDS:
+        raise ValueError(f"seconds is {values['seconds']}: give the seconds of work on the mask, from 0 to {MAX_SECONDS:.0f}")
+    for name in ("predicted_iou", "stability_score"):
+        if values.get(name) is not None:
+            _number(values[name], name)
+    if values.get("label") is not None and (not isinstance(values["label"], str) or len(values["label"]) > MAX_TEXT):
+        raise ValueError(f"a label is a text of up to {MAX_TEXT} characters")
+    if "point_coords" in values or "point_labels" in values:
+        _check_points(values["point_coords"], values["point_labels"])
+        found["clicks"] = len(values["point_labels"])
+    if values.get("box") is not None:
+        _check_coordinates(values["box"], (4,), "a box is (x1, y1, x2, y2)")
+    return found
+
+
+def _check_points(coords: Any, labels: Any) -> None:
+    if not isinstance(labels, list) or any(type(each) is not int or each not in (0, 1) for each in labels):
+        raise ValueError("labels is a list with 1 (foreground) or 0 (background) for each point")
+    _check_coordinates(coords, (len(labels), 2), "points is a list of (x, y) with one label each") if labels or coords else None
+
+
+def _check_coordinates(values: Any, shape: tuple[int, ...], words: str) -> None:
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{words} in pixels of the image, got {str(values)[:80]}") from error
+    if array.shape != shape or not np.isfinite(array).all():
+        raise ValueError(f"{words} in pixels of the image, got {str(values)[:80]}")
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{name} is a finite number, got {str(value)[:80]}")
+    return float(value)
+
+
+# ---- steps of a transaction
+
+
+def _changed(mask: MaskRow, changes: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """Returns the columns that a change sets."""
+    if "state" in changes:
+        one_of(changes["state"], MASK_STATES, "state")
+    if "origin" in changes:
+        one_of(changes["origin"], ORIGINS, "origin")
+    values = dict(changes)
+    if {"point_coords", "point_labels"} & set(values):  # they are checked together
+        values = {"point_coords": mask.point_coords, "point_labels": mask.point_labels} | values
+    return values | _checked(values, size)
+
+
+def _check_change(mask: MaskRow, changes: Mapping[str, Any], opinion: int, revision: int | None) -> None:
+    if mask.opinion != opinion and not (mask.locked and mask.opinion == 0):
+        words = f"mask {mask.id} belongs to another annotator's opinion of the image"
+        raise Conflict(words, reason="opinion", holder=mask.annotator)
+    if revision is not None and revision != mask.revision:
+        raise Conflict(
+            f"mask {mask.id} was changed since you loaded it (revision {mask.revision}, yours is {revision}): load it again, "
+            "then change it",
+            reason="revision",
+        )
+    if mask.locked and (set(changes) - set(REVIEWED) or changes.get("state") == "deleted"):
+        raise Conflict(
+            f"mask {mask.id} was made before people came, and is locked: it stays as it is, or you reject it and draw another",
+            reason="locked",
+        )
+
+
+def _repeated(connection: Connection, image_id: int, annotator: str, request: str | None) -> MaskRow | None:
+    """Returns the mask that this request has made before."""
+    if request is None:
+        return None
+    query = select(*_COLUMNS).where(MASKS.c.image_id == image_id, MASKS.c.request == request)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        return None
+    if row.annotator != annotator:
+        raise Conflict(f"the request {request} was made by {row.annotator}: give each save an id of its own", reason="request")
+    return _to_mask(row)
+
+
+def _find(connection: Connection, mask_id: int, image_id: int | None = None) -> MaskRow:
+    row = connection.execute(select(*_COLUMNS).where(MASKS.c.id == mask_id)).one_or_none()
+    if row is None or image_id not in (None, row.image_id):
+        raise NotFound(f"there is no mask {mask_id}" + ("" if image_id is None else f" of image {image_id}"))
+    return _to_mask(row)
+
+
+def _insert(connection: Connection, values: dict[str, Any], now: float) -> MaskRow:
+    values |= {"revision": 0, "created_at": now, "updated_at": now}
+    return _to_mask(connection.execute(insert(MASKS).values(**values).returning(*_COLUMNS)).one())
+
+
+def _update(connection: Connection, mask: MaskRow, values: Mapping[str, Any], now: float) -> MaskRow:
+    values = {**values, "revision": mask.revision + 1, "updated_at": now}
+    query = update(MASKS).where(MASKS.c.id == mask.id).values(**values).returning(*_COLUMNS)
+    return _to_mask(connection.execute(query).one())
+
+
+def _to_mask(row: Row[Any]) -> MaskRow:
+    return MaskRow(**row._mapping)
