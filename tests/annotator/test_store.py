@@ -7,19 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from store_objects import image, square
 
-from samtrain.annotator.store import Conflict, Model, NewImage, NewMask, NotFound, Store, Work
+from samtrain.annotator.store import Conflict, Model, NewMask, NotFound, Store, Work
 from samtrain.ops.rle import encode_mask
-
-
-def image(key: str = "a", **fields: Any) -> NewImage:
-    return NewImage(**{"key": key, "source": f"/images/{key}.png", "width": 8, "height": 6} | fields)
-
-
-def square(row: int = 0, column: int = 0, side: int = 3, **fields: Any) -> NewMask:
-    mask = np.zeros((6, 8), dtype=bool)
-    mask[row : row + side, column : column + side] = True
-    return NewMask(**{"segmentation": encode_mask(mask)} | fields)
 
 
 def test_a_mask_comes_back_as_it_was_accepted(store: Store) -> None:

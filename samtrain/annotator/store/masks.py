@@ -40,21 +40,21 @@ class Masks:
         and ValueError if the mask is empty or does not fit the image.
         """
 
+        values = _values(mask, self._size(image_id))  # before the transaction, which keeps others waiting
+
         def work(connection: Connection) -> MaskRow:
             image, now = self._locked(connection, image_id)  # type: ignore[attr-defined]
             if (repeated := _repeated(connection, image_id, annotator, mask.request)) is not None:
                 return repeated
-            values = _values(mask, (image.height, image.width))
             allow_write(connection, image, annotator, token, now)
             opinion = opinion_of(connection, image, annotator)
             if mask.parent is not None:
                 parent = _find(connection, mask.parent, image_id)
                 _check_change(parent, {"state": "deleted"}, opinion, None)
                 _update(connection, parent, {"state": "deleted"}, now)
-            values |= {"image_id": image_id, "annotator": annotator, "opinion": opinion, "round": image.round}
             if image.opinions_wanted > 1:
                 forget_agreement(connection, image_id)
-            return _insert(connection, values, now)
+            return _insert(connection, [values], image, annotator, opinion, now)[0]
 
         return self.database.write(work)
 
@@ -64,15 +64,15 @@ class Masks:
         Repeated with the same `request` ids, it adds nothing.
         """
 
+        size = self._size(image_id)
+        values = [_values(mask, size) for mask in masks]
+
         def work(connection: Connection) -> list[MaskRow]:
             image, now = self._locked(connection, image_id)  # type: ignore[attr-defined]
-            rows = []
-            for mask in masks:
-                row = _repeated(connection, image_id, annotator, mask.request)
-                values = _values(mask, (image.height, image.width)) if row is None else {}
-                values |= {"image_id": image_id, "annotator": annotator, "opinion": 0, "round": image.round}
-                rows.append(row or _insert(connection, values, now))
-            return rows
+            found = [_repeated(connection, image_id, annotator, mask.request) for mask in masks]
+            new = [each for each, row in zip(values, found, strict=True) if row is None]
+            added = iter(_insert(connection, new, image, annotator, 0, now))
+            return [next(added) if row is None else row for row in found]
 
         return self.database.write(work)
 
@@ -115,6 +115,14 @@ class Masks:
     def restore(self, mask_id: int, annotator: str, token: str | None = None, revision: int | None = None) -> MaskRow:
         """Accepts a mask that was deleted or rejected."""
         return self.change(mask_id, annotator, {"state": "accepted"}, token, revision)
+
+    def _size(self, image_id: int) -> tuple[int, int]:
+        """Returns (H, W) of an image, which never changes; raises NotFound."""
+        query = select(IMAGES.c.height, IMAGES.c.width).where(IMAGES.c.id == image_id)
+        row = self.database.read(lambda connection: connection.execute(query).one_or_none())
+        if row is None:
+            raise NotFound(f"there is no image {image_id}")
+        return row.height, row.width
 
     def mask(self, mask_id: int) -> MaskRow:
         """Returns a mask; raises NotFound."""
@@ -250,9 +258,16 @@ def _find(connection: Connection, mask_id: int, image_id: int | None = None) -> 
     return _to_mask(row)
 
 
-def _insert(connection: Connection, values: dict[str, Any], now: float) -> MaskRow:
-    values |= {"revision": 0, "created_at": now, "updated_at": now}
-    return _to_mask(connection.execute(insert(MASKS).values(**values).returning(*_COLUMNS)).one())
+def _insert(
+    connection: Connection, values: Sequence[dict[str, Any]], image: Row[Any], annotator: str, opinion: int, now: float
+) -> list[MaskRow]:
+    """Adds masks with these checked columns, and returns their rows in the same order."""
+    same = {"image_id": image.id, "annotator": annotator, "opinion": opinion, "round": image.round}
+    same |= {"revision": 0, "created_at": now, "updated_at": now}
+    if not values:
+        return []
+    query = insert(MASKS).returning(*_COLUMNS, sort_by_parameter_order=True)
+    return [_to_mask(row) for row in connection.execute(query, [{**each, **same} for each in values])]
 
 
 def _update(connection: Connection, mask: MaskRow, values: Mapping[str, Any], now: float) -> MaskRow:

@@ -1,0 +1,30 @@
+"""Reads the image that a row of the store names: a file, or a record of a shard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from samtrain.data.shards import index_tar, read_record
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """The bytes of an image, its name in messages, and the (width, height) that a shard's record gives, None for a file."""
+
+    data: bytes
+    name: str
+    size: tuple[int, int] | None
+
+
+def read_source(source: str) -> SourceImage:
+    """Reads a file, or record INDEX of a shard for `TAR#INDEX`.
+
+    Raises OSError if the file is not there, IndexError if the shard has fewer records, and ValueError if it is damaged.
+    """
+    path, sign, number = source.rpartition("#")
+    if sign and number.isdigit() and path.endswith(".tar"):
+        record = read_record(index_tar(path), int(number))
+        about = record.annotation["image"]
+        return SourceImage(record.image_bytes, record.name, (int(about["width"]), int(about["height"])))
+    return SourceImage(Path(source).read_bytes(), source, None)
