@@ -1,0 +1,58 @@
+// The hint of the first visit: three steps that tick themselves off as they are done, until three masks are made.
+
+const SEEN = "samtrain-coach-seen";
+const GOAL = 3;
+
+const STEPS = [
+  "Click an object. The nearest thing that stands out comes first, then smaller things.",
+  "Is the mask wrong? Left-click what is missing, right-click what is too much, or press 1, 2, 3 for another size.",
+  "Press Enter to accept it, and click the next object.",
+];
+const LAST = "Press N when the image is done. The key ? shows everything else.";
+
+/** Returns {update, close}. `update({hasObject, clicks, accepted})` is told what was done so far on this page. */
+export function createCoach(section, list, closeButton) {
+  let open = readSeen() === null;
+  let corrected = false;
+
+  function close() {
+    open = false;
+    section.hidden = true;
+    try {
+      localStorage.setItem(SEEN, "1");
+    } catch {
+      // a browser that keeps nothing shows the hint once more
+    }
+  }
+  closeButton.addEventListener("click", close);
+
+  function update({ hasObject, touched, accepted }) {
+    if (!open) return;
+    corrected ||= touched || accepted > 0;
+    const step = accepted >= GOAL ? 3 : !hasObject ? (accepted ? 2 : 0) : corrected ? 2 : 1;
+    const done = [hasObject || accepted > 0, corrected, accepted >= GOAL];
+    const texts = STEPS.map((text, i) => (i === 2 && accepted < GOAL ? `${text} (${accepted} of ${GOAL})` : text));
+    const state = JSON.stringify([step, done, texts]);
+    section.hidden = false;
+    if (list.dataset.state === state) return;
+    list.dataset.state = state;
+    list.replaceChildren(...[...texts, LAST].map((text, i) => {
+      const item = document.createElement("li");
+      item.dataset.number = i + 1;
+      item.textContent = text;
+      if (done[i]) item.classList.add("done");
+      if (i === step) item.classList.add("now");
+      return item;
+    }));
+  }
+
+  return { update, close, hide: () => (section.hidden = true) };
+}
+
+function readSeen() {
+  try {
+    return localStorage.getItem(SEEN);
+  } catch {
+    return null;
+  }
+}
