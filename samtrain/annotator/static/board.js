@@ -1,12 +1,11 @@
 // The canvas as a place to work: tools, previews, brush, zoom, and which masks are shown in which style.
 
 import { createHover } from "./hover.js";
-import { contains } from "./masks.js";
+import { bounds, contains } from "./masks.js";
 import { listen } from "./pointer.js";
 import { createStage } from "./stage.js";
 import { CONTRASTS, styleOfCurrent, styleOfPreview, styleOfStored } from "./styles.js";
 import * as views from "./view.js";
-import { bounds } from "./masks.js";
 
 const RADIUS = [0.5, 400]; // pixels of the image
 const NOTHING = [];

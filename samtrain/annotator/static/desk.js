@@ -427,7 +427,7 @@ export function createDesk({ api, session, messages, coach }) {
     if (stateOf(seconds, settings.seconds_per_mask) !== "over" || warnedKey === key || settings.review) return;
     warnedKey = key;
     const what = current ? "Enter accepts the mask as it is" : "If nothing else stands out";
-    messages.show("clock", "warn", `${settings.seconds_per_mask} seconds. ${what}${current ? "; if" : ", then"} this image gets hard, N goes on to the next one.`.replace("if this image gets hard, N", "if this image gets hard, N"));
+    messages.show("clock", "warn", `${settings.seconds_per_mask} seconds. ${what}${current ? "; if" : ", then"} this image gets hard, N goes on to the next one.`);
   }
 
   return { begin, openImage, perform, workChanged, modelChanged, encodingChanged, connected, hasCandidates: () => Boolean(task?.state().current?.candidates) };

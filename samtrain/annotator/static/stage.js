@@ -21,7 +21,7 @@ export function createStage(canvas, scene) {
   let movedAt = -Infinity;
   const listeners = [];
 
-  const size = () => ({ width: canvas.width, height: canvas.height });
+  const size = () => ({ width: canvas.width, height: canvas.height, unit: window.devicePixelRatio || 1 });
 
   function redraw() {
     if (asked) return;

@@ -15,8 +15,9 @@
 
 import { capsule, emptyMask, minus, union } from "./masks.js";
 
-export function initialState(image) {
-  return { image, current: null, past: [], future: [], story: [], seq: 0, awaiting: null };
+/** `seq` is a number that no question of this person has carried yet: the server drops previews with smaller ones. */
+export function initialState(image, seq = 0) {
+  return { image, current: null, past: [], future: [], story: [], seq, awaiting: null };
 }
 
 /** Returns the state after a click: label 1 belongs to the object, 0 does not. `row` is the selected mask, if one is. */

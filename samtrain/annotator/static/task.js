@@ -10,8 +10,8 @@ import * as editor from "./state.js";
  * Opens an image. `tell` shows messages: tell.refused(text), tell.trouble(text), tell.fine(). `changed()` is called after each
  * change; `lost(error)` when the server says that the lease is gone.
  */
-export async function openTask({ api, outbox, image: row, lease, settings, tell, changed, lost }) {
-  const path = `/api/images/${row.id}`;
+export async function openTask({ api, outbox, image: { id }, lease, settings, tell, changed, lost }) {
+  const path = `/api/images/${id}`;
   const [image, listed, kept] = await Promise.all([
     api.call("GET", path),
     api.call("GET", `${path}/masks?state=accepted,rejected`),
@@ -19,7 +19,7 @@ export async function openTask({ api, outbox, image: row, lease, settings, tell,
   ]);
   const rows = new Map();
   let created = 0; // gives each mask its colour
-  let state = editor.initialState(image);
+  let state = editor.initialState(image, Date.now());
   let clock = startClock(performance.now());
   let token = lease.token;
   let request = crypto.randomUUID(); // of the mask in work; a repeated save is one mask
@@ -33,7 +33,7 @@ export async function openTask({ api, outbox, image: row, lease, settings, tell,
   let draftSeq = kept?.seq ?? 0;
   let draftState = "saved"; // "saving", "dirty"
   let closed = false;
-  let encoding = { state: row.encoded ? "done" : "queued" };
+  let encoding = image.encoding ?? { state: image.encoded ? "done" : "queued" };
 
   for (const each of listed) addRow(`m${each.id}`, each);
   restoreDraft(kept?.content);
@@ -168,6 +168,7 @@ export async function openTask({ api, outbox, image: row, lease, settings, tell,
       box: current.box,
       strokes: current.strokes,
       seconds: time(),
+      ...(current.model ? { model: current.model } : {}),
       score: candidate?.score ?? null,
       stability_score: candidate?.stability ?? null,
       origin: editor.originOf(current),
@@ -214,14 +215,15 @@ export async function openTask({ api, outbox, image: row, lease, settings, tell,
 
   // ---- changes of stored masks
 
-  /** Changes a stored mask: at once on the page, then in the store; what the store refuses is taken back. */
+  /** Changes a stored mask, or deletes it (`body` null): at once here, then in the store; what it refuses is taken back. */
   function put(each, shown, body) {
     const before = Object.fromEntries(Object.keys(shown).map((name) => [name, each[name]]));
     Object.assign(each, shown, { saving: true });
     if (shown.mask) each.area = area(shown.mask);
     const write = async () => {
       if (each.id === null) throw new Error("the mask itself was not saved");
-      return send("PUT", `${path}/masks/${each.id}`, () => ({ ...body, revision: each.revision, lease: token }));
+      const write = () => ({ ...body, revision: each.revision, lease: token });
+      return send(body ? "PUT" : "DELETE", `${path}/masks/${each.id}`, write);
     };
     outbox.add(write).then(
       (stored) => {
@@ -246,8 +248,9 @@ export async function openTask({ api, outbox, image: row, lease, settings, tell,
     changed();
   }
 
-  async function send(method, where, body) {
-    const answer = await api.persist(method, where, body, { onTrouble: tell.trouble });
+  /** Sends what `write` gives when its turn has come: the lease and the revision may have changed meanwhile. */
+  async function send(method, where, write) {
+    const answer = await api.persist(method, where, write(), { onTrouble: tell.trouble });
     tell.fine();
     return answer;
   }
@@ -278,7 +281,7 @@ export async function openTask({ api, outbox, image: row, lease, settings, tell,
   function carryOut(effect) {
     const each = effect && rows.get(effect.key);
     if (!each) return;
-    if (effect.kind === "state") put(each, { state: effect.state }, { state: effect.state });
+    if (effect.kind === "state") put(each, { state: effect.state }, effect.state === "deleted" ? null : { state: effect.state });
     else put(each, { mask: effect.mask, seconds: effect.seconds }, { segmentation: encode(effect.mask), seconds: effect.seconds });
   }
 
@@ -297,7 +300,7 @@ export async function openTask({ api, outbox, image: row, lease, settings, tell,
           const body = { content: { ...content, request, label }, seq: draftSeq };
           await api.persist("PUT", `${path}/draft`, body, { onTrouble: tell.trouble });
         } else {
-          await api.persist("DELETE", `${path}/draft`, undefined, { onTrouble: tell.trouble });
+          await api.persist("DELETE", `${path}/draft`, { seq: draftSeq }, { onTrouble: tell.trouble });
         }
         tell.fine();
       } catch (error) {
@@ -315,8 +318,7 @@ export async function openTask({ api, outbox, image: row, lease, settings, tell,
   function restoreDraft(content) {
     // a mask that was stored although its answer got lost needs no draft
     if (!content || listed.some((each) => each.request && each.request === content.request)) return;
-    const restored = editor.initialState(image);
-    const next = fromDraft(restored, content, (id) => (rows.has(`m${id}`) ? `m${id}` : null));
+    const next = fromDraft(state, content, (id) => (rows.has(`m${id}`) ? `m${id}` : null));
     if (!next.current) return;
     state = next;
     request = content.request ?? request;
@@ -410,7 +412,7 @@ export async function openTask({ api, outbox, image: row, lease, settings, tell,
     },
     /** Asks for the mask of one click without making it. */
     async preview([x, y]) {
-      const body = { points: [[x, y]], labels: [1], box: null, mask: null, seq: 0, preview: true };
+      const body = { points: [[x, y]], labels: [1], box: null, mask: null, seq: state.seq, preview: true };
       const reply = await api.call("POST", `${path}/prompts`, body);
       const best = reply.candidates.reduce((one, other) => (other.score > one.score ? other : one));
       return { mask: decode(best.segmentation), score: best.score };

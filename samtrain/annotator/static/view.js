@@ -4,16 +4,20 @@
 // the canvas.
 
 const LARGEST_SCALE = 32; // single pixels can be seen and painted
+const MARGIN = 16; // CSS pixels around a whole image, BELOW: under it
+const BELOW = 34;
 const KEPT_VISIBLE = 40; // canvas pixels of the image that stay in sight however far somebody pans
 
-/** Returns the view that shows the whole image in the middle, with a margin. */
-export function fit(image, canvas, margin = 16) {
-  const scale = Math.min(
-    Math.max(canvas.width - 2 * margin, 1) / image.width,
-    Math.max(canvas.height - 2 * margin, 1) / image.height,
-    LARGEST_SCALE,
-  );
-  return { scale, x: (canvas.width - image.width * scale) / 2, y: (canvas.height - image.height * scale) / 2 };
+/** Returns the view that shows the whole image in the middle, with a margin; a line of text has room below. */
+export function fit(image, canvas) {
+  const unit = canvas.unit ?? 1;
+  const room = { width: canvas.width - 2 * MARGIN * unit, height: canvas.height - (MARGIN + BELOW) * unit };
+  const scale = Math.min(Math.max(room.width, 1) / image.width, Math.max(room.height, 1) / image.height, LARGEST_SCALE);
+  return {
+    scale,
+    x: (canvas.width - image.width * scale) / 2,
+    y: MARGIN * unit + (room.height - image.height * scale) / 2,
+  };
 }
 
 /** Returns the view that shows a part of the image, {left, top, right, bottom}, with its surroundings. */
