@@ -1,4 +1,4 @@
-"""Stores image embeddings on disk, so that no image is encoded twice: one float16 file per image, mapped when it is read.
+"""Stores image embeddings on disk, so that no image is encoded twice: one file per image, mapped when it is read.
 
 A file is safetensors, which never executes code. It holds the tensor `embedding`, (1, C, g, g) or (T, C, g, g) for T tiles; its
 header holds the digests of encoder and image, both sizes of the image, and the overlap of tiles. Files are written completely
@@ -45,16 +45,18 @@ class EmbeddingStore:
 
     Args:
         folder: the folder; it is created when the first embedding is written.
+        round_to_half: keep float16, half the size; otherwise float32, with which predictions equal those of `set_image`.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, round_to_half: bool = True) -> None:
         self.folder = Path(folder)
+        self.round_to_half = round_to_half
 
     def set_image(self, predictor: SamPredictor, image: np.ndarray, image_format: str = "RGB") -> bool:
         """Sets the predictor's image from the stored embedding, or encodes the image and stores it.
 
-        In both cases the predictor gets the stored (rounded) embedding, so that its predictions do not depend on who encoded
-        the image. A file that cannot be used is logged and overwritten.
+        In both cases the predictor gets the stored embedding, rounded by default, so that its predictions do not depend on who
+        encoded the image. A file that cannot be used is logged and overwritten.
 
         Args:
             predictor: the predictor that gets the image.
@@ -80,7 +82,7 @@ class EmbeddingStore:
             except ValueError as error:
                 log.warning("%s. The file is overwritten.", error)
         predictor.set_image(image)
-        save_embedding(predictor, path, digest=digest)
+        save_embedding(predictor, path, digest=digest, round_to_half=self.round_to_half)
         load_embedding(predictor, path, digest=digest)
         return False
 
@@ -102,15 +104,19 @@ class Header:
     overlap: float | None = None  # of the tiles; None: the image is not cut into tiles
 
 
-def save_embedding(predictor: SamPredictor, path: str | Path, *, digest: str | None = None) -> Path:
+def save_embedding(
+    predictor: SamPredictor, path: str | Path, *, digest: str | None = None, round_to_half: bool = True
+) -> Path:
     """Writes the embedding of the predictor's image, completely or not at all.
 
-    The embedding is rounded to float16, or kept in float32 if a number exceeds float16's largest, 65504.
+    The embedding is rounded to float16, or kept in float32 if that is asked for, or if a number exceeds float16's largest,
+    65504.
 
     Args:
         predictor: the predictor; its image must be set.
         path: the file to write, usually with the ending `.safetensors`.
         digest: the image's `image_digest`, which `load_embedding` can compare.
+        round_to_half: keep float16, half the size of float32.
 
     Returns:
         The path.
@@ -124,7 +130,8 @@ def save_embedding(predictor: SamPredictor, path: str | Path, *, digest: str | N
     if predictor.model.image_encoder.training:
         raise ValueError("the model is in training mode, where drop path makes each embedding different: call sam.eval()")
     half = embedding.half()
-    tensors = {"embedding": half if torch.equal(half.isfinite(), embedding.isfinite()) else embedding}
+    fits = torch.equal(half.isfinite(), embedding.isfinite())
+    tensors = {"embedding": half if round_to_half and fits else embedding}
     header = Header(
         encoder=encoder_digest(predictor.model),
         image=digest,

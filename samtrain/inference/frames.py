@@ -28,6 +28,11 @@ def make_predictor(sam: Sam, *, frame: str | None = None) -> SamPredictor:
     log.info(_describe(sam, used))
     if used == "native":
         return TiledPredictor(sam)
+    return resizing_predictor(sam)
+
+
+def resizing_predictor(sam: Sam) -> SamPredictor:
+    """Returns the predictor that resizes images, whatever the model's frame is."""
     predictor = object.__new__(SamPredictor)  # calling the class would follow the model's own frame
     SamPredictor.__init__(predictor, sam)
     return predictor

@@ -173,3 +173,19 @@ def rle_runs(data: bytes) -> np.ndarray:
     if runs.min() < 0:
         raise ValueError("RLE counts hold a negative run")
     return runs
+
+
+def rle_difference(rle: RLE, others: Sequence[RLE]) -> RLE:
+    """Returns the pixels of a mask that are in none of the other masks, without decoding them; raises as `to_compressed`."""
+    mine = to_compressed(rle)
+    size = (mine["size"][0], mine["size"][1])
+    if others:
+        covered = coco_mask.merge([to_compressed(other, size) for other in others], intersect=False)
+        mine = coco_mask.merge([mine, to_compressed(_inverted(covered))], intersect=True)
+    return {"size": list(size), "counts": mine["counts"].decode("ascii")}
+
+
+def _inverted(rle: RLE) -> RLE:
+    """Returns the mask of all pixels that are not in this one."""
+    runs = rle_runs(rle["counts"])
+    return {**rle, "counts": runs_to_counts(runs[1:] if runs[0] == 0 and len(runs) > 1 else np.concatenate([[0], runs]))}

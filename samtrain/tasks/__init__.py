@@ -23,6 +23,7 @@ TASKS = {
     "zero_shot": "Run a zero-shot experiment of the paper on any datasets",
     "predict": "Predict masks for clicks on one image",
     "embed": "Encode images ahead of time, so that clicks on them need no wait",
+    "annotate": "Annotate images in the browser with the help of any SAM",
     "generate": "Make masks of everything in a folder of images, as SA-1B's tars",
     "validate_dataset": "Check that shards or a folder are valid SA-1B (if not, exit 1)",
     "audit": "Measure automatic masks against corrected ones",
@@ -35,6 +36,7 @@ TASKS = {
 # nodes of the config that belong to one task, and the dataclass that checks each: "module:Class" (see samtrain.run.settings)
 NODES = {
     "generate": "samtrain.data_engine.automatic.config:GenerateConfig",
+    "annotate": "samtrain.annotator.config:AnnotateConfig",
     "audit": "samtrain.data_engine.automatic.config:AuditConfig",
     "preview": "samtrain.tasks.preview:PreviewConfig",
     "predict": "samtrain.tasks.predict:PredictConfig",

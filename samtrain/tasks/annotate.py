@@ -1,0 +1,167 @@
+"""`task=annotate`: opens a page in which people annotate a folder of images with the help of any SAM."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import logging
+import webbrowser
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from samtrain.data.decode import decode_shown
+from samtrain.data.prepare.mask_files import IMAGES, files_below
+from samtrain.files import digest
+from samtrain.run.build import device_of
+from samtrain.run.environment import resume_command
+from samtrain.run.image_sets import asked_frame, data_config
+from samtrain.run.settings import Config, read
+from samtrain.terminal import counted, follow
+
+if TYPE_CHECKING:
+    from samtrain.annotator.config import AnnotateConfig, ServeConfig
+    from samtrain.annotator.store import NewImage, Store
+
+log = logging.getLogger(__name__)
+
+NEEDED = ("fastapi", "uvicorn", "sqlalchemy")
+AT_ONCE = 100  # images added in one transaction
+
+
+def run(config: Config, run_dir: Path) -> None:
+    """Adds the images that are new to the store and serves the page until it is stopped; the same command resumes."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise ValueError(f"task=annotate needs {', '.join(missing)}: pip install 'samtrain[annotate]'")
+    from samtrain.annotator.config import AnnotateConfig
+    from samtrain.annotator.store import open_store
+
+    settings = read(AnnotateConfig, config, "annotate")
+    serving = serve_config(config, settings, run_dir)
+    with open_store(serving.store) as store:
+        add_images(store, settings, skip=data_config(config["data"]).on_error == "skip")
+        set_model(store, config["checkpoint"])
+        if settings.serve and not store.count_images():
+            raise ValueError("There are no images to annotate: set annotate.images to a folder of images, or a glob")
+    if settings.serve:
+        serve(serving, run_dir)
+
+
+def serve_config(config: Config, settings: AnnotateConfig, run_dir: Path) -> ServeConfig:
+    """Returns what the server of this run needs, with every path filled in."""
+    from samtrain.annotator.config import ServeConfig
+
+    return ServeConfig(
+        annotate=settings,
+        store=settings.store or f"sqlite:///{(run_dir / 'annotations.db').resolve()}",
+        embeddings=str(settings.embeddings or run_dir / "embeddings"),
+        links=str(run_dir / "links.json"),
+        device=device_of(config).type,
+        frame=asked_frame(config["data"]),
+        max_image_pixels=config["max_image_pixels"],
+    )
+
+
+def add_images(store: Store, settings: AnnotateConfig, *, skip: bool) -> None:
+    """Adds the images of `annotate.images` that the store does not hold; with `skip`, leaves out those that cannot be read."""
+    if settings.images is None:
+        return
+    paths, counts = _paths(settings.images), Counter[str]()
+    known = {image.source for image in store.images()}
+    new = [path for path in paths if str(path.resolve()) not in known]
+    batch: list[NewImage] = []
+    for image in follow(_read(new, settings, skip, counts), "reading images", len(new)):
+        batch.append(image)
+        if len(batch) == AT_ONCE:
+            store.add_images(batch)
+            batch = []
+    store.add_images(batch)
+    counts["existing"] = len(paths) - len(new)
+    log.info(
+        "Images: %d new, %d were there already, %d left out because they cannot be read.",
+        counts["new"], counts["existing"], counts["left out"],
+    )  # fmt: skip
+
+
+def _read(paths: list[Path], settings: AnnotateConfig, skip: bool, counts: Counter[str]) -> Iterator[NewImage]:
+    """Yields what the store needs to know of each image; every image is decoded once, so that none fails later."""
+    from samtrain.annotator.store import NewImage
+
+    root = Path(settings.images or "").resolve()
+    for path in paths:
+        try:
+            height, width = decode_shown(path.read_bytes(), str(path)).shape[:2]
+        except ValueError as error:
+            if not skip:
+                raise
+            log.warning("An image is left out: %s", error)
+            counts["left out"] += 1
+            continue
+        counts["new"] += 1
+        place = path.resolve()
+        name = place.relative_to(root).as_posix() if place.is_relative_to(root) else place.name
+        opinions = 2 if wants_second_opinion(str(place), settings.opinions) else 1
+        yield NewImage(
+            key=str(place), name=name, source=str(place), width=width, height=height, digest=digest(path),
+            opinions_wanted=opinions,
+        )  # fmt: skip
+
+
+def wants_second_opinion(key: str, share: float) -> bool:
+    """Returns whether an image belongs to the share that two people annotate: a function of its key."""
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big") < share * 2**64
+
+
+def _paths(images: str) -> list[Path]:
+    """Returns the images below the folder, or those that the glob matches, sorted."""
+    found = files_below(Path(images), IMAGES) if Path(images).is_dir() else map(Path, glob.glob(images, recursive=True))
+    if paths := sorted(path for path in found if path.is_file()):
+        return paths
+    raise ValueError(
+        f"annotate.images is {images!r}, and no image was found there: give a folder of {', '.join(sorted(IMAGES))}, or a glob"
+    )
+
+
+def set_model(store: Store, checkpoint: str | None) -> None:
+    """Tells the servers of the store to answer clicks with this checkpoint; None leaves the model that is set."""
+    from samtrain.annotator.store import Model
+
+    if checkpoint is None:
+        if store.model() is None:
+            raise ValueError("checkpoint is null: task=annotate needs checkpoint=FILE, any SAM that load_sam reads")
+        return
+    path = Path(checkpoint).resolve()
+    model = Model(path=str(path), digest=digest(path), name=f"{path.parent.name}/{path.name}")
+    known = store.model()
+    if known is None or known.digest != model.digest:
+        store.set_model(model)
+    elif known.path != model.path:
+        store.set_model(replace(known, path=model.path))
+
+
+def serve(config: ServeConfig, run_dir: Path) -> None:
+    """Serves until Ctrl-C or SIGTERM, and then says what was done."""
+    from samtrain.annotator.serve import Server, links_of, stop_by_signals
+
+    with stop_by_signals() as stopped, Server(config) as server:
+        links = links_of(config, server.store, server.url)
+        log.info("The page is at %s. Ctrl-C ends it; everything that was accepted is on disk.", server.url)
+        for name, link in links.items():  # printed and not logged, because the links are secret
+            print(f"  {name}: {link}", flush=True)
+        if config.annotate.open_browser:
+            webbrowser.open(next(iter(links.values()), server.url))
+        while not stopped.wait(1.0) and server.thread.is_alive():
+            pass
+        found, counts, saved = server.store.statistics(), server.service.encoder.counts, server.service.saved
+        hit_rate = server.service.encoder.hit_rate
+    log.info(
+        "The server has ended. %s in this session; in the store: %s in %d of %s. %s encoded, %d embeddings were found on disk, "
+        "and the prefetch hit rate is %s.",
+        counted(saved, "mask"), counted(found["masks"]["done"], "mask"), found["images"]["done"],
+        counted(found["images"]["total"], "image"), counted(counts["encoded"], "image"), counts["found"],
+        "unknown, because no image was opened" if hit_rate is None else f"{100 * hit_rate:.0f} %",
+    )  # fmt: skip
+    log.info("To continue: %s", resume_command(run_dir))
