@@ -166,8 +166,8 @@ def _whole(logits_hw: Tensor, corner: tuple[int, ...], size: Size) -> _Made:
     """Returns run lengths, stability and box of a mask from all its logits; `corner` (row, column) is where they begin."""
     logits = logits_hw.numpy()
     mask = logits > 0
-    counts = [np.count_nonzero(logits > sign * STABILITY_OFFSET) for sign in (1, -1)]
-    stability = _ratio(*counts)
+    inner, outer = (int(np.count_nonzero(logits > sign * STABILITY_OFFSET)) for sign in (1, -1))
+    stability = _ratio(inner, outer)
     columns = np.flatnonzero(mask.any(axis=0))
     if not columns.size:
         return np.array([size[0] * size[1]]), stability, (0, 0, 0, 0)

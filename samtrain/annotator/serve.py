@@ -2,7 +2,8 @@
 
     python -m samtrain.annotator.serve --config FILE.json
 
-ends when its standard input is closed, so that it never outlives the process that has started it.
+ends when its standard input is closed, so that it never outlives the process that has started it. Its address is in
+FILE.address.json and, with the links of the annotators, in the line of JSON that it prints first.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from samtrain.annotator.config import AnnotateConfig, ServeConfig, is_loopback, 
 from samtrain.annotator.service import Service
 from samtrain.annotator.store import Store, open_store
 from samtrain.data.opening import limit_pixels
+from samtrain.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -170,10 +172,12 @@ def main() -> None:
     """Serves until standard input is closed; prints one line of JSON with the address and the links first."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
-    config = read_serve_config(parser.parse_args().config)
+    path = parser.parse_args().config
+    config = read_serve_config(path)
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s][%(name)s][%(levelname)s] - %(message)s", stream=sys.stderr)
     with stop_by_signals() as stopped, Server(config) as server:
         links = links_of(config, server.store, server.url)
+        write_text(path.with_suffix(".address.json"), json.dumps({"url": server.url, "process": os.getpid()}) + "\n")
         print(json.dumps({"url": server.url, "links": links}), flush=True)
         threading.Thread(target=_wait_for_end, args=(stopped,), daemon=True).start()
         while not stopped.wait(1.0) and server.thread.is_alive():

@@ -7,16 +7,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from samtrain.annotator.errors import Refused
+from samtrain.annotator.sources import read_source
 from samtrain.annotator.store import ImageRow
 from samtrain.data.decode import decode_image, decode_shown
-from samtrain.data.shards import index_tar, read_record
 
 TILE = 512  # pixels of a tile's side: a screen shows about a dozen of them
 QUALITY = 92  # of JPEG tiles; at 4:4:4, so that edges keep their colours
@@ -146,21 +145,14 @@ def to_png(pixels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def read_source(source: str) -> tuple[bytes, str, tuple[int, int] | None]:
-    """Returns the bytes of a source, its name in messages, and the (width, height) that a shard's record gives."""
-    path, hash_sign, number = source.rpartition("#")
-    if hash_sign and number.isdigit() and path.endswith(".tar"):
-        record = read_record(index_tar(path), int(number))
-        about = record.annotation["image"]
-        return record.image_bytes, record.name, (int(about["width"]), int(about["height"]))
-    return Path(source).read_bytes(), source, None
-
-
 def _read(image: ImageRow) -> np.ndarray:
     """Decodes an image; what a client is told names the image, not its place on the disk."""
     try:
-        data, _, size = read_source(image.source)
-        pixels = decode_shown(data, image.name) if size is None else decode_image(data, *size, image.name)
+        found = read_source(image.source)
+        if found.size is None:
+            pixels = decode_shown(found.data, image.name)
+        else:
+            pixels = decode_image(found.data, *found.size, image.name)
     except MemoryError as error:
         raise Refused(503, f"{image.name} does not fit into the memory: set max_image_pixels lower, or cut it up") from error
     except (FileNotFoundError, IndexError) as error:
