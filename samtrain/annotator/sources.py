@@ -17,13 +17,19 @@ class SourceImage:
     size: tuple[int, int] | None
 
 
+def is_record(source: str) -> bool:
+    """Returns whether a source is a record of a shard."""
+    path, sign, number = source.rpartition("#")
+    return bool(sign) and number.isdigit() and path.endswith(".tar")
+
+
 def read_source(source: str) -> SourceImage:
     """Reads a file, or record INDEX of a shard for `TAR#INDEX`.
 
     Raises OSError if the file is not there, IndexError if the shard has fewer records, and ValueError if it is damaged.
     """
-    path, sign, number = source.rpartition("#")
-    if sign and number.isdigit() and path.endswith(".tar"):
+    if is_record(source):
+        path, _, number = source.rpartition("#")
         record = read_record(index_tar(path), int(number))
         about = record.annotation["image"]
         return SourceImage(record.image_bytes, record.name, (int(about["width"]), int(about["height"])))

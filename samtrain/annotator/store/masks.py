@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, Row, and_, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, insert, or_, select, update
 
 from samtrain.annotator.store.database import Database
 from samtrain.annotator.store.errors import Conflict, NotFound
@@ -104,6 +104,13 @@ class Masks:
 
         return self.database.write(work)
 
+    def set_doubt(self, doubts: Mapping[int, float]) -> None:
+        """Sets the doubt of masks by their ids, for review; revisions stay, because the masks do not change."""
+        rows = [{"mask_id": number, "new": _number(doubt, "doubt")} for number, doubt in doubts.items()]
+        query = update(MASKS).where(MASKS.c.id == bindparam("mask_id")).values(doubt=bindparam("new"))
+        if rows:
+            self.database.write(lambda connection: connection.execute(query, rows) and None)
+
     def delete(self, mask_id: int, annotator: str, token: str | None = None, revision: int | None = None) -> MaskRow:
         """Marks a mask as deleted; its row stays, so that `restore` can undo this."""
         return self.change(mask_id, annotator, {"state": "deleted"}, token, revision)
@@ -172,7 +179,7 @@ def _checked(values: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]
         found |= {"segmentation": rle, "area": rle_area(rle), "bbox": rle_to_box_xywh(rle)}
     if "seconds" in values and not 0 <= _number(values["seconds"], "seconds") <= MAX_SECONDS:
         raise ValueError(f"seconds is {values['seconds']}: give the seconds of work on the mask, from 0 to {MAX_SECONDS:.0f}")
-    for name in ("predicted_iou", "stability_score"):
+    for name in ("predicted_iou", "stability_score", "doubt"):
         if values.get(name) is not None:
             _number(values[name], name)
     if values.get("label") is not None and (not isinstance(values["label"], str) or len(values["label"]) > MAX_TEXT):

@@ -13,7 +13,8 @@ IMAGE_STATES = ("open", "done", "skipped", "closed")
 MASK_STATES = ("accepted", "rejected", "deleted")
 ORIGINS = ("drawn", "clicked", "refined", "prefilled", "imported")
 SOURCES = ("assisted", "automatic")  # of a person with the model, or of the model alone (section 4 of the paper)
-MAX_TEXT = 500  # characters of a name, a label or a request's id
+MAX_TEXT = 500  # characters of a label or a request's id
+MAX_PATH = 4096  # characters of a key, which may be a path
 MAX_SECONDS = 86_400.0  # a day: no mask takes longer
 
 
@@ -42,8 +43,8 @@ class NewImage:
     opinions_wanted: int = 1
 
     def __post_init__(self) -> None:
-        if not self.key or len(self.key) > MAX_TEXT or not self.source:
-            raise ValueError(f"an image has a key of up to {MAX_TEXT} characters and a source, got {self.key[:80]!r}")
+        if not self.key or len(self.key) > MAX_PATH or not self.source:
+            raise ValueError(f"an image has a key of up to {MAX_PATH} characters and a source, got {self.key[:80]!r}")
         if self.width < 1 or self.height < 1:
             raise ValueError(f"image {self.key} has {self.width} x {self.height} pixels: give at least 1 x 1")
         one_of(self.split, SPLITS, "split")
@@ -114,6 +115,7 @@ class NewMask:
     object_id:     the id that an imported mask had where it comes from
     story:         the prompts in order, with their times
     request:       the client's id of this save: a repeated save is one mask
+    doubt:         from 0 to 1, how likely the mask is to need a correction; review shows the highest first
     """
 
     segmentation: RLE
@@ -134,6 +136,7 @@ class NewMask:
     object_id: int | None = None
     story: list[Any] = field(default_factory=list)
     request: str | None = None
+    doubt: float | None = None
 
     def __post_init__(self) -> None:
         one_of(self.origin, ORIGINS, "origin")
@@ -180,6 +183,7 @@ class MaskRow:
     revision: int
     created_at: float
     updated_at: float
+    doubt: float | None = None
 
 
 @dataclass(frozen=True)

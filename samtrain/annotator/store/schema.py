@@ -78,6 +78,7 @@ MASKS = Table(
     Column("area", BigInteger, nullable=False),
     Column("predicted_iou", Double),
     Column("stability_score", Double),
+    Column("doubt", Double),
     Column("parent", Integer),
     Column("model", String),
     Column("label", String),
