@@ -36,6 +36,9 @@ class AnnotateConfig:
     labels: bool = False
     disjoint: bool = False
     opinions: float = 0.0
+    val: float | str | list[str] = 0.1
+    test: float | str | list[str] = 0.1
+    close_round: bool = False
     prefetch: int = 3
     max_upload_mb: float = 32
     max_points: int = 200
@@ -43,6 +46,7 @@ class AnnotateConfig:
 
     def __post_init__(self) -> None:
         self._check_numbers()
+        self._check_shares()
         if len(set(self.annotators)) < len(self.annotators) or not all(name.strip() for name in self.annotators):
             raise ValueError(f"annotate.annotators is {self.annotators}: give each annotator a name of their own")
         if self.serve and not is_loopback(self.host) and not self.annotators:
@@ -60,6 +64,15 @@ class AnnotateConfig:
         ):  # fmt: skip
             if not low <= (value := getattr(self, name)) <= high:
                 raise ValueError(f"annotate.{name} is {value}: give a number from {low} to {high}")
+
+    def _check_shares(self) -> None:
+        """Raises ValueError unless `val` and `test`, where they are shares of the images, leave something to train on."""
+        shares = {name: value for name in ("val", "test") if isinstance(value := getattr(self, name), (int, float))}
+        for name, value in shares.items():
+            if not 0 <= value < 1:
+                raise ValueError(f"annotate.{name} is {value}: give a share of the images from 0 to below 1, or shards")
+        if sum(shares.values()) >= 1:
+            raise ValueError("annotate.val and annotate.test add up to 1 or more: leave images to train on")
 
     @property
     def local_annotator(self) -> str:

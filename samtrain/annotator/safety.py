@@ -114,7 +114,10 @@ class Safety:
             raise Refused(403, "another site's page has sent this request, and this server serves its own page alone")
         if origin is not None and urlsplit(origin).netloc.lower() != host:
             raise Refused(403, f"the page of {origin[:80]} may not use this server: open the address that it printed")
-        if scope["method"] in WRITES and headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        # a form can send neither JSON nor a method other than POST; a page elsewhere that asks to is refused beforehand
+        is_json = headers.get("content-type", "").split(";")[0].strip().lower() == "application/json"
+        has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        if scope["method"] in WRITES and not is_json and (scope["method"] == "POST" or has_body):
             raise Refused(415, "a write takes JSON: send the header Content-Type: application/json")
 
     # ---- who
