@@ -106,10 +106,17 @@ export function createDesk({ api, session, messages, coach }) {
     const asked = task;
     try {
       const answer = await api.persist("POST", `/api/images/${asked.image.id}/encode`, {}, { onTrouble: tell.trouble });
-      if (asked === task && task.encoding().state !== "done") task.setEncoding(answer);
+      if (asked === task) setEncoding(answer);
     } catch (error) {
-      if (asked === task) task.setEncoding({ state: "failed", error: error.message });
+      if (asked === task) setEncoding({ state: "failed", error: error.message });
     }
+  }
+
+  function setEncoding(told) {
+    task.setEncoding(told);
+    if (told.state !== "failed") return messages.clear("encoding");
+    const text = `The image could not be encoded: ${told.error ?? "no reason was given."} You can paint masks with the brush all the same.`;
+    messages.show("encoding", "error", text, { actions: [["Try again", askToEncode]] });
   }
 
   function closeTask() {
@@ -261,19 +268,19 @@ export function createDesk({ api, session, messages, coach }) {
   }
 
   function modelChanged(next) {
+    if (next?.error) return messages.show("model", "error", next.error, { stays: true });
     const digest = next?.digest ?? next?.model?.digest ?? null;
     if (digest === null || digest === model) return;
     const isFirst = model === null;
     model = digest;
     if (isFirst || !task) return;
     messages.show("model", "info", "A newer model is here. Your prompts are kept.");
-    task.setEncoding({ state: "queued" });
     askToEncode();
     task.modelChanged();
   }
 
   function encodingChanged(told) {
-    if (task && told.image === task.image.id) task.setEncoding(told);
+    if (task && told.image === task.image.id) setEncoding(told);
   }
 
   function connected() {
@@ -370,6 +377,7 @@ export function createDesk({ api, session, messages, coach }) {
     showSaving();
     if (!task) return;
     const { current } = task.state();
+    byId("canvas").dataset.object = !current ? "none" : current.answered ? "shown" : "asked";
     const row = task.selected();
     byId("image-name").textContent = task.image.name;
     byId("image-size").textContent = `${task.image.width} × ${task.image.height}`;
@@ -402,17 +410,14 @@ export function createDesk({ api, session, messages, coach }) {
     chip.textContent = "saving";
   }
 
-  function showEncoding({ state, position, error, seconds }) {
+  function showEncoding({ state, position, seconds }) {
     const chip = byId("encoding");
     chip.hidden = state === "done";
     chip.className = state === "failed" ? "chip bad" : "chip busy";
     const ahead = position > 0 ? `, ${position} before it` : "";
     const since = seconds ? ` ${Math.round(seconds)} s` : " …";
-    const texts = { queued: `The image waits for the encoder${ahead}`, running: `The encoder looks at the image${since}` };
+    const texts = { none: "The image waits for the encoder", queued: `The image waits for the encoder${ahead}`, running: `The encoder looks at the image${since}` };
     chip.textContent = texts[state] ?? (state === "failed" ? "Encoding failed" : "");
-    if (state === "failed") {
-      messages.show("encoding", "error", `The image could not be encoded: ${error ?? "no reason was given."}`, { actions: [["Try again", askToEncode]] });
-    }
   }
 
   /** Keeps the clock going and speaks once when a mask takes long. */

@@ -37,7 +37,7 @@ export function createStage(canvas, scene) {
     context.fillStyle = "#121417";
     context.fillRect(0, 0, canvas.width, canvas.height);
     if (!image) return;
-    tiles.draw(context, view, size());
+    const isComplete = tiles.draw(context, view, size());
     const { stored, current, preview, points, box, boxing, brush } = scene();
     const moving = performance.now() - movedAt < REST;
     const late = [stored, current, preview].map((items, i) => layers[i].draw(context, items, view, size(), moving));
@@ -47,6 +47,10 @@ export function createStage(canvas, scene) {
     if (boxing) drawBox(boxing, unit, true);
     for (const point of points) drawPoint(point, unit);
     if (brush) drawBrush(brush, unit);
+    // for scripts that drive the page: where the image lies, and what of the object in work has been painted
+    canvas.dataset.view = `${view.scale} ${view.x} ${view.y}`;
+    canvas.dataset.painted = canvas.dataset.object;
+    canvas.dataset.whole = isComplete ? "1" : "";
     canvas.dispatchEvent(new CustomEvent("painted"));
   }
 

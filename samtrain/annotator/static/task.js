@@ -33,7 +33,7 @@ export async function openTask({ api, outbox, image: { id }, lease, settings, te
   let draftSeq = kept?.seq ?? 0;
   let draftState = "saved"; // "saving", "dirty"
   let closed = false;
-  let encoding = image.encoding ?? { state: image.encoded ? "done" : "queued" };
+  let encoding = { state: image.encoding ?? "none" };
 
   for (const each of listed) addRow(`m${each.id}`, each);
   restoreDraft(kept?.content);
