@@ -258,7 +258,8 @@ export function createDesk({ api, session, messages, coach }) {
   // ---- what the server tells
 
   function workChanged(next, nextModel) {
-    if (next) {
+    if (next !== undefined) {
+      next ??= {};
       const isOther = JSON.stringify(next) !== JSON.stringify(work);
       work = next;
       if (isOther && !task && document.body.dataset.screen === "waiting") nextImage();
@@ -292,7 +293,8 @@ export function createDesk({ api, session, messages, coach }) {
   // ---- review
 
   function reviewNext() {
-    const open = task.visible().filter((row) => row.state === "accepted" && !reviewed.has(row.key));
+    const open = task.visible().filter((row) => row.state === "accepted" && !row.revision && !reviewed.has(row.key));
+    open.sort((one, other) => (other.doubt ?? -1) - (one.doubt ?? -1)); // where people's time pays most
     task.select(open.length ? open[0].key : null);
     if (open.length) board.lookAt(open[0].mask);
     else messages.show("review", "info", "All masks of this image are checked. N goes on to the next image.");
@@ -303,6 +305,7 @@ export function createDesk({ api, session, messages, coach }) {
     if (!settings.review || !row || task.state().current) return;
     reviewed.add(row.key);
     if (row.state === "rejected") task.setState(row.key, "accepted");
+    else task.confirm(row.key);
     reviewNext();
   }
 

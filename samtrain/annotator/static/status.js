@@ -3,7 +3,9 @@
 import { showStatus } from "./panel.js";
 
 export function showServerStatus(status) {
-  const { model, work = {}, images = {}, masks = {}, seconds_per_mask: seconds = {}, metrics = {}, agreement } = status;
+  const { model, agreement } = status;
+  // outside of rounds, the server says null of what there is not
+  const [work, images, masks, seconds, metrics] = ["work", "images", "masks", "seconds_per_mask", "metrics"].map((name) => status[name] ?? {});
   const goals = work.goals ?? {};
   showStatus([
     ["Model", model ? model.name || (model.digest ?? "").slice(0, 10) : "none", model?.digest && `Digest ${model.digest}`, "status-model"],
@@ -12,7 +14,7 @@ export function showServerStatus(status) {
     ["Masks", masks.done === undefined ? null : goals.masks ? `${masks.done} of ${goals.masks}` : masks.done, "Masks accepted", "status-masks"],
     ["Seconds per mask", secondsOf(seconds), "Now, and in earlier rounds", "status-seconds"],
     ["val/miou_1", number(metrics["val/miou_1"], 3), "Mean IoU of the model after one click, on images held back from training", "status-metric"],
-    ["Agreement", agreement?.iou === undefined ? null : number(agreement.iou, 2), "IoU between two people's masks", "status-agreement"],
+    ["Agreement", number(agreement?.iou, 2), "IoU between two people's masks", "status-agreement"],
   ]);
 }
 
@@ -21,8 +23,8 @@ function roundOf(work) {
   return work.stage ? `${work.round} (stage ${work.stage})` : String(work.round);
 }
 
-function secondsOf({ now, rounds = {} }) {
-  const earlier = Object.entries(rounds).map(([round, value]) => `${number(value, 1)} in round ${round}`);
+function secondsOf({ now, rounds }) {
+  const earlier = Object.entries(rounds ?? {}).map(([round, value]) => `${number(value, 1)} in round ${round}`);
   return [now === null || now === undefined ? null : number(now, 1), ...earlier].filter(Boolean).join(", ");
 }
 

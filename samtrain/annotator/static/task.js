@@ -46,9 +46,9 @@ export async function openTask({ api, outbox, image: { id }, lease, settings, te
   }
 
   function fieldsOf(stored) {
-    const { id, state: kind, locked, origin, annotator, label: text, seconds, revision, request: uuid, score } = stored;
+    const { id, state: kind, locked, origin, annotator, label: text, seconds, revision, request: uuid, score, doubt } = stored;
     const mask = decode(stored.segmentation);
-    return { id, state: kind, locked, origin, annotator, label: text ?? "", seconds, revision, request: uuid, score, mask, area: area(mask) };
+    return { id, state: kind, locked, origin, annotator, label: text ?? "", seconds, revision, request: uuid, score, doubt, mask, area: area(mask) };
   }
 
   function visible() {
@@ -266,6 +266,11 @@ export async function openTask({ api, outbox, image: { id }, lease, settings, te
     changed();
   }
 
+  /** Notes that somebody found a mask right: its revision grows, and it is not shown for review again. */
+  function confirm(key) {
+    put(rows.get(key), { state: "accepted" }, { state: "accepted" });
+  }
+
   /** Forgets a mask that could not be saved. */
   function forget(key) {
     rows.delete(key);
@@ -356,6 +361,7 @@ export async function openTask({ api, outbox, image: { id }, lease, settings, te
     act,
     accept,
     setState,
+    confirm,
     save,
     askOnceMore,
     state: () => state,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-READY = "document.body.dataset.screen === 'work'"
+READY = "() => document.body.dataset.screen === 'work'"
+PAINTED = "() => { const { view, whole } = document.querySelector('canvas').dataset; return Boolean(view && whole); }"
+PATIENCE = 15.0  # seconds
 
 
 class Desk:
@@ -21,12 +24,10 @@ class Desk:
         return self.ready(image, encoded=encoded)
 
     def ready(self, image: int | None = None, *, encoded: bool = True) -> Desk:
-        self.page.wait_for_function(READY)
+        self.wait(READY)
         if image is not None:
-            self.page.wait_for_function(f"location.hash === '#image={image}'")
-        self.page.wait_for_function(
-            "document.querySelector('canvas').dataset.view && document.querySelector('canvas').dataset.whole"
-        )
+            self.wait("(hash) => location.hash === hash", f"#image={image}")
+        self.wait(PAINTED)
         if encoded:
             self.page.wait_for_selector("[data-testid=encoding]", state="hidden")
         return self
@@ -68,12 +69,19 @@ class Desk:
 
     # ---- waiting
 
+    def wait(self, condition: str, given: Any = None) -> None:
+        """Waits until a function of JavaScript is true. Playwright's own needs eval(), which the page's policy forbids."""
+        end = time.monotonic() + PATIENCE
+        while not self.page.evaluate(condition, given):
+            assert time.monotonic() < end, f"{condition} did not become true"
+            self.page.wait_for_timeout(15)
+
     def wait_for_mask(self, state: str = "shown") -> None:
         """Waits until the object in work, or its absence ("none"), is painted."""
-        self.page.wait_for_function(
+        self.wait(
             "(state) => { const { object, painted } = document.querySelector('canvas').dataset;"
             " return object === state && painted === state; }",
-            arg=state,
+            state,
         )
 
     def wait_saved(self) -> None:

@@ -408,7 +408,7 @@ def test_zoom_and_pan_keep_masks_on_the_image(desk: Desk, site: Any) -> None:
     place = desk.at(150, 150)
     desk.page.mouse.move(*place)
     desk.page.mouse.wheel(0, -600)
-    desk.page.wait_for_function("document.querySelector('canvas').dataset.view.split(' ')[0] > 2")
+    desk.wait("() => document.querySelector('canvas').dataset.view.split(' ')[0] > 2")
     assert desk.at(150, 150) == pytest.approx(place, abs=0.6)
     desk.page.keyboard.down("Space")
     before = desk.view()
@@ -419,7 +419,7 @@ def test_zoom_and_pan_keep_masks_on_the_image(desk: Desk, site: Any) -> None:
     assert is_green(desk.pixel(150, 150)) and is_grey(desk.pixel(90, 150))
     assert (desk.view()[1] - before[1], desk.view()[2] - before[2]) == pytest.approx((60, 40))
     desk.press("0")
-    desk.page.wait_for_function("document.querySelector('canvas').dataset.view.split(' ')[0] < 2")
+    desk.wait("() => document.querySelector('canvas').dataset.view.split(' ')[0] < 2")
     assert desk.masks() == 1 and desk.text("now-title") == "New mask", "neither zooming nor panning is a click"
 
 
