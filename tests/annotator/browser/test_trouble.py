@@ -193,7 +193,9 @@ def test_05_answers_out_of_order(desk: Desk, site: Site) -> None:
 def killable(tmp_path: Path) -> Iterator[Any]:
     """Starts servers in processes of their own, one after another, on one store and one port."""
     config = ServeConfig(
-        annotate=AnnotateConfig(annotator="anna", port=0), store=f"sqlite:///{tmp_path}/annotations.db", embeddings=str(tmp_path / "emb")
+        annotate=AnnotateConfig(annotator="anna", port=0),
+        store=f"sqlite:///{tmp_path}/annotations.db",
+        embeddings=str(tmp_path / "emb"),
     )
     running: list[subprocess.Popen[str]] = []
 
