@@ -7,7 +7,7 @@ import threading
 import pytest
 from store_objects import image, square
 
-from samtrain.annotator.store import Conflict, Store, open_store
+from samtrain.annotator.store import Conflict, NotFound, Store, open_store
 
 
 def test_an_image_is_leased_to_one_annotator(store: Store) -> None:
@@ -107,6 +107,7 @@ def test_finished_images_are_not_handed_out(store: Store) -> None:
         order.append(lease.image_id)
         done = store.finish(lease.image_id, "ann", lease.token, "skipped" if len(order) == 2 else "done")
         assert done.leased_by is None and done.done_by == "ann"
+        assert store.finish(lease.image_id, "ann", lease.token, done.state) == done, "said again after a lost answer"
     assert order == [rows[1].id, rows[2].id, rows[0].id]
     assert [each.state for each in store.images()] == ["done", "skipped", "done"]
     assert store.reopen(rows[2].id).state == "open"
@@ -143,6 +144,10 @@ def test_a_second_opinion_goes_to_somebody_else_who_does_not_see_the_first(store
     assert store.masks(a.id, annotator="bob") == [prefilled, second]
     assert store.masks(a.id, annotator="ann") == [prefilled, first] == store.masks(a.id), "the first opinion counts"
     assert store.masks(a.id, opinion=1) == [second]
+    assert store.mask(first.id, annotator="ann") == first and store.mask(prefilled.id, annotator="bob") == prefilled
+    for hidden, annotator in ((first, "bob"), (second, "ann")):
+        with pytest.raises(NotFound):
+            store.mask(hidden.id, annotator=annotator)
     with pytest.raises(Conflict, match="another annotator's opinion"):
         store.change(first.id, "bob", {"label": "x"}, lease.token)
     done = store.finish(a.id, "bob", lease.token)

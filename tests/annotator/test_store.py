@@ -42,6 +42,7 @@ def test_a_repeated_save_is_one_mask(store: Store) -> None:
     (added,) = store.add_images([image()])
     first = store.accept(added.id, "ann", square(request="r1"))
     assert store.accept(added.id, "ann", square(1, request="r1")) == first
+    assert store.saved(added.id, "ann", "r1") == first and store.saved(added.id, "ann", "r2") is None
     assert store.accept(added.id, "ann", square(request="r2")).id != first.id
     with pytest.raises(Conflict, match="made by ann"):
         store.accept(added.id, "bob", square(request="r1"))

@@ -74,13 +74,15 @@ class Leases:
     def finish(self, image_id: int, annotator: str, token: str | None = None, state: str = "done") -> ImageRow:
         """Says that this annotator is done with an image, or has skipped it, and gives the lease back.
 
-        Raises Conflict if the lease is lost.
+        Raises Conflict if the lease is lost. Said again by the same annotator, because the answer was lost, it changes nothing.
         """
         if state not in ("done", "skipped"):
             raise ValueError(f"an image is finished as done or skipped, got {state[:80]!r}")
 
         def work(connection: Connection) -> ImageRow:
             image, now = self._locked(connection, image_id)
+            if token != image.lease_token and (image.state, image.done_by, image.lease_token) == (state, annotator, None):
+                return read_image(connection, image_id, now)
             allow_write(connection, image, annotator, token, now)
             number = opinion_of(connection, image, annotator)
             _note_opinion(connection, image, number, annotator, state, now)

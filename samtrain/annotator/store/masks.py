@@ -131,9 +131,22 @@ class Masks:
             raise NotFound(f"there is no image {image_id}")
         return row.height, row.width
 
-    def mask(self, mask_id: int) -> MaskRow:
-        """Returns a mask; raises NotFound."""
-        return self.database.read(lambda connection: _find(connection, mask_id))
+    def mask(self, mask_id: int, *, annotator: str | None = None) -> MaskRow:
+        """Returns a mask; raises NotFound, with `annotator` also for one that this annotator may not see (see `masks`)."""
+
+        def work(connection: Connection) -> MaskRow:
+            mask = _find(connection, mask_id)
+            if annotator is not None and not (mask.opinion == 0 and mask.locked):
+                image = connection.execute(select(IMAGES).where(IMAGES.c.id == mask.image_id)).one()
+                if mask.opinion != opinion_of(connection, image, annotator):
+                    raise NotFound(f"there is no mask {mask_id}")
+            return mask
+
+        return self.database.read(work)
+
+    def saved(self, image_id: int, annotator: str, request: str) -> MaskRow | None:
+        """Returns the mask that an earlier `accept` with this request has stored, None if there was none."""
+        return self.database.read(lambda connection: _repeated(connection, image_id, annotator, request))
 
     def masks(
         self, image_id: int, states: Sequence[str] = ("accepted",), *, annotator: str | None = None, opinion: int = 0
