@@ -124,7 +124,17 @@ def do_once(path: Path, work: Callable[[], Any]) -> Done:
     if not path.is_file():
         begin = time.monotonic()
         result = work()
-        write_text(path, json.dumps({"result": result, "wall": round(time.monotonic() - begin, 3)}, allow_nan=False))
+        write_done(path, Done(result, round(time.monotonic() - begin, 3)))
+    return read_done(path)
+
+
+def write_done(path: Path, done: Done) -> None:
+    """Stores the result of a piece of work, complete or not at all."""
+    write_text(path, json.dumps({"result": done.result, "wall": done.wall}, allow_nan=False))
+
+
+def read_done(path: Path) -> Done:
+    """Returns the result of a piece of work that is stored at `path`."""
     return Done(**json.loads(path.read_text()))
 
 

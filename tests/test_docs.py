@@ -36,7 +36,9 @@ SHELL = ("bash", "sh", "shell")
 EXECUTABLES = {"python3", "python", ".", "pip", "bash", "ruff", "mypy", "mkdocs", "torchrun", "wandb", "git", "cd"}
 PLACEHOLDERS = ("IMAGES/labels",)  # folders of the user's that commands name and that have to exist
 # config groups that add keys which the default config has not: pages may name those keys, too
-KEY_SOURCES = ((), ("logger=wandb",), ("data=folder",), ("data=sa1b_all_stages",), ("+experiment=data_engine",))
+KEY_SOURCES = (
+    (), ("logger=wandb",), ("data=folder",), ("data=sa1b_all_stages",), ("+experiment=data_engine",), ("annotator=web",)
+)  # fmt: skip
 
 
 def blocks(page: Path, *languages: str) -> list[str]:

@@ -36,6 +36,8 @@ class AnnotateConfig:
     labels: bool = False
     disjoint: bool = False
     opinions: float = 0.0
+    review: str | list[str] | None = None
+    disagreement: bool = True
     val: float | str | list[str] = 0.1
     test: float | str | list[str] = 0.1
     close_round: bool = False
@@ -49,6 +51,11 @@ class AnnotateConfig:
         self._check_shares()
         if len(set(self.annotators)) < len(self.annotators) or not all(name.strip() for name in self.annotators):
             raise ValueError(f"annotate.annotators is {self.annotators}: give each annotator a name of their own")
+        if self.close_round and self.store is None:
+            raise ValueError("annotate.close_round is true and annotate.store is null: give the annotations.db of the run")
+        if self.review is not None and self.images is not None:
+            words = "annotate.review and annotate.images are both set"
+            raise ValueError(f"{words}: shards bring their images, so set annotate.images=null")
         if self.serve and not is_loopback(self.host) and not self.annotators:
             raise ValueError(
                 f"annotate.host is {self.host!r}, which lets other machines in, and nobody is named in annotate.annotators, so "
@@ -72,7 +79,7 @@ class AnnotateConfig:
             if not 0 <= value < 1:
                 raise ValueError(f"annotate.{name} is {value}: give a share of the images from 0 to below 1, or shards")
         if sum(shares.values()) >= 1:
-            raise ValueError("annotate.val and annotate.test add up to 1 or more: leave images to train on")
+            raise ValueError(f"annotate.val and annotate.test are {self.val} and {self.test}: give shares with a sum below 1")
 
     @property
     def local_annotator(self) -> str:

@@ -114,6 +114,9 @@ def uses_native_pixels(frame: str, images: ImageSet, *, image_size: int, mask_si
     # measuring must not download anything
     local = [tar for tar in images.pool_tars() if not is_remote(tar)]
     sides, cells = _measure_sizes(local or images.val, mask_size)
+    if not cells:
+        log.info("data.frame=auto chooses resize, because no image has a mask that could be too small")
+        return False
     native = bool(np.median(sides) > image_size and np.median(cells) < MIN_CELLS)
     log.info(
         "data.frame=auto chooses %s: the median image has %g pixels, and the median object %.1f decoder cells after resizing "
@@ -133,4 +136,4 @@ def _measure_sizes(tars: Sequence[str], mask_size: int) -> tuple[list[int], list
         with suppress(ValueError):  # a broken mask is an error later, where data.on_error says what to do
             areas, _ = rle_extents([each["segmentation"] for each in objects], (image["height"], image["width"]))
             cells += [area**0.5 * mask_size / sides[-1] for area in areas.tolist() if area > 0]
-    return sides, cells or [float(mask_size)]
+    return sides, cells

@@ -14,11 +14,18 @@ import numpy as np
 
 from samtrain.data.decode import decode_image
 from samtrain.data.shards import Record, ShardWriter
-from samtrain.data_engine.annotators import Annotator, ImageToAnnotate
+from samtrain.data_engine.interface import (
+    AutomaticMask,
+    ImageAnnotation,
+    ImageOfRound,
+    ImageToAnnotate,
+    RoundAnnotator,
+    RoundToAnnotate,
+)
 from samtrain.data_engine.pool import Pool, PoolItem
 from samtrain.data_engine.prefill import Prefiller
 from samtrain.data_engine.records import Drawing, ImageWork, Origin, left_out, to_drawing
-from samtrain.files import Done, digest, do_once
+from samtrain.files import Done, digest, read_done, write_done
 from samtrain.terminal import follow
 
 log = logging.getLogger(__name__)
@@ -31,12 +38,14 @@ LOG_INTERVAL = 30.0  # seconds between two lines of the log
 class Helpers:
     """Who works on the images: the annotator, the model that helps, and the prefiller, if masks are prefilled.
 
-    origin: identifies the model and the detector in the records of their masks
+    origin:     identifies the model and the detector in the records of their masks
+    checkpoint: the file of the model
     The two loaders are called only if an image is still to be annotated.
     """
 
-    annotator: Annotator
+    annotator: RoundAnnotator
     origin: Origin
+    checkpoint: Path
     load_predictor: Callable[[], Any]
     load_prefiller: Callable[[], Prefiller] | None = None
 
@@ -46,7 +55,9 @@ class Annotating:
     """Prefills and annotates images of the pool; the drawing of each is one file in `folder`.
 
     number:   number of the round
+    stage:    name of its stage
     earlier:  masks of earlier rounds, by the key of the image
+    splits:   "val" or "test", by the key, for images that are never trained on
     on_error: "raise", or "skip" for images that cannot be read: they are logged, counted, and get no masks
     """
 
@@ -55,12 +66,18 @@ class Annotating:
     items: Sequence[PoolItem]
     helpers: Helpers
     number: int
+    stage: str = ""
     earlier: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    splits: Mapping[str, str] = field(default_factory=dict)
     on_error: str = "raise"
 
     @cached_property
     def predictor(self) -> Any:
         return self.helpers.load_predictor()
+
+    @property
+    def prefills(self) -> bool:
+        return self.helpers.load_prefiller is not None
 
     @cached_property
     def prefiller(self) -> Prefiller | None:
@@ -68,49 +85,109 @@ class Annotating:
 
     def drawings(self) -> Done:
         """Returns the drawings in the order of the items; their masks are run-length encoded."""
-        logged, done = time.monotonic(), []
-        title = f"round {self.number}: annotating"
-        for position, item in enumerate(follow(self.items, title, len(self.items))):
-            path = self.folder / f"{position:06d}.json"
-            done.append(do_once(path, partial(self._draw, position, item)))
-            self._check_same_image(path, done[-1].result["key"], self.pool.key(item))
-            if time.monotonic() - logged > LOG_INTERVAL:
-                logged = time.monotonic()
-                log.info("round %d: annotated %d of %d images", self.number, len(done), len(self.items))
+        positions = range(len(self.items))
+        self._check_same_images()
+        missing = [position for position in positions if not self._path(position).is_file()]
+        if missing:
+            self._annotate(missing)
+        done = [read_done(self._path(position)) for position in positions]
         return Done([each.result for each in done], sum(each.wall for each in done))
 
-    def _check_same_image(self, path: Path, drawn: str, chosen: str) -> None:
-        if drawn != chosen:
+    def _annotate(self, missing: Sequence[int]) -> None:
+        """Lets the annotator annotate these items, and writes each drawing as soon as it is there."""
+        work = RoundToAnnotate(
+            number=self.number,
+            stage=self.stage,
+            num_images=len(self.items),
+            images=[self._image(position) for position in missing],
+            checkpoint=self.helpers.checkpoint,
+            digest=self.helpers.origin.model,
+            predictor=lambda: self.predictor,
+        )
+        begin = logged = time.monotonic()
+        annotated = self.helpers.annotator.annotate_round(work)
+        for count, (position, annotation) in enumerate(follow(annotated, f"round {self.number}: annotating", len(missing)), 1):
+            drawing = self._drawing(position, annotation)
+            now = time.monotonic()
+            write_done(self._path(position), Done(drawing, round(now - begin, 3)))
+            begin = now
+            if now - logged > LOG_INTERVAL:
+                logged = now
+                number = len(self.items) - len(missing) + count
+                log.info("round %d: annotated %d of %d images", self.number, number, len(self.items))
+        if left := [position for position in missing if not self._path(position).is_file()]:
+            kind = type(self.helpers.annotator)
             raise ValueError(
-                f"{path} holds the masks of image {drawn}, but {chosen} is chosen at its place: the pool has "
-                "changed since this run began. Restore the images (data.root), or start again in a new run_dir"
+                f"annotator._target_: {kind.__module__}.{kind.__qualname__} has left out {len(left)} of {len(missing)} images: "
+                "let annotate_round yield every position"
             )
 
-    def _draw(self, position: int, item: PoolItem) -> Drawing:
-        """Encodes an image once, prefills masks, and lets the annotator add those that are missing."""
+    def _image(self, position: int) -> ImageOfRound:
+        item = self.items[position]
+        key = self.pool.key(item)
+        return ImageOfRound(
+            position=position,
+            key=key,
+            place=self.pool.place(item),
+            split=self.splits.get(key, "train"),
+            earlier=self.earlier.get(key, []),
+            read=partial(self._load, item, encode=self.prefills),
+            load=partial(self._load, item, encode=True),
+        )
+
+    def _load(self, item: PoolItem, *, encode: bool) -> ImageToAnnotate | None:
+        """Decodes an image, encodes it once if it is to be clicked or prefilled, and prefills masks."""
         try:
             record, image = self._read(item)
         except ValueError as error:
             if self.on_error == "raise":
                 raise
             log.warning("An image is left out: %s", error)
-            return left_out(self.pool.key(item))
+            return None
 
         # masks that exist are shown to the annotator, who does not change them
-        earlier = self.earlier.get(record.key, [])
-        locked = [each["segmentation"] for each in earlier]
-        self.predictor.set_image(image)
+        locked = [each["segmentation"] for each in self.earlier.get(record.key, [])]
+        if encode:
+            self.predictor.set_image(image)
         automatic = self.prefiller.prefill(image, self.predictor, locked) if self.prefiller else []
+        self._prefilled[record.key] = automatic
         locked += [mask.segmentation for mask in automatic]
+        return ImageToAnnotate(record.key, image, record.annotation["annotations"], locked, automatic)
 
-        # the annotator draws the others
-        objects = record.annotation["annotations"]
-        drawn = self.helpers.annotator.annotate(ImageToAnnotate(record.key, image, objects, locked), self.predictor)
-        work = ImageWork(record.key, drawn, automatic, earlier, [each["segmentation"] for each in objects])
-
+    def _drawing(self, position: int, drawn: ImageAnnotation | None) -> Drawing:
+        """Returns all masks of an image as plain JSON, with the work that they took."""
+        key = self.pool.key(self.items[position])
+        automatic = self._prefilled.pop(key, [])
+        if drawn is None:
+            return left_out(key)
+        work = ImageWork(
+            key=key,
+            drawn=drawn,
+            automatic=automatic if drawn.prefilled is None else drawn.prefilled,
+            earlier=self.earlier.get(key, []),
+            objects=[each["segmentation"] for each in self.pool.read(self.items[position]).annotation["annotations"]],
+        )
         # ids are unique over all rounds and fit into 64 bits: up to a billion images per round, ten thousand masks per image
         first_id = (self.number * 10**9 + position) * 10**4
         return to_drawing(work, first_id=first_id, origin=self.helpers.origin)
+
+    @cached_property
+    def _prefilled(self) -> dict[str, list[AutomaticMask]]:
+        """The masks that images were prefilled with, by their keys, until their drawings are written."""
+        return {}
+
+    def _path(self, position: int) -> Path:
+        return self.folder / f"{position:06d}.json"
+
+    def _check_same_images(self) -> None:
+        """Raises ValueError if a drawing of an earlier process is of another image than is chosen at its place."""
+        for position, item in enumerate(self.items):
+            path, chosen = self._path(position), self.pool.key(item)
+            if path.is_file() and (drawn := read_done(path).result["key"]) != chosen:
+                raise ValueError(
+                    f"{path} holds the masks of image {drawn}, but {chosen} is chosen at its place: the pool has "
+                    "changed since this run began. Restore the images (data.root), or start again in a new run_dir"
+                )
 
     def _read(self, item: PoolItem) -> tuple[Record, np.ndarray]:
         record = self.pool.read(item)
@@ -123,12 +200,13 @@ def write_shards(
 ) -> list[dict[str, Any]]:
     """Writes the images with at least one mask as tars in the form of SA-1B; returns [{path, sha256, images, masks}].
 
-    Equal drawings give equal bytes. Raises ValueError if no image has a mask.
+    An image that lost all masks of earlier rounds is written, too, because its last record counts. Equal drawings give equal
+    bytes. Raises ValueError if no image has a mask.
     """
     counts: list[int] = []
     with ShardWriter(folder, prefix, max_count=IMAGES_PER_SHARD) as writer:
         for item, drawing in zip(items, drawings, strict=True):
-            if not drawing["annotations"]:
+            if not drawing["annotations"] and not drawing.get("removed"):
                 continue
             record = pool.read(item)
             annotation = {"image": record.annotation["image"], "annotations": drawing["annotations"]}

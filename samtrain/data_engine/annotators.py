@@ -1,92 +1,30 @@
-"""The interface of annotators, and a simulated annotator that works from ground truth as people work from what they see."""
+"""A simulated annotator that works from ground truth as people work from what they see."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from samtrain.data_engine.brush import Brush
+from samtrain.data_engine.interface import DONE, TIME, AnnotatedMask, Annotator, ImageAnnotation, ImageToAnnotate
 from samtrain.data_engine.prominence import prominence
 from samtrain.data_engine.time_model import TimeModel
 from samtrain.inference.predictor import SamPredictor
 from samtrain.interact import Decoder, Interaction, interact
 from samtrain.ops.masks import mask_iou, stability_score
-from samtrain.ops.rle import RLE, decode_rle, rle_area, rle_iou
+from samtrain.ops.rle import decode_rle, rle_area, rle_iou
 from samtrain.prompts import CentreSampler
 from samtrain.types import PointLabel
 
-DONE, TIME = "done", "time"  # why an annotator has left an image: nothing is missing, or a mask took too long
+__all__ = ["DONE", "TIME", "AnnotatedMask", "Annotator", "ImageAnnotation", "ImageToAnnotate", "SimulatedAnnotator"]
+
 MAX_PIXELS = 1 << 24  # objects times pixels that are simulated at once: 64 MB of float32 logits
 MARGIN = 8  # pixels around an object that the brush works in; it never paints further over the edge
-
-
-@dataclass(frozen=True)
-class ImageToAnnotate:
-    """An image, and what is known of it.
-
-    image:   (H, W, 3) uint8 RGB
-    objects: the ground truth, as annotations of the record; only a simulation may read it
-    locked:  existing masks, which the annotator sees but does not change
-    """
-
-    key: str
-    image: np.ndarray
-    objects: list[dict[str, Any]] = field(default_factory=list)
-    locked: list[RLE] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class AnnotatedMask:
-    """A mask that was drawn, and the work that it took.
-
-    mask:             (H, W) bool
-    point_coords:     the clicks (x, y) in the order they were placed, in original pixels
-    point_labels:     for each click 1 (foreground) or 0 (background)
-    predicted_iou, stability_score:  the model's, for its mask before any brush stroke
-    good:             whether the annotator was satisfied with it, rather than out of time
-    iou:              with the ground truth; None if that is unknown
-    object_index:     the index of the object in the ground truth; None if that is unknown
-    """
-
-    mask: np.ndarray
-    seconds: float
-    clicks: int
-    strokes: int
-    point_coords: list[list[float]]
-    point_labels: list[int]
-    predicted_iou: float
-    stability_score: float
-    good: bool
-    iou: float | None = None
-    object_index: int | None = None
-
-
-@dataclass(frozen=True)
-class ImageAnnotation:
-    """The masks of an image in the order they were drawn, the discarded ones, and why the annotator left the image.
-
-    masks_in_time: the number of `masks` that existed when a mask first took longer than the limit, or all; the others were
-                   drawn only because the annotator does not leave images
-    """
-
-    masks: list[AnnotatedMask]
-    discarded: list[AnnotatedMask]
-    reason: str
-    masks_in_time: int
-
-
-class Annotator(Protocol):
-    """Annotates images: the simulation below, or people with the browser tool."""
-
-    def annotate(self, image: ImageToAnnotate, predictor: SamPredictor) -> ImageAnnotation:
-        """Annotates every object that has no mask yet; `predictor` must already hold the image."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +173,8 @@ class SimulatedAnnotator:
         """Paints until the mask is good or the time is over; a stroke that does not help is undone, but its time counts."""
         if draft.good:
             return draft
+
+        assert isinstance(draft.mask, np.ndarray)
 
         # start from the model's mask, or from an empty one if more pixels are wrong than the object has
         start = draft.mask if (draft.mask ^ target).sum() <= target.sum() else np.zeros_like(target)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from samtrain.data.shards import ShardIndex, index_tar, read_record
+from samtrain.files import read_done
 
 
 def collected_keys(shards: Sequence[Path]) -> set[str]:
@@ -19,9 +19,17 @@ def collected_keys(shards: Sequence[Path]) -> set[str]:
 def annotated_keys(shards: Sequence[Path]) -> set[str]:
     """Returns the keys of all images that the rounds of these shards have annotated, also of those that got no mask."""
     folders = {shard.parent.parent / "annotations" for shard in shards}
-    files = [path for folder in folders for path in folder.glob("*.json")]
-    drawings = [json.loads(path.read_bytes())["result"] for path in files]
-    return {each["key"] for each in drawings if not each["skipped"]} | collected_keys(shards)
+    drawings = [each for folder in folders for each in _drawings(folder)]
+    return {each["key"] for each in drawings if not (each["skipped"] or each.get("untouched"))} | collected_keys(shards)
+
+
+def untouched_keys(folder: Path) -> set[str]:
+    """Returns the keys of the images of a round that nobody had begun when it was closed; `folder` holds its drawings."""
+    return {each["key"] for each in _drawings(folder) if each.get("untouched")}
+
+
+def _drawings(folder: Path) -> list[dict[str, Any]]:
+    return [read_done(path).result for path in sorted(folder.glob("*.json"))]
 
 
 def collected_masks(shards: Sequence[Path], keys: Collection[str]) -> dict[str, list[dict[str, Any]]]:

@@ -247,7 +247,7 @@ class DataEngine:
             model=RoundModel(name=config.model, checkpoint=model.name, digest=model.digest, parent=parent.model.digest),
             annotated=annotated,
             totals=Totals(
-                masks=last.totals.masks + annotated.masks,
+                masks=last.totals.masks + annotated.masks - (annotated.people.removed if annotated.people else 0),
                 images=last.totals.images + new_images,
                 images_seen=training.images_seen,
             ),
@@ -293,9 +293,9 @@ class DataEngine:
         }
 
     def _validate(self, number: int, checkpoint: Path) -> Done:
-        """Returns the validation metrics of a checkpoint."""
+        """Returns the validation metrics of a checkpoint; none if there are no validation images."""
         done = do_once(self.files.folder(number) / "measure.json", lambda: finite(self.tools.measure(checkpoint)))
-        if self.promote_metric not in done.result:
+        if done.result and self.promote_metric not in done.result:
             raise ValueError(
                 f"engine.promote_metric is {self.promote_metric!r}, but validation measures {', '.join(done.result)}: "
                 "choose one of these"
@@ -332,6 +332,11 @@ class DataEngine:
 
 
 def is_better(after: dict[str, float | None], before: dict[str, float | None], metric: str) -> bool:
-    """Returns whether a metric has grown; an equal model is not worth a new version, and None is worse than any number."""
-    new, old = after[metric], before[metric]
+    """Returns whether a metric has grown; an equal model is not worth a new version, and None is worse than any number.
+
+    If nothing was measured, the newer model is taken for better: it has seen more masks.
+    """
+    if not after:
+        return True
+    new, old = after[metric], before.get(metric)
     return new is not None and (old is None or new > old)

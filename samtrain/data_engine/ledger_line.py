@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from samtrain.plain import from_plain
@@ -34,6 +34,37 @@ class RoundDetector:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Person:
+    """The work of one person in a round: images with a mask of theirs, masks, and measured seconds and clicks per mask."""
+
+    images: int
+    masks: int
+    seconds_per_mask: float | None
+    clicks_per_mask: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class People:
+    """What people did in a round, beside the numbers that simulations have as well.
+
+    images_untouched:  images that nobody had begun when the round was closed; later rounds annotate them
+    images_unfinished: images with masks that nobody had finished when the round was closed
+    prefilled:         masks that people were shown
+    rejected:          prefilled masks that they rejected, or replaced by better ones; rejected_share is their share
+    removed:           masks of earlier rounds that they rejected or replaced
+    by_name:           the work of each person
+    """
+
+    images_untouched: int
+    images_unfinished: int
+    prefilled: int
+    rejected: int
+    rejected_share: float | None
+    removed: int
+    by_name: dict[str, Person]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Annotated:
     """What was annotated in the round.
 
@@ -44,12 +75,14 @@ class Annotated:
     images_left:         images that the annotator left because a mask took longer than the time limit
     masks_per_image:     all masks of these images, including automatic ones and those of earlier rounds
     assisted_per_image:  the same without the automatic ones
-    seconds_per_mask:    all modelled seconds, including those of discarded masks, divided by the number of masks drawn;
-                         automatic masks take no time
+    seconds_per_mask:    all seconds, including those of discarded masks, divided by the number of masks drawn; automatic
+                         masks take no time. Seconds are modelled for a simulation and measured for people
     mask_iou:            mean IoU of the drawn masks with the ground truth
-    automatic_precision: share of the automatic masks with an IoU above 0.75 with some object
+    automatic_precision: share of the automatic masks with an IoU above 0.75 with some object; without ground truth the share
+                         that people did not reject
     coverage:            share of the objects of these images that some mask shows with an IoU above 0.75:
                          {all, small, medium, large}
+    people:              what people did; None for a simulation
     """
 
     images: int
@@ -66,6 +99,7 @@ class Annotated:
     mask_iou: float | None
     automatic_precision: float | None
     coverage: dict[str, float | None]
+    people: People | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +186,8 @@ class LedgerLine:
     def to_flat(self) -> dict[str, Any]:
         """Returns the line as the flat JSON object that `ledger.jsonl` holds."""
         flat = {key: _get(self, path) for key, path in FLAT.items()}
+        if self.annotated.people is not None:
+            flat[PEOPLE] = asdict(self.annotated.people)
         flat["probe_before"] = _flat_probe(self.probe_before) if self.probe_before else {}
         flat["shards"] = [{each.name: getattr(shard, each.name) for each in fields(Shard)} for shard in self.shards]
         return flat
@@ -162,16 +198,22 @@ class LedgerLine:
 
     def describe(self) -> str:
         """Returns a sentence for the log."""
-        name, promotion = self.promotion.metric, self.promotion
-        after = _format(promotion.after[name])
+        measured = self._describe_measurement()
         if self.round == 0:
-            return f"round 0: the first model has {name} {after}"
+            return f"round 0: the first model has {measured}"
         automatic = f" ({self.annotated.masks_automatic} automatic)" if self.detector else ""
         return (
             f"round {self.round}: {self.annotated.masks} masks{automatic} in {self.annotated.images} images, "
-            f"{_format(self.annotated.seconds_per_mask, 1)} s per mask, {name} {_format(promotion.before[name])} -> {after}, "
-            f"{'promoted' if promotion.promoted else 'not better: the previous model stays'}"
+            f"{_format(self.annotated.seconds_per_mask, 1)} s per mask, {measured}, "
+            f"{'promoted' if self.promoted else 'not better: the previous model stays'}"
         )
+
+    def _describe_measurement(self) -> str:
+        name, promotion = self.promotion.metric, self.promotion
+        if not promotion.after:
+            return "no measurement, because no image is held back for validation"
+        after = _format(promotion.after[name])
+        return f"{name} {after}" if self.round == 0 else f"{name} {_format(promotion.before.get(name))} -> {after}"
 
 
 # The keys of a line in the order of the file, and the path to the field that each of them holds.
@@ -217,6 +259,7 @@ FLAT: dict[str, tuple[str, ...]] = {
     "shards": ("shards",),
     "wall": ("wall",),
 }
+PEOPLE = "people"  # the key that only the rounds of people have
 # keys that runs before December 2026 wrote
 RENAMED = {"pictures_skipped": "images_skipped", "pictures_left": "images_left"}
 
@@ -229,10 +272,11 @@ def from_flat(values: Any, name: str) -> LedgerLine:
     if not isinstance(values, Mapping):
         raise ValueError(f"{name} is not a line of a ledger: it holds a {type(values).__name__}; restore the file")
     values = {RENAMED.get(key, key): value for key, value in values.items()}
-    if values.keys() != FLAT.keys():
+    unknown = values.keys() - FLAT.keys() - {PEOPLE}
+    if unknown or FLAT.keys() - values.keys():
         raise ValueError(
             f"{name} is not a line of this version's ledger: missing {sorted(FLAT.keys() - values.keys())}, "
-            f"unknown {sorted(values.keys() - FLAT.keys())}; read it with the version that wrote it"
+            f"unknown {sorted(unknown)}; read it with the version that wrote it"
         )
     nested: dict[str, Any] = {}
     for key, path in FLAT.items():
@@ -240,6 +284,7 @@ def from_flat(values: Any, name: str) -> LedgerLine:
         part[path[-1]] = values[key]
 
     # the parts that a line may lack, and the only ones nested in the file, too
+    nested["annotated"]["people"] = values.get(PEOPLE)
     if values["detector"] is None:
         nested["detector"] = None
     before = values["probe_before"]

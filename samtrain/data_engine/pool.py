@@ -52,8 +52,16 @@ class Pool:
     def __len__(self) -> int:
         return sum(len(index) for index in self.indices)
 
+    def items(self) -> list[PoolItem]:
+        """Returns all images in the order of the tars."""
+        return [PoolItem(tar, i) for tar, index in enumerate(self.indices) for i in range(len(index))]
+
     def key(self, item: PoolItem) -> str:
         return self.indices[item.tar].key(item.index)
+
+    def place(self, item: PoolItem) -> tuple[str, int]:
+        """Returns the tar that holds an image, and the number of its record there."""
+        return self.indices[item.tar].path, item.index
 
     def read(self, item: PoolItem) -> Record:
         """Returns an image with its annotations; raises ValueError as `read_record` does."""
@@ -67,7 +75,7 @@ class Pool:
         Images that are `annotated` already (their keys) come last and are never in the probe. If a stage before has used
         the whole pool except its probe, the probe consists of these images again and of those that got no mask.
         """
-        items = [PoolItem(tar, i) for tar, index in enumerate(self.indices) for i in range(len(index))]
+        items = self.items()
         drawn = [items[i] for i in np.random.default_rng(seed).permutation(len(items))]
         fresh = [item for item in drawn if self.key(item) not in annotated]
         probe, counts = divide_pool(len(items), images_by_round, min(probe_images, len(fresh)))

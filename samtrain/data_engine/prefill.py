@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samtrain.data_engine.interface import AutomaticMask
 from samtrain.ops.boxes import clip_boxes_xyxy
 from samtrain.ops.masks import stability_score
 from samtrain.ops.rle import RLE, encode_mask, rle_area, rle_iou
@@ -24,23 +25,6 @@ class BoxDetector(Protocol):
     def detect(self, image: np.ndarray, *, score_thresh: float, max_detections: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns boxes (N, 4) xyxy in pixels of the image, and scores (N,), best first."""
         ...
-
-
-@dataclass(frozen=True)
-class AutomaticMask:
-    """A mask that was prefilled, and the box that prompted it.
-
-    segmentation:   RLE of the image's size
-    box_xyxy:       the prompt in pixels of the image; its edges are on the object's outermost pixels
-    predicted_iou, stability_score:  given by the model
-    detector_score: given by the detector, 0 to 1
-    """
-
-    segmentation: RLE
-    box_xyxy: list[float]
-    predicted_iou: float
-    stability_score: float
-    detector_score: float
 
 
 @dataclass(frozen=True, kw_only=True)

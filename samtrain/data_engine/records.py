@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from samtrain.data_engine.annotators import DONE, TIME, AnnotatedMask, ImageAnnotation
 from samtrain.data_engine.coverage import compare, coverage, share_above
-from samtrain.data_engine.ledger_line import Annotated, ProbeResult
-from samtrain.data_engine.prefill import AutomaticMask
+from samtrain.data_engine.interface import DONE, TIME, UNFINISHED, UNTOUCHED, AnnotatedMask, AutomaticMask, ImageAnnotation
+from samtrain.data_engine.ledger_line import Annotated, People, Person, ProbeResult
 from samtrain.ops.rle import RLE, encode_mask, rle_area, rle_to_box_xywh
 
 ASSISTED, AUTOMATIC = "assisted", "automatic"  # `source`: where a mask comes from
@@ -41,15 +40,18 @@ def to_drawing(work: ImageWork, *, first_id: int, origin: Origin) -> Drawing:
     IoUs with the ground truth are kept out of the annotations, so that no shard holds them. `truth` compares the masks that
     existed when a mask first took too long, even if the annotator does not leave images and continued.
     """
-    # prefilled masks get the first ids, then those that were drawn
-    automatic = [_automatic(mask, first_id + n, origin) for n, mask in enumerate(work.automatic)]
-    first_id += len(automatic)
+    # prefilled masks get the first ids, then those that were drawn; what was rejected is in no shard
+    found = [_automatic(mask, first_id + n, origin) for n, mask in enumerate(work.automatic)]
+    automatic = [each for n, each in enumerate(found) if n not in work.drawn.rejected]
+    first_id += len(found)
     assisted = [_assisted(mask, first_id + n, origin) for n, mask in enumerate(work.drawn.masks)]
-    in_time = [*work.earlier, *automatic, *assisted[: work.drawn.masks_in_time]]
-    return {
+    untouched = work.drawn.reason == UNTOUCHED  # nobody has looked at it, so it is annotated later
+    earlier = [] if untouched else [each for each in work.earlier if each["id"] not in work.drawn.removed]
+    in_time = [*earlier, *automatic, *assisted[: work.drawn.masks_in_time]]
+    drawing = {
         "key": work.key,
-        "annotations": [*work.earlier, *automatic, *assisted],
-        "earlier": len(work.earlier),
+        "annotations": [*earlier, *automatic, *assisted],
+        "earlier": len(earlier),
         "left": work.drawn.reason == TIME,
         "skipped": False,
         "work": [
@@ -57,7 +59,21 @@ def to_drawing(work: ImageWork, *, first_id: int, origin: Origin) -> Drawing:
             for kept, masks in ((True, work.drawn.masks), (False, work.drawn.discarded))
             for mask in masks
         ],
-        "truth": compare(work.objects, _segmentations(in_time), _segmentations(automatic)),
+        "truth": compare(work.objects, _segmentations(in_time), _segmentations(found)),
+    }
+    return drawing if work.drawn.prefilled is None else drawing | _of_people(work, len(found))
+
+
+def _of_people(work: ImageWork, prefilled: int) -> Drawing:
+    """Returns what only the drawings of people have."""
+    drawn = work.drawn
+    return {
+        "untouched": drawn.reason == UNTOUCHED,
+        "unfinished": drawn.reason == UNFINISHED,
+        "prefilled": prefilled,
+        "rejected": len(drawn.rejected),
+        "removed": sum(each["id"] in drawn.removed for each in work.earlier),
+        "annotators": [mask.annotator for mask in (*drawn.masks, *drawn.discarded)],
     }
 
 
@@ -69,10 +85,12 @@ def left_out(key: str) -> Drawing:
 
 def _assisted(mask: AnnotatedMask, number: int, origin: Origin) -> dict[str, Any]:
     """Returns the annotation of a mask that the annotator drew with the model's help."""
-    annotation = _annotation(encode_mask(mask.mask), number, mask)
+    rle = mask.mask if isinstance(mask.mask, dict) else encode_mask(mask.mask)
+    annotation = _annotation(rle, number, mask)
     annotation |= {"point_coords": mask.point_coords, "point_labels": mask.point_labels}
     annotation |= {"source": ASSISTED, "model": origin.model}
-    return annotation | {"clicks": mask.clicks, "strokes": mask.strokes, "seconds": mask.seconds}
+    annotation |= {"clicks": mask.clicks, "strokes": mask.strokes, "seconds": mask.seconds}
+    return annotation | ({} if mask.annotator is None else {"annotator": mask.annotator}) | mask.more
 
 
 def _automatic(mask: AutomaticMask, number: int, origin: Origin) -> dict[str, Any]:
@@ -84,15 +102,15 @@ def _automatic(mask: AutomaticMask, number: int, origin: Origin) -> dict[str, An
 
 
 def _annotation(rle: RLE, number: int, mask: AnnotatedMask | AutomaticMask) -> dict[str, Any]:
-    """Returns the keys of SA-1B, except the points."""
+    """Returns the keys of SA-1B, except the points; a mask that was painted without a model has no scores."""
     H, W = rle["size"]
+    scores = {"predicted_iou": mask.predicted_iou, "stability_score": mask.stability_score}
     return {
         "id": number,
         "segmentation": rle,
         "bbox": rle_to_box_xywh(rle),
         "area": rle_area(rle),
-        "predicted_iou": mask.predicted_iou,
-        "stability_score": mask.stability_score,
+        **{name: score for name, score in scores.items() if score is not None},
         "crop_box": [0.0, 0.0, float(W), float(H)],
     }
 
@@ -110,11 +128,13 @@ def summarise_round(drawings: Sequence[Drawing], size_limits: tuple[float, float
     kept = [item for item in work if item["kept"]]
     sources = [each["source"] for drawing in drawings for each in drawing["annotations"]]
     masks = len(sources) - sum(drawing["earlier"] for drawing in drawings)
-    images = sum(not drawing["skipped"] for drawing in drawings)
+    skipped = sum(drawing["skipped"] for drawing in drawings)
+    images = len(drawings) - skipped - sum(drawing.get("untouched", False) for drawing in drawings)
+    people = summarise_people(drawings)
     automatic = [iou for drawing in drawings for iou in drawing["truth"]["automatic"]]
     return Annotated(
         images=images,
-        images_skipped=len(drawings) - images,
+        images_skipped=skipped,
         images_left=sum(drawing["left"] for drawing in drawings),
         masks=masks,
         masks_automatic=masks - len(kept),
@@ -125,8 +145,9 @@ def summarise_round(drawings: Sequence[Drawing], size_limits: tuple[float, float
         clicks_per_mask=_ratio(work, "clicks", len(kept)),
         strokes_per_mask=_ratio(work, "strokes", len(kept)),
         mask_iou=_mean_iou(kept),
-        automatic_precision=share_above(automatic) if _has_ground_truth(drawings) else None,
+        automatic_precision=share_above(automatic) if _has_ground_truth(drawings) else _not_rejected(people),
         coverage=summarise_coverage(drawings, size_limits),
+        people=people,
     )
 
 
@@ -151,6 +172,41 @@ def summarise_probe(drawings: Sequence[Drawing], size_limits: tuple[float, float
 def summarise_coverage(drawings: Sequence[Drawing], size_limits: tuple[float, float]) -> dict[str, float | None]:
     """Returns the share of the objects that are covered, of all and by size."""
     return coverage([drawing["truth"] for drawing in drawings], size_limits)
+
+
+def summarise_people(drawings: Sequence[Drawing]) -> People | None:
+    """Returns what people did in a round, in all and by name; None if a simulation annotated."""
+    own = [drawing for drawing in drawings if "annotators" in drawing]
+    if not own:
+        return None
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    images: dict[str, int] = {}
+    for drawing in own:
+        for name, item in zip(drawing["annotators"], drawing["work"], strict=True):
+            by_name.setdefault(str(name), []).append(item)
+        for name in {str(name) for name in drawing["annotators"]}:
+            images[name] = images.get(name, 0) + 1
+    prefilled, rejected = (sum(drawing[key] for drawing in own) for key in ("prefilled", "rejected"))
+    return People(
+        images_untouched=sum(drawing["untouched"] for drawing in own),
+        images_unfinished=sum(drawing["unfinished"] for drawing in own),
+        prefilled=prefilled,
+        rejected=rejected,
+        rejected_share=rejected / prefilled if prefilled else None,
+        removed=sum(drawing["removed"] for drawing in own),
+        by_name={name: _person(images[name], work) for name, work in sorted(by_name.items())},
+    )
+
+
+def _person(images: int, work: Sequence[dict[str, Any]]) -> Person:
+    kept = sum(item["kept"] for item in work)
+    seconds, clicks = (_ratio(work, key, kept) for key in ("seconds", "clicks"))
+    return Person(images=images, masks=kept, seconds_per_mask=seconds, clicks_per_mask=clicks)
+
+
+def _not_rejected(people: People | None) -> float | None:
+    """Returns the share of the prefilled masks that people let stand, which is what they tell of the precision."""
+    return None if people is None or people.rejected_share is None else 1 - people.rejected_share
 
 
 def _has_ground_truth(drawings: Sequence[Drawing]) -> bool:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from samtrain.data_engine.annotation import Annotating, Helpers, write_shards
-from samtrain.data_engine.annotators import Annotator
-from samtrain.data_engine.collected import annotated_keys, collected_keys, collected_masks
+from samtrain.data_engine.collected import annotated_keys, collected_keys, collected_masks, untouched_keys
 from samtrain.data_engine.engine_files import EngineFiles, Weights
+from samtrain.data_engine.interface import Annotator, RoundAnnotator, of_rounds
 from samtrain.data_engine.ledger_line import LedgerLine
 from samtrain.data_engine.pool import Pool, PoolItem, Selection
 from samtrain.data_engine.prefill import Prefiller
@@ -37,11 +37,9 @@ class StageImages:
     def __post_init__(self) -> None:
         self.pool = Pool(self.stage.pool, self.on_error)
 
-    def annotate(
-        self, number: int, index: int, ledger: Sequence[LedgerLine], model: Weights, detector: Weights | None
-    ) -> Done:
+    def annotate(self, number: int, index: int, ledger: Sequence[LedgerLine], model: Weights, detector: Weights | None) -> Done:
         """Returns the drawings of round `number` of the run, which is round `index` of the stage, counted from 0."""
-        items = self._select(ledger).rounds[index]
+        items = self._items(number, index, ledger)
         helpers = self._helpers(self.stage.annotator, model, detector)
         earlier = collected_masks(self.files.shards(ledger), {self.pool.key(item) for item in items})
         return self._draw(number, "annotations", items, helpers, earlier)
@@ -51,12 +49,12 @@ class StageImages:
     ) -> list[dict[str, Any]]:
         """Writes the masks of a round as tars in the form of SA-1B; returns [{path, sha256, images, masks}]."""
         folder, prefix = self.files.folder(number) / "shards", f"{self.stage.name}_round{number:02d}"
-        shards = write_shards(folder, prefix, self.pool, self._select(ledger).rounds[index], drawings)
+        shards = write_shards(folder, prefix, self.pool, self._items(number, index, ledger), drawings)
         return [shard | {"path": self.files.name(Path(shard["path"]))} for shard in shards]
 
     def count_new(self, drawings: Sequence[Drawing], ledger: Sequence[LedgerLine]) -> int:
         """Returns how many of a round's images were annotated for the first time; earlier stages may have found no mask."""
-        new = [each["key"] for each in drawings if not (each["earlier"] or each["skipped"])]
+        new = [each["key"] for each in drawings if not (each["earlier"] or each["skipped"] or each.get("untouched"))]
         before = [line for line in ledger if line.stage != self.stage.name]
         return len(set(new) - annotated_keys(self.files.shards(before))) if before else len(new)
 
@@ -79,6 +77,19 @@ class StageImages:
         helpers = self._helpers(self.stage.annotator, model, detector)
         return self._draw(number, "probe_filled", self._select(ledger).probe, helpers)
 
+    def _items(self, number: int, index: int, ledger: Sequence[LedgerLine]) -> list[PoolItem]:
+        """Returns the images of a round: first those that people left untouched in earlier rounds of the stage, then new ones.
+
+        A simulation leaves none untouched.
+        """
+        rounds = self._select(ledger).rounds
+        waiting = [item for round in rounds for item in round]
+        for place, round in enumerate(rounds[:index]):
+            untouched = untouched_keys(self.files.folder(number - index + place) / "annotations")
+            shown, rest = waiting[: len(round)], waiting[len(round) :]
+            waiting = [item for item in shown if self.pool.key(item) in untouched] + rest
+        return waiting[: len(rounds[index])]
+
     def _select(self, ledger: Sequence[LedgerLine]) -> Selection:
         """Returns the stage's images; those that earlier stages have annotated come last."""
         if self._selection is None:
@@ -91,10 +102,11 @@ class StageImages:
             )
         return self._selection
 
-    def _helpers(self, annotator: Annotator, model: Weights, detector: Weights | None) -> Helpers:
+    def _helpers(self, annotator: Annotator | RoundAnnotator, model: Weights, detector: Weights | None) -> Helpers:
         helpers = Helpers(
-            annotator=annotator,
+            annotator=of_rounds(annotator),
             origin=Origin(model.digest),
+            checkpoint=self.files.path(model.name),
             load_predictor=lambda: self.tools.load_predictor(self.files.path(model.name)),
         )
         if detector is None:
@@ -121,6 +133,7 @@ class StageImages:
             items=items,
             helpers=helpers,
             number=number,
+            stage=self.stage.name,
             earlier=earlier or {},
             on_error=self.on_error,
         ).drawings()

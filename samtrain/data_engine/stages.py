@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from samtrain.data.datasets import Source
-from samtrain.data_engine.annotators import Annotator
+from samtrain.data_engine.interface import Annotator, RoundAnnotator
 from samtrain.data_engine.prefill import BoxDetector, PrefillConfig
 from samtrain.plain import from_plain
 
@@ -103,7 +103,7 @@ class Stage:
     name: str
     rounds: list[RoundConfig]
     pool: list[str]
-    annotator: Annotator
+    annotator: Annotator | RoundAnnotator
     probe: Probe | None = None
     prefill: PrefillConfig | None = None
 

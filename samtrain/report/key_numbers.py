@@ -39,7 +39,13 @@ def _rounds(run: RunFiles) -> Iterator[Card]:
     if before is not None and after is not None:
         yield f"{before:.2f} → {after:.2f}", "objects that have a mask", "on the same images, before stage 2 and after"
     if (precision := metrics.get("automatic/precision")) is not None:
-        yield f"{precision:.2f}", "precision of automatic masks", "IoU above 0.75 with an object"
+        people = all(line.get("people") for line in rounds if line.get("detector"))
+        words = "not rejected by people" if people else "IoU above 0.75 with an object"
+        yield f"{precision:.2f}", "precision of automatic masks", words
+    measured = [line["seconds_per_mask"] for line in rounds if line.get("people") and line["seconds_per_mask"] is not None]
+    if measured:
+        first_to_last = " → ".join(f"{each:.1f}" for each in dict.fromkeys((measured[0], measured[-1])))
+        yield f"{first_to_last} s", "per mask, first to last round", "measured with people"
     if seconds := _probe_seconds(lines):
         objects = f"modelled, for the same {lines[-1]['probe_masks']} objects"
         yield f"{seconds[0]:.1f} → {seconds[-1]:.1f} s", "per mask, first to last", objects

@@ -15,6 +15,7 @@ from samtrain.report.key_numbers import key_numbers
 from samtrain.report.learning_curve import learning_curve_charts
 from samtrain.report.model_lineage import lineage_chart
 from samtrain.report.paper import paper_table
+from samtrain.report.people import people_section
 from samtrain.report.round_charts import round_charts
 from samtrain.report.run_files import Panel, RunFiles, read_run
 from samtrain.report.tables import duration, ledger_table, metrics_table, other_metrics
@@ -47,6 +48,7 @@ def build_page(run: RunFiles) -> str:
         section("Results", metrics_table(run) + charts(clicks_charts(run))),
         section("Zero-shot", zero_shot_table(run) + clicked + missing_sets(run)),
         section("Rounds of the data engine", rounds),
+        section("People", people_section(run)),
         section("Beside the paper", paper_table(run)),
         section("Automatic masks", charts(dataset_charts(run.generated)) + generated_tables(run.generated)),
         section("Automatic masks against ground truth", charts(truth_charts(run.generated.get("truth")))),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from samtrain.report.people import has_people
 from samtrain.report.run_files import RunFiles
 from samtrain.report.tables import STAGE_NAMES, number, table
 
@@ -33,7 +34,8 @@ PAPER = {
 def paper_table(run: RunFiles) -> str:
     """Returns a table per stage, and a note about the simulation."""
     stages = {str(line["stage"]): None for line in run.ledger[1:]}
-    return "".join(_paper_stage(run, stage) for stage in stages if stage in PAPER) + (SIMULATION if stages else "")
+    simulated = any(not line.get("people") for line in run.ledger[1:])
+    return "".join(_paper_stage(run, stage) for stage in stages if stage in PAPER) + (SIMULATION if simulated else "")
 
 
 def _paper_stage(run: RunFiles, stage: str) -> str:
@@ -46,9 +48,11 @@ def _paper_stage(run: RunFiles, stage: str) -> str:
     masks, images = _sum(rounds, "masks"), _sum(rounds, "images")
     masks_in_total = f", {last['masks_total']:,} in total" if before["round"] else ""
     images_in_total = f", {last['images_total']:,} in total" if before["round"] else ""
+    people = has_people(rounds)
+    star = "" if people else " *"
     rows = [
-        ["seconds per mask, without automatic masks *", paper["seconds"], _from_to(first, last, "seconds_per_mask")],
-        ["seconds per mask, for the same objects each time *", "", probe],
+        [f"seconds per mask, without automatic masks{star}", paper["seconds"], _from_to(first, last, "seconds_per_mask")],
+        *([] if people else [["seconds per mask, for the same objects each time *", "", probe]]),
         ["masks per image, with automatic masks", paper["masks_per_image"], _from_to(first, last, "masks_per_image")],
         ["masks", paper["masks"], f"{masks:,}{masks_in_total}"],
         ["images", paper["images"], f"{images:,}{images_in_total}"],
@@ -56,11 +60,13 @@ def _paper_stage(run: RunFiles, stage: str) -> str:
         ["encoder", paper["encoder"], escape(f"{before['encoder']} → {last['encoder']}")],
     ]
     if any(line.get("detector") for line in rounds):
-        rows[3:3] = [["masks per image, drawn", "", _from_to(first, last, "assisted_per_image")]]
+        after = [row[0] for row in rows].index("masks")
+        rows[after:after] = [["masks per image, drawn", "", _from_to(first, last, "assisted_per_image")]]
+    if any(line.get("detector") for line in rounds) and not people:
         covered = [start.get("probe_coverage", {}), last["probe_coverage"]]
         words = {"all": "objects that have a mask, on the same images", "small": "small objects, on the same images"}
         rows += [[text, "", " → ".join(number(each.get(name), 2) for each in covered)] for name, text in words.items()]
-    return table([STAGE_NAMES[stage], "paper, people", "this run, simulation"], rows)
+    return table([STAGE_NAMES[stage], "paper, people", "this run, people" if people else "this run, simulation"], rows)
 
 
 SIMULATION = """<p class="note">* A simulation cannot show how fast people are. The paper measured seconds with people; here

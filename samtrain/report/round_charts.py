@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from samtrain.report.figures import Axis, Marks, Point, Series, line_chart, stacked_bars
+from samtrain.report.people import has_people
 from samtrain.report.run_files import RunFiles
 
 PHASES = ("detector", "annotate", "fit", "measure", "probe")  # keys of the ledger's `wall`
@@ -80,13 +81,14 @@ def quality_chart(rounds: Rounds) -> str:
 
 
 def seconds_chart(rounds: Rounds) -> str:
-    """Draws the modelled seconds per drawn mask, in the rounds and on the probe."""
+    """Draws the seconds per drawn mask, in the rounds and on the probe."""
     series = [
         Series("drawn in the round", rounds.points("seconds_per_mask"), 1, dots=True),
         Series("probe: the same objects throughout a stage", probe_pieces(rounds.lines, "seconds_per_mask"), 2, dots=True),
     ]
     note = "Automatic masks take no time and are not counted." if rounds.has_stage_2 else ""
-    return rounds.chart("Time per mask", Axis("modelled seconds per mask", zero=True), series, note)
+    kind = "measured" if has_people(rounds.lines) else "modelled"
+    return rounds.chart("Time per mask", Axis(f"{kind} seconds per mask", zero=True), series, note)
 
 
 def masks_per_image_chart(rounds: Rounds) -> str:
@@ -94,7 +96,7 @@ def masks_per_image_chart(rounds: Rounds) -> str:
     series = [Series("all" if rounds.has_stage_2 else "annotated in the round", rounds.points("masks_per_image"), 1, dots=True)]
     if rounds.has_stage_2:
         series.append(Series("drawn by the annotator", rounds.points("assisted_per_image"), 3, dots=True))
-    note = "An annotator stops with an image when a mask takes too long."
+    note = "" if has_people(rounds.lines) else "An annotator stops with an image when a mask takes too long."
     return rounds.chart("Masks per image", Axis("masks per image", zero=True), series, note)
 
 

@@ -56,8 +56,8 @@ def ledger_table(run: RunFiles) -> str:
         table(head, rows, "ledger")
         + f'<p class="note">before → after: {escape(metric)} of the model in use and of the new model. coverage: share of '
         "the objects in the images of the round that have a mask with an IoU above 0.75. stopped early: images in which a mask "
-        "took too long, so the annotator took the next one. s / mask: for drawn masks only. The objects of the probe stay "
-        "the same throughout a stage.</p>"
+        "took too long, so the annotator took the next one. s / mask: for drawn masks only. –: not measured. The objects "
+        "of the probe stay the same throughout a stage.</p>"
     )
 
 

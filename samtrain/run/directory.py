@@ -30,7 +30,7 @@ Metrics = dict[str, float | None]  # None: the metric is not a finite number
 FREE = (
     "run_dir", "data_dir", "max_image_pixels", "scale", "loader.num_workers", "logger", "callbacks.progress",
     "zero_shot.num_workers", "tune.num_trials", "tune.num_workers", "tune.stale_after", "tune.seeds", "tune.compare_by",
-    "annotate",
+    "annotate", "annotator.images", "annotator.masks", "annotator.hours",
 )  # fmt: skip
 # why some keys cannot change, and what to do instead
 REASONS = {

@@ -66,6 +66,12 @@ def check_target(node: Any, name: str, *, supplied: Sequence[str] = ()) -> None:
             check_target(node[key], f"{name}.{key}")
 
 
+def find_target(node: Any, name: str) -> Callable[..., Any]:
+    """Returns the class or function that a node names by `_target_`; raises ValueError as `check_target` does."""
+    check_target(node, name)
+    return _locate(node["_target_"], f"{name}._target_")
+
+
 def _locate(target: Any, name: str) -> Callable[..., Any]:
     """Returns the class or function of a dotted name."""
     try:

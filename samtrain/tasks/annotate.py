@@ -9,13 +9,16 @@ import webbrowser
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from samtrain.data.decode import decode_shown
 from samtrain.data.prepare.mask_files import IMAGES, files_below
 from samtrain.files import digest
+from samtrain.inference.frames import make_predictor
+from samtrain.modeling.build import load_sam
 from samtrain.run.build import device_of
 from samtrain.run.environment import resume_command
 from samtrain.run.image_sets import asked_frame, data_config
@@ -33,21 +36,49 @@ AT_ONCE = 100  # images added in one transaction
 
 
 def run(config: Config, run_dir: Path) -> None:
-    """Adds the images that are new to the store and serves the page until it is stopped; the same command resumes."""
+    """Adds the images that are new to the store and serves the page until it is stopped; the same command resumes.
+
+    With `annotate.review` the images are those of shards, and the result is a folder of corrections for `task=audit`.
+    """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ValueError(f"task=annotate needs {', '.join(missing)}: pip install 'samtrain[annotate]'")
     from samtrain.annotator.config import AnnotateConfig
+    from samtrain.annotator.review import begin_review, end_review
     from samtrain.annotator.store import open_store
 
     settings = read(AnnotateConfig, config, "annotate")
     serving = serve_config(config, settings, run_dir)
+    if settings.close_round:
+        close_round(serving.store)
+        return
     with open_store(serving.store) as store:
         add_images(store, settings, skip=data_config(config["data"]).on_error == "skip")
         set_model(store, config["checkpoint"])
+        if settings.review is not None:
+            begin_review(store, settings.review, partial(_predictor, config, store) if settings.disagreement else None)
         if settings.serve and not store.count_images():
             raise ValueError("There are no images to annotate: set annotate.images to a folder of images, or a glob")
     if settings.serve:
         serve(serving, run_dir)
+    if settings.review is not None:
+        with open_store(serving.store) as store:
+            end_review(store, Path(settings.output or run_dir / "corrected"))
+
+
+def close_round(url: str) -> None:
+    """Closes the round that is open in the store of a run of `annotator=web`; the engine then trains."""
+    from samtrain.annotator.open_round import close_now
+    from samtrain.annotator.store import open_store
+
+    with open_store(url) as store:
+        log.info("Round %d is closed; the engine trains on its masks.", close_now(store))
+
+
+def _predictor(config: Config, store: Store) -> Any:
+    """Returns the predictor of the store's model, which says where it would draw masks otherwise."""
+    model = store.model()
+    assert model is not None, "set_model comes first"
+    return make_predictor(load_sam(model.path).to(device_of(config)), frame=asked_frame(config["data"]))
 
 
 def serve_config(config: Config, settings: AnnotateConfig, run_dir: Path) -> ServeConfig:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from samtrain.data.prepare.formats import BinaryMasks, CocoInstances, LabelMaps, MaskSource, Sa1bFolder
+from samtrain.data.prepare.formats import BinaryMasks, CocoInstances, LabelMaps, MaskSource, Sa1bFolder, Unlabelled
 from samtrain.data.prepare.label_maps import LabelRules
 from samtrain.data.prepare.mask_files import files_below
 
-Form = Literal["auto", "sa1b", "coco", "label_maps", "binary_masks"]
+Form = Literal["auto", "sa1b", "coco", "label_maps", "binary_masks", "unlabelled"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class PrepareConfig:
 
     root:         folder that holds the images, at any depth
     form:         sa1b (a JSON beside each image), coco (`annotations` names the JSON), label_maps or binary_masks
-                  (`masks` says where they are); auto chooses coco if `annotations` is set, else sa1b
+                  (`masks` says where they are), or unlabelled, images without masks that people will annotate; auto chooses
+                  coco if `annotations` is set, else sa1b
     masks:        folder or glob of mask files, see `MaskFinder`
     annotations:  COCO or LVIS instance JSON; a list is refused with what to do instead
     background:   the value of a label map's background; None: 0, or a negative value that looks like it
@@ -113,18 +114,28 @@ def _check_masks(config: PrepareConfig) -> None:
         raise ValueError(f"data.ignore_values is {config.ignore_values!r}: give a list, such as [255]")
 
 
+def is_unlabelled(config: PrepareConfig) -> bool:
+    """Returns whether the images have no masks, by `form` or, if that is auto, because nothing names or holds any."""
+    if config.form != "auto":
+        return config.form == "unlabelled"
+    return not config.annotations and not files_below(Path(config.absolute().root), {".json"})
+
+
 def mask_source(config: PrepareConfig) -> MaskSource:
     """Returns the reader for the form that the config names; raises ValueError if the files it needs are missing."""
     config = config.absolute()
     folder, form, annotations = Path(config.root), config.form, config.annotations
     assert not isinstance(annotations, list), "PrepareConfig refuses lists"
     if form == "auto":
-        form = "coco" if annotations else "sa1b"
-        if not annotations and not files_below(folder, {".json"}):
+        if is_unlabelled(config):
             raise ValueError(
-                f"data.form is auto and {folder} holds no JSON beside its images: for masks in files set "
-                "data.form=label_maps or binary_masks and data.masks, for COCO set data.annotations=<json>"
+                f"data.form is auto and {folder} holds no JSON beside its images, so they have no masks. If they have masks in "
+                "files, set data.form=label_maps or binary_masks and data.masks, for COCO set data.annotations=<json>. If they "
+                "have none yet, let people annotate them: +experiment=stage1 annotator=web data=folder data.root=<folder>"
             )
+        form = "coco" if annotations else "sa1b"
+    if form == "unlabelled":
+        return Unlabelled(folder)
     if form == "sa1b":
         return Sa1bFolder(folder)
     if form == "coco":

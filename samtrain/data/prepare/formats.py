@@ -1,4 +1,4 @@
-"""Readers for the forms in which people store masks: SA-1B JSONs, COCO or LVIS, label maps, and binary masks per object.
+"""Readers for the forms in which people store masks: SA-1B JSONs, COCO or LVIS, label maps, binary masks per object, or none.
 
 Each form is a class that lists the images and reads the masks of one image. It checks only what reading needs. If an image
 cannot be read it raises `Refused`, with a short reason to count and a detail to show.
@@ -97,6 +97,20 @@ class Sa1bFolder:
         if named != entry.image and named.is_file():
             raise Refused("the JSON beside the image names another image", named.name)
         return RawAnnotations(image, [*objects, *content.get("evaluation_only", [])])
+
+
+class Unlabelled:
+    """Reads images at any depth that have no masks yet, because people will annotate them."""
+
+    def __init__(self, source: Path) -> None:
+        self.source = Path(os.path.abspath(source))
+
+    def entries(self) -> list[Entry]:
+        files = files_below(self.source, IMAGES)
+        return sorted((Entry(path.relative_to(self.source).as_posix(), path) for path in files), key=lambda entry: entry.name)
+
+    def read(self, entry: Entry) -> RawAnnotations:
+        return RawAnnotations({}, [])
 
 
 class CocoInstances:

@@ -227,7 +227,7 @@ def _checked_line(
             entry.image,
             source.read(entry),
             crowds_are_objects=config.crowds == "objects",
-            empty_images=config.empty_images,
+            empty_images=config.empty_images or config.form == "unlabelled",
         )
     except Refused as error:
         log.warning("Refused %s: %s", printable(entry.name), printable(str(error)))
@@ -311,7 +311,8 @@ def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -
     for kind, reasons in refused.items():
         for reason, content in reasons.items():
             log.warning("Refused %s: %d (%s), for example %s.", kind, content["count"], reason, content["examples"][0])
-    if ONLY_CROWDS in refused["images"] or not sum(content["masks"] for content in counts.values()):
+    nothing = config.form != "unlabelled" and not sum(content["masks"] for content in counts.values())
+    if ONLY_CROWDS in refused["images"] or nothing:
         log.warning("Images hold nothing but crowd regions: %s.", CROWDS_HINT)
     for reason, content in noticed.items():
         log.warning("Noticed %d times: %s. For example %s.", content["count"], reason, content["examples"][0])

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from samtrain.data.datasets import Source
 from samtrain.data.image_set import ImageSet
-from samtrain.data_engine.annotators import Annotator
+from samtrain.data_engine.interface import Annotator, RoundAnnotator, annotates_rounds
 from samtrain.data_engine.pool import Pool, divide_pool
 from samtrain.data_engine.prefill import PrefillConfig
 from samtrain.data_engine.stages import ASSISTED_MANUAL, SEMI_AUTOMATIC, EngineConfig, Probe, RoundConfig, Stage
@@ -19,8 +19,11 @@ from samtrain.run.targets import build
 from samtrain.tasks.rounds.schedule import rounds_of
 
 
-def make_stages(config: Config, images: ImageSet) -> list[Stage]:
-    """Returns the stages that the rounds of the config belong to, in their order."""
+def make_stages(config: Config, images: ImageSet, people: RoundAnnotator | None = None) -> list[Stage]:
+    """Returns the stages that the rounds of the config belong to, in their order.
+
+    `people` annotate instead of the annotator of the config; they are not asked to repeat the images of a probe.
+    """
     engine = read(EngineConfig, config, "engine")
     probe_images = {ASSISTED_MANUAL: engine.probe_images, SEMI_AUTOMATIC: engine.probe_images_stage_2}
     rounds: dict[str, list[RoundConfig]] = {}
@@ -31,8 +34,8 @@ def make_stages(config: Config, images: ImageSet) -> list[Stage]:
             name=name,
             rounds=own,
             pool=_pool_of(config, name, images),
-            annotator=_make_annotator(config, leaves_image=True),
-            probe=Probe(annotator=_make_annotator(config, leaves_image=False), images=probe_images[name]),
+            annotator=people or _make_annotator(config, leaves_image=True),
+            probe=None if people else Probe(annotator=_make_annotator(config, leaves_image=False), images=probe_images[name]),
             prefill=_prefill_of(config) if name == SEMI_AUTOMATIC else None,
         )
         for name, own in rounds.items()
@@ -44,8 +47,9 @@ def check_pools(config: Config, stages: list[Stage], images: ImageSet, *, native
     for stage in stages:
         if not stage.pool:
             continue
-        own = replace(images, public=[], pool=[Source(stage.pool)])
-        check_images(config, own, image_size=sam_config_of(config).image_size, native=native)
+        if not annotates_rounds(stage.annotator):  # people draw the masks that a preflight check would look at
+            own = replace(images, public=[], pool=[Source(stage.pool)])
+            check_images(config, own, image_size=sam_config_of(config).image_size, native=native)
         pool = Pool(stage.pool, data_config(config["data"]).on_error)
         divide_pool(len(pool), [each.images for each in stage.rounds], stage.probe.images if stage.probe else 0)
 

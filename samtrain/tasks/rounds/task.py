@@ -19,10 +19,13 @@ from samtrain.run.image_sets import open_set
 from samtrain.run.inputs import check_inputs
 from samtrain.run.settings import Config
 from samtrain.tasks.detector import test_metrics as box_test_metrics
+from samtrain.tasks.rounds.held_back import with_held_back
+from samtrain.tasks.rounds.people import at_work, make_people
 from samtrain.tasks.rounds.results import coverage_metrics
 from samtrain.tasks.rounds.schedule import check_growth_of_rounds, check_processes, with_stage_1
 from samtrain.tasks.rounds.stages import check_pools, make_stages
 from samtrain.tasks.rounds.tools import EngineTools
+from samtrain.tasks.rounds.unlabelled import check_validation, with_own_sets, with_unlabelled
 
 log = logging.getLogger(__name__)
 
@@ -37,16 +40,21 @@ def run(config: Config, run_dir: Path) -> Metrics:
     check_processes(config)
     config = with_stage_1(config, run_dir)
     check_growth_of_rounds(config)
-    images = open_set(config["data"], config["data_dir"])
-    if not images.val:
-        raise ValueError("the rounds choose models by validation, but no image is held back for it: set data.val")
+    config = with_unlabelled(config)
+    images = with_own_sets(config, open_set(config["data"], config["data_dir"]))
+    check_validation(config, images)
     check_inputs(config, run_dir, images)
-    tools, stages = EngineTools(config, run_dir, images), make_stages(config, images)
+    tools = EngineTools(config, run_dir, images)
+    people = make_people(config, run_dir, tools)
+    stages = make_stages(config, images, people)
     check_pools(config, stages, images, native=tools.native)
 
-    # run the rounds
+    # people begin with what measures the models; then run the rounds
     initial = tools.first_model()
-    best = tools.engine(initial, stages).run()
+    with at_work(people, run_dir, initial, tools):
+        if people is not None:
+            tools.images = images = with_held_back(config, run_dir, tools, people, initial)
+        best = tools.engine(initial, stages).run()
 
     # measure the gain of the rounds, and report it
     ledger = read_ledger(run_dir)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pytorch_lightning.loggers import Logger
 
@@ -34,6 +34,24 @@ from samtrain.training.config import TrainerConfig
 from samtrain.training.loggers import LedgerLogger, LoggerConfig, finish, make_loggers
 
 
+class Page(Protocol):
+    """What people look at while they annotate."""
+
+    def show_training(self, number: int, message: str) -> None:
+        """Says what the engine does in round `number` while it does not need people."""
+        ...
+
+    def show_model(self, checkpoint: Path, digest: str, name: str, metrics: Mapping[str, float | None]) -> None:
+        """Lets this model help from now on."""
+        ...
+
+
+def show_model(page: Page, run_dir: Path, line: LedgerLine) -> None:
+    """Lets the model of a ledger line help from now on."""
+    name = f"{line.promotion.encoder}, round {line.round}" if line.round else f"{line.promotion.encoder}, the first model"
+    page.show_model(run_dir / line.model.checkpoint, line.model.digest, name, line.promotion.after)
+
+
 class EngineTools:
     """Trains, measures and loads models for the engine (`samtrain.data_engine.stages.ModelTools`).
 
@@ -41,6 +59,7 @@ class EngineTools:
     measured:    `val/*` of best checkpoints, where their own training has measured them
     apart:       trainings run on several devices, in processes of their own, which log for themselves
     shared:      loggers besides `metrics.csv` that all trainings share: one W&B run for all
+    people:      who annotates, if these are people: they are told what the engine does and which model is promoted
     """
 
     def __init__(self, config: Config, run_dir: Path, images: ImageSet) -> None:
@@ -50,6 +69,7 @@ class EngineTools:
         self.images_seen = 0
         self.measured: dict[Path, dict[str, float]] = {}
         self.apart = read(TrainerConfig, config, "trainer").num_devices > 1
+        self.people: Page | None = None
         self.shared: list[Logger] = [] if self.apart else loggers_of(config, run_dir)[1:]
 
     @property
@@ -108,6 +128,7 @@ class EngineTools:
             large_scale_jitter=list(jitter) if jitter else None,
             images_seen=request.images_seen or self.images_seen,
         )
+        self._tell("The model is being trained on all masks so far.")
         result = self.train(request)
         self.measured[result.checkpoint] = result.metrics
         return result
@@ -116,10 +137,14 @@ class EngineTools:
         """Returns `val/*` of a checkpoint, as its training has measured it, or measured again after a kill in between."""
         if known := self.measured.get(checkpoint):
             return known
+        if not self.images.val:
+            return {}
+        self._tell("The model is being measured.")
         return validate(self.config, checkpoint, self.images.val, native=self.native)
 
     def fit_detector(self, request: DetectorRequest) -> Path:
         """Trains a detector in this process, on one device, without validation: its last weights count."""
+        self._tell("The detector is being trained, which finds the objects that the next round begins with.")
         return train_detector(
             [Source(request.shards, last_counts=True)],
             request.directory,
@@ -158,10 +183,17 @@ class EngineTools:
 
     def _on_line(self, line: LedgerLine) -> None:
         """Updates the files of the run that people look at after each round."""
+        if self.people is not None and line.promoted:
+            show_model(self.people, self.run_dir, line)
         join_metrics(self.run_dir)
         write_report(self.run_dir)
         if not self.apart:
             self._log_ledger()
+
+    def _tell(self, message: str) -> None:
+        """Tells people on their page what the engine does while it does not need them."""
+        if self.people is not None:
+            self.people.show_training(len(read_ledger(self.run_dir)), message)
 
     def _log_ledger(self) -> None:
         """Logs the ledger's lines to W&B, except those that the run of stage 1 has logged."""
