@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from samtrain.annotator.errors import Refused
-from samtrain.annotator.routes import as_json, images, masks, pages, rounds, status
+from samtrain.annotator.routes import as_json, export, images, masks, pages, rounds, status
 from samtrain.annotator.safety import Safety
 from samtrain.annotator.service import Service
 from samtrain.annotator.store import Conflict, NotFound, StoreError
@@ -33,8 +33,8 @@ def make_app(service: Service) -> FastAPI:
     # no schema and no pages of FastAPI's own, which load scripts from elsewhere
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.include_router(pages.routes())
-    for each in (status, images, masks, rounds):
-        app.include_router(each.routes(service))
+    for noun in (status, images, masks, rounds, export):
+        app.include_router(noun.routes(service))
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
     app.add_middleware(Safety, settings=service.settings, store=service.store, read_only=service.config.read_only)

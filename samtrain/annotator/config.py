@@ -23,6 +23,8 @@ class AnnotateConfig:
     store: str | None = None
     output: str | None = None
     embeddings: str | None = None
+    import_masks: bool | str | list[str] = False
+    export: list[str] | None = None
     serve: bool = True
     host: str = "127.0.0.1"
     port: int = 8000

@@ -18,12 +18,13 @@ from torch import Tensor
 from samtrain.inference.predictor import SamPredictor
 from samtrain.inference.tiled import TiledPredictor
 from samtrain.ops.logit_frame import ROUNDING, LogitFrame, axis_of
-from samtrain.ops.rle import RLE, decode_rle, runs_of, runs_to_counts
+from samtrain.ops.masks import stability_score
+from samtrain.ops.rle import RLE, decode_rle, encode_columns, rle_area, rle_to_box_xywh, runs_of, runs_to_counts
 from samtrain.types import Prompts, Size
 
 MASK_LOGIT = 10.0  # of a pixel inside a mask that becomes a prompt, -10 outside; 2 to 30 gave the same IoU, see `mask_logits`
 STABILITY_OFFSET = 1.0  # appendix B
-WHOLE_PIXELS = 2**24  # images up to here are computed whole, to the bit as `predict` does; 16 megapixels
+WHOLE_PIXELS = 2**22  # images up to here are computed whole, to the bit as `predict` does; 2000 x 2000
 STRIP_PIXELS = 2**22  # of a larger image are computed together: 16 MiB
 
 
@@ -86,13 +87,15 @@ def answer(predictor: SamPredictor, question: Question, *, best: bool = False) -
         corner, size = (0, 0), predictor.original_size
     scores = output.iou_predictions[0].tolist()
     chosen = [max(range(len(scores)), key=scores.__getitem__)] if best else list(range(len(scores)))
-    low_res = output.low_res_logits[0, chosen]
-    if size[0] * size[1] <= WHOLE_PIXELS:
-        logits = predictor.model.postprocess_masks(low_res[None], predictor.input_size, size)[0].cpu()
-        made = (_whole(each, corner, predictor.original_size) for each in logits)
-    else:
-        made = (_in_strips(each, predictor) for each in low_res)
-    return [_answer(*each, scores[i], predictor.original_size) for i, each in zip(chosen, made, strict=True)]
+    low_res, chosen_scores = output.low_res_logits[0, chosen], [scores[i] for i in chosen]
+    if size[0] * size[1] > WHOLE_PIXELS:
+        made = [_in_strips(each, predictor) for each in low_res]
+        return [_answer(*each, score, size) for each, score in zip(made, chosen_scores, strict=True)]
+    logits = predictor.model.postprocess_masks(low_res[None], predictor.input_size, size)[0]
+    if size == predictor.original_size:
+        return _whole(logits, chosen_scores)
+    made = [_in_tile(each, corner, predictor.original_size) for each in logits.cpu()]
+    return [_answer(*each, score, predictor.original_size) for each, score in zip(made, chosen_scores, strict=True)]
 
 
 def tile_of(predictor: SamPredictor, question: Question) -> int | None:
@@ -165,8 +168,19 @@ def mask_logits(predictor: SamPredictor, mask: RLE, tile: int | None = None) -> 
 _Made = tuple[np.ndarray, float, tuple[int, int, int, int]]  # run lengths, stability score, (x, y, width, height)
 
 
-def _whole(logits_hw: Tensor, corner: tuple[int, ...], size: Size) -> _Made:
-    """Returns run lengths, stability and box of a mask from all its logits; `corner` (row, column) is where they begin."""
+def _whole(logits_MHW: Tensor, scores: list[float]) -> list[MaskAnswer]:
+    """Returns the masks of all logits of an image at once; those of random weights have a hundred thousand runs each."""
+    masks_MWH = (logits_MHW > 0).transpose(1, 2).contiguous().cpu().numpy()  # torch transposes faster than NumPy
+    stabilities = stability_score(logits_MHW, STABILITY_OFFSET).tolist()
+    answers = []
+    for rle, stability, score in zip(encode_columns(masks_MWH), stabilities, scores, strict=True):
+        x, y, width, height = (int(value) for value in rle_to_box_xywh(rle))
+        answers.append(MaskAnswer(rle, score, stability, rle_area(rle), (x, y, width, height)))
+    return answers
+
+
+def _in_tile(logits_hw: Tensor, corner: tuple[int, ...], size: Size) -> _Made:
+    """Returns run lengths, stability and box of a mask in a tile, which begins at `corner` (row, column) of the image."""
     logits = logits_hw.numpy()
     mask = logits > 0
     inner, outer = (int(np.count_nonzero(logits > sign * STABILITY_OFFSET)) for sign in (1, -1))

@@ -17,6 +17,12 @@ def encode_mask(mask_HW: np.ndarray) -> RLE:
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
+def encode_columns(masks_MWH: np.ndarray) -> list[RLE]:
+    """Returns the RLEs of bool masks that are stored column by column, which is the order of run-length codes."""
+    rles = coco_mask.encode(masks_MWH.view(np.uint8).transpose(2, 1, 0))  # a view, in Fortran's order as pycocotools wants it
+    return [{"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")} for rle in rles]
+
+
 def encode_labels(labels_HW: np.ndarray) -> dict[int, RLE]:
     """Returns the RLE of the pixels of each value of an (H, W) integer map, in ascending order of the values.
 

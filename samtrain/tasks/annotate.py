@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samtrain.data.decode import decode_shown
+from samtrain.data.kinds import FolderConfig
 from samtrain.data.prepare.mask_files import IMAGES, files_below
 from samtrain.files import digest
 from samtrain.inference.frames import make_predictor
@@ -53,16 +54,19 @@ def run(config: Config, run_dir: Path) -> None:
         return
     with open_store(serving.store) as store:
         add_images(store, settings, skip=data_config(config["data"]).on_error == "skip")
-        set_model(store, config["checkpoint"])
+        add_masks(store, settings, config)
+        if settings.serve or settings.review is not None:
+            set_model(store, config["checkpoint"])
         if settings.review is not None:
             begin_review(store, settings.review, partial(_predictor, config, store) if settings.disagreement else None)
-        if settings.serve and not store.count_images():
+        if not store.count_images():
             raise ValueError("There are no images to annotate: set annotate.images to a folder of images, or a glob")
     if settings.serve:
         serve(serving, run_dir)
     if settings.review is not None:
         with open_store(serving.store) as store:
             end_review(store, Path(settings.output or run_dir / "corrected"))
+    export(serving, Path(settings.output or run_dir / "export"))
 
 
 def close_round(url: str) -> None:
@@ -144,6 +148,37 @@ def _read(paths: list[Path], settings: AnnotateConfig, skip: bool, counts: Count
 def wants_second_opinion(key: str, share: float) -> bool:
     """Returns whether an image belongs to the share that two people annotate: a function of its key."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big") < share * 2**64
+
+
+def add_masks(store: Store, settings: AnnotateConfig, config: Config) -> None:
+    """Adds images with masks that people shall correct, as `annotate.import_masks` says."""
+    from samtrain.annotator.transfer import import_masks, import_shards
+
+    if settings.import_masks is False:
+        return
+    if settings.import_masks is True:
+        folder = data_config(config["data"])
+        if not isinstance(folder, FolderConfig):
+            raise ValueError(
+                "annotate.import_masks is true, which takes the images and masks of data=folder data.root=FOLDER: give these, "
+                "or set annotate.import_masks to shards"
+            )
+        found = import_masks(store, folder)
+    else:
+        found = import_shards(store, settings.import_masks, "annotate.import_masks")
+    log.info("Imported: %s.", found)
+
+
+def export(config: ServeConfig, folder: Path) -> None:
+    """Writes the accepted masks in the forms of `annotate.export`."""
+    from samtrain.annotator.store import open_store
+    from samtrain.annotator.transfer import export_store
+
+    if not config.annotate.export:
+        return
+    with open_store(config.store) as store:
+        for each in export_store(store, folder, config.annotate.export):
+            log.info("Exported %s.", each)
 
 
 def _paths(images: str) -> list[Path]:
