@@ -187,6 +187,9 @@ def test_disjoint_masks_share_no_pixel(ask: Client, server: Server) -> None:
     second = ask("POST", "/api/images/4/masks", {"segmentation": square(10, 10, 20), "seconds": 1, "disjoint": True})[1]
     a, b = decode_rle(first["segmentation"]), decode_rle(second["segmentation"])
     assert not (a & b).any() and (a | b).sum() == 700
+    # a save that is said again is not cut by itself
+    again = {"segmentation": square(30, 30, 5), "disjoint": True, "request": "again"}
+    assert ask("POST", "/api/images/4/masks", again)[1] == ask("POST", "/api/images/4/masks", again)[1]
     status, answer = ask("POST", "/api/images/4/masks", {"segmentation": square(5, 5, 4), "disjoint": True})
     assert status == 400 and "nothing is left of it" in answer["error"]
 

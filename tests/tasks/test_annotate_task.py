@@ -126,7 +126,7 @@ def test_masks_are_imported_and_exported(tmp_path: Path, images: Path, caplog: p
     with caplog.at_level(logging.INFO):
         run(tmp_path, *folder, "annotate.export=[coco,sa1b]", f"annotate.output={tmp_path}/out")
         run(tmp_path, *folder)
-    assert "Imported: 4 images with 4 masks" in caplog.text and names(tmp_path) == ["a", "b", "c", "deep/d"]
+    assert "Imported: 4 images with 4 masks" in caplog.text and len(names(tmp_path)) == 4
     coco = json.loads((tmp_path / "out" / "coco.json").read_text())
     assert len(coco["images"]) == len(coco["annotations"]) == 4 and coco["annotations"][0]["area"] == mask.sum()
     assert (tmp_path / "out" / "sa1b").is_dir()

@@ -34,6 +34,9 @@ def routes(service: Service) -> APIRouter:
     @router.post("/images/{image_id}/masks")
     def accept(image_id: Id, annotator: Annotator, body: Body) -> Response:
         mask = new_mask(body, service.model_digest())
+        saved = None if mask.request is None else store.saved(image_id, annotator, mask.request)
+        if saved is not None:  # said again, because the first answer was lost on its way
+            return as_json(as_plain(saved), 201)
         if flag(body, "disjoint"):
             mask = replace(mask, segmentation=_disjoint(service, image_id, annotator, mask.segmentation, mask.parent))
         found = store.accept(image_id, annotator, mask, text_or_none(body, "lease"))
@@ -43,7 +46,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/masks/{mask_id}")
     def mask(mask_id: Id, annotator: Annotator) -> Response:
-        return as_json(as_plain(store.mask(mask_id)))
+        return as_json(as_plain(store.mask(mask_id, annotator=annotator)))
 
     @router.put("/masks/{mask_id}")
     def change(mask_id: Id, annotator: Annotator, body: Body) -> Response:
@@ -64,17 +67,17 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/images/{image_id}/masks/{mask_id}")
     def mask_of(image_id: Id, mask_id: Id, annotator: Annotator) -> Response:
-        _check_place(service, image_id, mask_id)
+        _check_place(service, image_id, mask_id, annotator)
         return mask(mask_id, annotator)
 
     @router.put("/images/{image_id}/masks/{mask_id}")
     def change_of(image_id: Id, mask_id: Id, annotator: Annotator, body: Body) -> Response:
-        _check_place(service, image_id, mask_id)
+        _check_place(service, image_id, mask_id, annotator)
         return change(mask_id, annotator, body)
 
     @router.delete("/images/{image_id}/masks/{mask_id}")
     def delete_of(image_id: Id, mask_id: Id, annotator: Annotator, body: Body) -> Response:
-        _check_place(service, image_id, mask_id)
+        _check_place(service, image_id, mask_id, annotator)
         return delete(mask_id, annotator, body)
 
     return router
@@ -86,8 +89,8 @@ def as_plain(mask: MaskRow) -> dict[str, Any]:
     return {NAMES.get(name, name): value for name, value in content.items()}
 
 
-def _check_place(service: Service, image_id: int, mask_id: int) -> None:
-    if service.store.mask(mask_id).image_id != image_id:
+def _check_place(service: Service, image_id: int, mask_id: int, annotator: str) -> None:
+    if service.store.mask(mask_id, annotator=annotator).image_id != image_id:
         raise NotFound(f"there is no mask {mask_id} of image {image_id}")
 
 
