@@ -16,6 +16,7 @@ from samtrain.data.shards import Record
 
 log = logging.getLogger(__name__)
 
+SHOWN = 200  # characters of a wrong result in a message
 KINDS = ("image_id", "key", "source_name")  # what a result may call an image
 
 
@@ -35,19 +36,25 @@ class Detections(NamedTuple):
 NOTHING = Detections(np.zeros((0, 4)), np.zeros(0), [])
 
 
-def read_detections(results: Sequence[dict[str, Any]], name: str, *, min_score: float = 0.0) -> dict[Any, Detections]:
-    """Returns the boxes of a COCO result file by image id; raises ValueError that begins with the file's `name`."""
+def read_detections(results: Sequence[dict[str, Any]], name: str, *, min_score: float = 0.0) -> dict[str, Detections]:
+    """Returns the boxes of a COCO result file by `id_text` of the image id; raises ValueError that begins with its `name`."""
     if not isinstance(results, list):
         raise ValueError(f"{name} is not a list of results: set zero_shot.boxes to COCO results")
-    by_image: dict[Any, list[dict[str, Any]]] = {}
+    by_image: dict[str, list[dict[str, Any]]] = {}
     for number, each in enumerate(results):
         box = each.get("bbox") if isinstance(each, dict) else None
-        if not (_are_numbers(box, 4) and "image_id" in each and _are_numbers([each.get("score")], 1)):
+        if not (_are_numbers(box, 4) and _is_id(each.get("image_id")) and _are_numbers([each.get("score")], 1)):
             raise ValueError(
-                f"{name}: result {number} has no image_id, bbox [x, y, w, h] and score: set zero_shot.boxes to COCO results"
+                f"{name}: result {number} needs an image_id, a bbox [x, y, w, h] and a score, and is {str(each)[:SHOWN]}: set "
+                "zero_shot.boxes to COCO results"
+            )
+        if not (each.get("category_id") is None or _is_id(each["category_id"])):
+            raise ValueError(
+                f"{name}: result {number} has the category_id {each['category_id']!r}: give a number or a text in the file "
+                "that zero_shot.boxes names"
             )
         if each["score"] >= min_score:
-            by_image.setdefault(each["image_id"], []).append(each)
+            by_image.setdefault(id_text(each["image_id"]), []).append(each)
     found = {}
     for image_id, several in by_image.items():
         boxes = np.array([each["bbox"] for each in several], dtype=np.float64)
@@ -60,6 +67,10 @@ def read_detections(results: Sequence[dict[str, Any]], name: str, *, min_score: 
 def _are_numbers(values: Any, count: int) -> bool:
     numbers = isinstance(values, list) and len(values) == count and all(isinstance(v, (int, float)) for v in values)
     return numbers and all(isfinite(value) for value in values)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, float, str))
 
 
 class DetectionFile:
@@ -75,7 +86,7 @@ class DetectionFile:
             results = json.loads(Path(path).read_bytes())
         except ValueError as error:
             raise ValueError(f"zero_shot.boxes: {path} cannot be parsed as JSON ({error}): give COCO results") from error
-        self.by_id = {id_text(image_id): found for image_id, found in read_detections(results, path).items()}
+        self.by_id = read_detections(results, path)
         self.named_by = "image_id"
 
     def of(self, image: Record) -> Detections:

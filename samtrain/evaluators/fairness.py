@@ -17,6 +17,7 @@ import torch
 
 from samtrain.data.coco_fields import id_text, some_ids
 from samtrain.data.shards import Record
+from samtrain.data.tables import open_csv
 from samtrain.evaluators.clicks import choose_objects, click_ious, draw_seed, mask_chunks, read_image
 from samtrain.evaluators.config import ZeroShotConfig
 from samtrain.evaluators.evaluator import Part, PredictorEvaluator, Row, check_file
@@ -53,7 +54,7 @@ class Fairness(PredictorEvaluator):
                 f"zero_shot.group_by is {self.group_by!r}, and no object of {part.name} has it as a field of its annotation: "
                 "name another"
             )
-        with open(self.config.groups, newline="", encoding="utf-8-sig") as file:
+        with open_csv(self.config.groups, "zero_shot.groups") as file:
             named = [f"{line['key']} {line['id']}" for line in csv.DictReader(file)]
         raise ValueError(
             f"zero_shot.group_by is {self.group_by!r}, and no object of {part.name} has it in {self.config.groups} "
@@ -123,7 +124,7 @@ def read_groups(column: str, table: str | Path | None) -> GroupOf:
     """
     if table is None:
         return lambda record, annotation: _text(annotation.get(column))
-    with open(table, newline="", encoding="utf-8-sig") as file:
+    with open_csv(table, "zero_shot.groups") as file:
         reader = csv.DictReader(file)
         if missing := {"key", "id", column} - set(reader.fieldnames or []):
             raise ValueError(

@@ -152,8 +152,8 @@ def validation_interval(steps: int, wanted: int) -> int:
     evenly as whole numbers allow, and the last step is validated in addition (by `LastCheckpoint`): 401 steps have no
     divisor but 1 and themselves.
     """
-    divisors = [n for n in range(1, steps + 1) if steps % n == 0]
-    nearest = min(divisors, key=lambda n: max(n, wanted) / min(n, wanted))
+    small = [n for n in range(1, math.isqrt(steps) + 1) if steps % n == 0]
+    nearest = min(sorted({*small, *(steps // n for n in small)}), key=lambda n: max(n, wanted) / min(n, wanted))
     if wanted >= steps or wanted / 2 <= nearest <= wanted * 2:
         return nearest
     return math.ceil(steps / round(steps / wanted))

@@ -62,6 +62,12 @@ def test_groups_by_csv_and_by_expression(tmp_path: Path) -> None:
     assert grouping(None, tmp_path, [])("alone.png") == "alone.png"
 
 
+def test_a_csv_of_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "images.csv").write_bytes("file_name,patient\na.png,Müller\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="images.csv is not in UTF-8.*save it as CSV UTF-8"):
+        grouping("images.csv:patient", tmp_path, ["a.png"])
+
+
 def test_a_row_of_the_csv_belongs_to_one_image(tmp_path: Path) -> None:
     """day2/p0.png once took the patient of day1/p0.png, so that one patient could be in two splits."""
     (tmp_path / "images.csv").write_text("file_name,patient\np0.png,a\nday1/p1.png,b\n")

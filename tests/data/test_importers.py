@@ -430,6 +430,7 @@ def test_label_maps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ({"form": "binary_masks", "masks": "m", "background": 1}, "data.background=null"),
         ({"form": "binary_masks", "masks": "m", "ignore_values": [255]}, "data.ignore_values=null"),
         ({"form": "label_maps", "masks": "m", "ignore_values": [1.5]}, "data.ignore_values.*whole numbers"),
+        ({"form": "label_maps", "masks": "m", "background": [0, 1]}, "data.background.*whole numbers"),
         ({"form": "label_maps", "masks": "m", "ignore_values": 255}, "data.ignore_values is 255: give a list"),
         ({"form": "sa1b", "components": True}, "data.components=false"),
         ({"form": "coco", "annotations": "no.json"}, "data.annotations"),
@@ -682,6 +683,21 @@ def test_a_crowd_flag_of_another_kind_is_refused(tmp_path: Path) -> None:
     config = coco_set(tmp_path / "set", {1: [mask_of(0, 1), mask_of(1, 1, iscrowd="many")]})
     _, report = prepared(tmp_path, **config)
     assert report["refused"]["masks"]["iscrowd is neither 0 nor 1"]["count"] == 1
+
+
+@pytest.mark.parametrize("written", [[1], {"id": 1}])
+def test_a_category_of_another_kind_is_refused(tmp_path: Path, written: Any) -> None:
+    config = coco_set(tmp_path / "set", {1: [mask_of(0, 1), mask_of(1, 1) | {"category_id": written}]})
+    _, report = prepared(tmp_path, **config)
+    assert report["refused"]["masks"]["category_id is neither a number nor a text"]["count"] == 1
+
+
+@pytest.mark.parametrize("written", [None, 5, [3]])
+def test_a_list_for_evaluation_of_another_kind_does_not_end_the_run(tmp_path: Path, written: Any) -> None:
+    write_pair(tmp_path / "set", "a", sa1b(masks()) | {"evaluation_only": written})
+    write_pair(tmp_path / "set", "b")
+    records, report = prepared(tmp_path, root=str(tmp_path / "set"))
+    assert len(records) + len(report["refused"]["images"]) == 2 and "b" in records
 
 
 def test_images_without_objects_are_kept_on_request(tmp_path: Path) -> None:

@@ -40,9 +40,34 @@ def test_integers_may_have_a_strip_without_data_too() -> None:
     assert len(np.unique(stretch(with_strip(-9999, np.int32), "here"))) > 100
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(9999, np.float32), (4000, np.float32), (65535, np.uint16), (99999, np.int32)])
+def test_a_far_constant_above_stays_white_and_leaves_the_grey_levels_to_the_rest(value: float, dtype: type) -> None:
+    """It may mean "no data" or be saturated, so it stays apart from the others."""
+    pixels = stretch(with_strip(value, dtype), "here")
+    assert (pixels[:STRIP] == 255).all()
+    assert len(np.unique(pixels[STRIP:])) > 100 and pixels[STRIP:].max() < 200
+
+
+def test_a_far_constant_of_zero_stays_black_and_leaves_the_grey_levels_to_the_rest() -> None:
+    """It may mean "no data" in an elevation model, or be the background of objects that all look alike."""
+    for dtype in (np.float32, np.uint16):
+        samples = with_strip(0, dtype)
+        samples[STRIP:] += 2000
+        pixels = stretch(samples, "here")
+        assert (pixels[:STRIP] == 0).all() and len(np.unique(pixels[STRIP:])) > 100 and pixels[STRIP:].min() > 50
+
+
+def test_several_values_may_mean_no_data() -> None:
+    samples = with_strip(-9999)
+    samples[-1], samples[-2, :9] = -32768, 32767
+    pixels = stretch(samples, "here")
+    assert (pixels[:STRIP] == 0).all() and (pixels[-1] == 0).all()
+    assert len(np.unique(pixels[STRIP:-2])) > 150
+
+
 def test_measurements_are_not_taken_for_missing_ones() -> None:
-    """A dark background of 0, saturated pixels, and a negative value that is not far away keep their places."""
-    for value, pixel in ((0, 0), (4000, 255), (-100, 0)):
+    """A dark background of 0, bright pixels, and a negative value that are not far away keep their places."""
+    for value, pixel in ((0, 0), (1400, 255), (-100, 0)):
         samples = with_strip(value)
         low, high = np.percentile(samples, (0.175, 99.825))
         expected = np.rint(np.clip((samples - low) * (255 / (high - low)), 0, 255))

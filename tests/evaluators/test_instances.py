@@ -53,7 +53,7 @@ def test_masks_equal_two_calls_of_the_predictor(sam) -> None:
 def test_boxes_of_a_result_file(sam, tmp_path: Path) -> None:
     results = [{"image_id": 0, "bbox": [2, 3, 10, 20], "score": 0.7}, {"image_id": 9, "bbox": [0, 0, 5, 5], "score": 0.9}]
     detections = read_detections(results, "boxes.json")
-    assert detections[0][0].tolist() == [[2, 3, 12, 23]]
+    assert detections["0"][0].tolist() == [[2, 3, 12, 23]]
     (tmp_path / "boxes.json").write_text(json.dumps(results))
     evaluator = loaded(sam, tmp_path / "boxes.json")
     (row,) = evaluator.rows(record())
@@ -94,6 +94,18 @@ def test_results_name_images_in_any_of_three_ways(tmp_path: Path, monkeypatch: p
     results = [result(image_id, score=score) for image_id, score in zip(ids, (0.1, 0.2), strict=True)]
     evaluator = matching(tmp_path, images, results, monkeypatch)
     assert [evaluator.detections.of(image).scores.tolist() for image in images] == [[0.1], [0.2]]
+
+
+def test_a_file_may_write_one_id_in_several_ways() -> None:
+    assert read_detections([result(7, score=0.1), result("7", score=0.2), result(7.0)], "boxes.json")["7"].scores.tolist() == [
+        0.1, 0.2, 0.5,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [{"image_id": [1]}, {"image_id": None}, {"category_id": [3]}, {"category_id": {}}])
+def test_an_id_that_is_neither_number_nor_text_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="boxes.json: result 0 .*(image_id|category_id).*zero_shot.boxes"):
+        read_detections([result(1) | wrong], "boxes.json")
 
 
 def test_one_file_names_all_images_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,8 @@ def _check_masks(config: PrepareConfig) -> None:
     for key, value in given.items():
         if value is None:
             continue
-        if not all(type(each) is int for each in (value if isinstance(value, list | tuple) else [value])):
+        several = value if isinstance(value, list | tuple) and key == "ignore_values" else [value]
+        if not all(type(each) is int for each in several):
             raise ValueError(f"data.{key} is {value!r}: give whole numbers, such as 255, and for data.ignore_values [255]")
         if form != "label_maps":
             raise ValueError(f"data.{key} is set and data.form is {form}, but only label maps use it: set data.{key}=null")

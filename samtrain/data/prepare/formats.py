@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from samtrain.data.coco_fields import id_text
 from samtrain.data.prepare.label_maps import LabelRules, Note, objects_of_binary, objects_of_labels
-from samtrain.data.prepare.mask_files import IMAGES, MaskFinder, Refused, files_below
+from samtrain.data.prepare.mask_files import IMAGES, MASKS, MaskFinder, Refused, files_below
 from samtrain.data.prepare.mask_reader import read_pages
 from samtrain.data.prepare.names import pair_names
 from samtrain.ops.rle import rle_area
@@ -86,17 +86,16 @@ class Sa1bFolder:
         except (ValueError, RecursionError) as error:
             raise Refused("the JSON cannot be parsed", str(error)) from error
         image = content.get("image", {}) if isinstance(content, dict) else None
-        objects = content.get("annotations") if isinstance(content, dict) else None
-        valid = isinstance(image, dict) and isinstance(objects, list) and all(isinstance(o, dict) for o in objects)
-        if not valid or image is None or objects is None:
+        lists = [content.get("annotations"), content.get("evaluation_only") or []] if isinstance(content, dict) else [None]
+        if not (isinstance(image, dict) and all(isinstance(o, list) and all(isinstance(e, dict) for e in o) for o in lists)):
             raise Refused(
                 "the JSON is not in SA-1B's form", 'expected {"image": {}, "annotations": [{"segmentation": RLE}]}'
             )
         # if x.jpg and x.png are beside x.json, the JSON belongs to the one that it names
-        named = entry.image.with_name(Path(str(image.get("file_name") or entry.image)).name)
+        named = entry.image.with_name(Path(str(image.get("file_name"))).name or entry.image.name)
         if named != entry.image and named.is_file():
             raise Refused("the JSON beside the image names another image", named.name)
-        return RawAnnotations(image, [*objects, *content.get("evaluation_only", [])])
+        return RawAnnotations(image, [each for objects in lists for each in objects])
 
 
 class Unlabelled:
@@ -271,7 +270,7 @@ class LabelMaps:
     def read(self, entry: Entry) -> RawAnnotations:
         self.finder.check(entry.image)
         if len(entry.evidence) != 1:
-            names = ", ".join(path.name for path in entry.evidence) or "none"
+            names = ", ".join(path.name for path in entry.evidence) or f"none with {', '.join(sorted(MASKS))}"
             raise Refused("not exactly one label map", f"found {names}; data.masks is {self.finder.masks!r}")
         objects, notes, sizes = [], [], set()
         for labels in read_pages(entry.evidence[0], labels=True):
@@ -300,7 +299,7 @@ class BinaryMasks:
         if not entry.evidence and self.empty_images:
             return RawAnnotations({}, [])
         if not entry.evidence:
-            raise Refused("no mask files", f"data.masks is {self.finder.masks!r}")
+            raise Refused("no mask files", f"data.masks is {self.finder.masks!r}, looked for {', '.join(sorted(MASKS))}")
         pages = [(path.name, page) for path in entry.evidence for page in read_pages(path, labels=False)]
         objects, notes = [], []
         for name, values in pages:

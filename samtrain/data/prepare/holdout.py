@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from samtrain.data.prepare.names import pair_names
+from samtrain.data.tables import open_csv
 
 Grouping = Callable[[str], str | None]  # the relative name of an image -> its group, or None
 
@@ -55,7 +56,7 @@ def group_csv(group_by: str | None, source: Path) -> tuple[Path, str] | None:
 
 def _read_column(path: Path, column: str, group_by: str) -> dict[str, str]:
     """Returns {image name: group}."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
+    with open_csv(path, "data.group_by") as file:
         reader = csv.DictReader(file)
         fields = reader.fieldnames or []
         if column not in fields:

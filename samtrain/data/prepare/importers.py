@@ -36,7 +36,7 @@ __all__ = ["PrepareConfig", "prepare"]
 log = logging.getLogger(__name__)
 
 MANIFEST = "prepare.json"
-PREPARE_VERSION = 6  # raise it if the same input gives other shards: the folder of a set is named by it
+PREPARE_VERSION = 7  # raise it if the same input gives other shards: the folder of a set is named by it
 CHUNK = 32  # images per file of checked records
 CROWDS_HINT = "set data.crowds=objects if each region with iscrowd 1 is one object, as in CVAT's export of brush masks"
 EXAMPLES = 20  # examples per reason in prepare.json; the log has all refusals
@@ -222,7 +222,9 @@ def _checked_line(
     try:
         group = group_of(entry.name)
         if not group:
-            raise Refused("no group", "data.group_by gives no group for this image")
+            raise Refused(
+                "no group", "data.group_by gives this image none: add its path to the CSV, or give an expression that fits it"
+            )
         checked = check_record(
             entry.image,
             source.read(entry),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ def objects_of_labels(labels_HW: np.ndarray, rules: LabelRules, name: str) -> tu
     """Returns an object for each value of a label map, and what was noticed; raises Refused for blurred values."""
     found = encode_labels(labels_HW)
     touching = _touching(labels_HW, np.array(list(found), labels_HW.dtype))
-    background, notes = _background(found, touching, rules)
+    background, notes = _background(found, rules)
     # leave out what is no object
     ignored = {background, *(rules.ignore_values or ()), *(value for value in found if value < 0 and value != background)}
     others = {value for value in found if value not in ignored}
@@ -57,7 +57,7 @@ def objects_of_labels(labels_HW: np.ndarray, rules: LabelRules, name: str) -> tu
         )
     if rules.components:
         return list(_pieces(labels_HW, objects)), notes
-    for value in _touching_most(objects, touching):
+    for value in _touching_most(objects, touching, [VOID, np.iinfo(labels_HW.dtype).max] if background in found else objects):
         cure = f"set data.background={value} if it is the background, or data.ignore_values=[{value}] if it is void"
         notes.append((TOUCHES_MOST, f"value {value}: {cure}"))
     notes += _several_regions(labels_HW, objects)
@@ -104,12 +104,15 @@ def _touching(labels_HW: np.ndarray, values: np.ndarray) -> dict[int, set[int]]:
     return touching
 
 
-def _background(found: dict[int, RLE], touching: dict[int, set[int]], rules: LabelRules) -> tuple[int, list[Note]]:
-    """Returns the background's value: the one that is set, else 0, or a negative value that touches more others than 0 does."""
+def _background(found: dict[int, RLE], rules: LabelRules) -> tuple[int, list[Note]]:
+    """Returns the background's value: the one that is set, else 0, or a negative value that covers more pixels than 0 does.
+
+    A negative void touches more values than the background does, but it covers less.
+    """
     negative = [value for value in found if value < 0 and value not in (rules.ignore_values or ())]
     if rules.background is not None or not negative:
         return 0 if rules.background is None else rules.background, []
-    best = max((0, *negative), key=lambda value: (len(touching.get(value, ())), value in found and rle_area(found[value])))
+    best = max((0, *negative), key=lambda value: rle_area(found[value]) if value in found else 0)
     cure = f"set data.background={best} to agree, or data.ignore_values to the values that are no object"
     return best, [(NEGATIVE, f"{negative[0]} is there, and {best} is taken for the background: {cure}")]
 
@@ -120,11 +123,16 @@ def _is_void(others: set[int], touching: dict[int, set[int]]) -> bool:
     return VOID in others and 0 < len(numbers) < 2 * len(numbers & touching[VOID]) and max(numbers) <= SMALL_NUMBERS
 
 
-def _touching_most(objects: dict[int, RLE], touching: dict[int, set[int]]) -> list[int]:
-    """Returns the value that touches more than half of the other objects, of which there are three or more."""
-    if len(objects) < 4:
+def _touching_most(objects: dict[int, RLE], touching: dict[int, set[int]], special: Collection[int]) -> list[int]:
+    """Returns the value that touches more than half of the others: of three or more, or one of the `special` values.
+
+    Two objects may touch each other, so among few values only those are suspicious that programs give to void, and all values
+    of a map in which the background is missing.
+    """
+    several = [value for value in objects if len(objects) >= 4 or value in special]
+    if len(objects) < 2 or not several:
         return []
-    value = max(objects, key=lambda each: len(touching[each] & objects.keys()))
+    value = max(several, key=lambda each: len(touching[each] & objects.keys()))
     return [value] if 2 * len(touching[value] & objects.keys()) > len(objects) - 1 else []
 
 

@@ -27,7 +27,7 @@ def read_pages(path: Path, *, labels: bool) -> list[np.ndarray]:
     """
     data = path.read_bytes() if path.is_file() else b""
     try:
-        pages = _array_pages(path) if path.suffix.lower() == ".npy" else _image_pages(data, path.name, labels)
+        pages = _array_pages(path, labels) if path.suffix.lower() == ".npy" else _image_pages(data, path.name, labels)
     except TooLarge as error:
         raise Refused("the mask file is too large", f"{path.name}: {error}") from error
     except (*UNREADABLE, zipfile.BadZipFile) as error:
@@ -38,7 +38,7 @@ def read_pages(path: Path, *, labels: bool) -> list[np.ndarray]:
     return [np.ascontiguousarray(_integers(_one_channel(page, path.name, labels), path.name)) for page in pages]
 
 
-def _array_pages(path: Path) -> list[np.ndarray]:
+def _array_pages(path: Path, labels: bool) -> list[np.ndarray]:
     """Returns the pages of an array (H, W), (pages, H, W) or (H, W, channels)."""
     values = np.load(path, allow_pickle=False)
     if not isinstance(values, np.ndarray) or not values.size:
@@ -47,14 +47,27 @@ def _array_pages(path: Path) -> list[np.ndarray]:
         values = np.squeeze(values, axis=values.shape.index(1))
     if values.ndim not in (2, 3):
         raise Refused("the mask file has several channels", f"{path.name}: shape {values.shape}, expected (H, W)")
-    has_channels = values.ndim == 3 and values.shape[2] <= MOST_CHANNELS < values.shape[0]
-    return [values] if values.ndim == 2 or has_channels else list(values)
+    if values.ndim == 3 and values.shape[2] <= MOST_CHANNELS < values.shape[0]:
+        return [values if labels else _equal_channels(values, path.name)]
+    return [values] if values.ndim == 2 else list(values)
+
+
+def _equal_channels(values: np.ndarray, name: str) -> np.ndarray:
+    """Returns the array, after checking that it does not hold a mask in each channel: only one could be read of them."""
+    if values.ndim == 3 and (values[..., :1] != values[..., 1:]).any():
+        raise Refused(
+            "the mask file has several channels",
+            f"{name}: shape {values.shape} with channels that differ; save each mask as a file, or as a page (masks, H, W)",
+        )
+    return values
 
 
 def _image_pages(data: bytes, name: str, labels: bool) -> list[np.ndarray]:
     if needs_tifffile(data):
-        check_pixels(tiff.stored_size(tiff.tags_of(data)))
-        return tiff.read_pages(data)
+        tags = tiff.tags_of(data)
+        check_pixels(tiff.stored_size(tags))
+        pages = tiff.read_pages(data)
+        return pages if tags.get(tiff.PHOTOMETRIC) == tiff.RGB else [_equal_channels(page, name) for page in pages]
     with open_image(data) as image:
         is_tiff = isinstance(image, TiffImageFile)
         if labels and (image.format in ("JPEG", "MPO") or is_tiff and image.tag_v2.get(COMPRESSION) in JPEG_IN_TIFF):
@@ -134,5 +147,5 @@ def _integers(values: np.ndarray, name: str) -> np.ndarray:
     if values.dtype == bool:
         return values.astype(np.uint8)
     if values.dtype.kind not in "ui":
-        raise Refused("the mask file holds fractions", f"{name}: {values.dtype}, expected integers")
+        raise Refused("the mask file holds fractions", f"{name}: {values.dtype} with fractions or NaN, expected whole numbers")
     return values

@@ -211,6 +211,7 @@ def _sort_objects(objects: Sequence[dict[str, Any]], size: tuple[int, int], crow
     seen: set[tuple[Any, Any]] = set()
     for number, each in enumerate(objects):
         try:
+            _check_category(each)
             crowd, rle = _is_crowd(each) and not crowds_are_objects, _object_rle(each, size)
             annotation = _annotation(each, number + 1, rle)
             if crowd:
@@ -243,6 +244,11 @@ def _annotation(each: dict[str, Any], number: int, rle: RLE) -> dict[str, Any]:
     if "category_id" in each and isinstance(given, (int, float)) and given > 0 and given != area:
         fields["source_area"] = given
     return {"id": number, **fields, "segmentation": rle, "bbox": rle_to_box_xywh(rle), "area": area}
+
+
+def _check_category(each: dict[str, Any]) -> None:
+    if not isinstance(each.get("category_id"), (int, float, str, type(None))):
+        raise Refused("category_id is neither a number nor a text", repr(each["category_id"]))
 
 
 def _is_crowd(each: dict[str, Any]) -> bool:

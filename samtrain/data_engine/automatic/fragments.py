@@ -174,7 +174,8 @@ def _check_same(existing: dict[str, Any], facts: dict[str, Any], output: Path) -
     if different := differences(facts, before):
         listed = "\n".join(f"  {key}: {there} before, {here} now" for key, here, there in different)
         raise ValueError(
-            f"{output} was begun with other settings:\n{listed}\nSet another generate.output, or use the same settings"
+            f"{output} was begun with other settings or images:\n{listed}\nSet another generate.output, or use the "
+            "same settings and the same images (generate.input)"
         )
 
 

@@ -84,8 +84,28 @@ def test_negative_values_on_a_background_of_0_are_no_objects() -> None:
     assert read(labels, ignore_values=(-1,))[1] == []
 
 
+def test_a_negative_void_around_objects_is_not_taken_for_the_background() -> None:
+    labels = np.where(voc() == 255, -1, voc().astype(np.int32))
+    found, noticed = read(labels)
+    assert np.array_equal(found, [labels == value for value in (1, 2, 3, 4)]) and noticed == [NEGATIVE]
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(np.uint16, 65535), (np.uint16, 255), (np.int32, 255)])
+def test_a_void_of_other_types_is_noticed_around_a_single_object_too(dtype: type, value: int) -> None:
+    labels = np.where(voc() == 255, value, voc()).astype(dtype)
+    for count in (1, 2, 4):
+        few = np.where((labels <= count) | (labels == value), labels, 0).astype(dtype)
+        assert TOUCHES_MOST in read(few)[1]
+        assert len(read(few, ignore_values=(value,))[0]) == count
+
+
 def test_a_background_with_a_number_can_be_named() -> None:
     assert read(LABELS + 1)[1] == [TOUCHES_MOST]
+    assert read((LABELS == 1).astype(np.uint8) + 1)[1] == [TOUCHES_MOST]
+    touching = LABELS.copy()  # two cells that touch each other are two cells
+    touching[:, 32:], touching[LABELS > 2] = 0, 0
+    touching[18:30, 5:25] = 2
+    assert read(touching)[1] == []
     found, noticed = read(LABELS + 1, background=1)
     assert np.array_equal(found, MASKS) and not noticed
 

@@ -110,3 +110,15 @@ def test_bands_of_a_tiff_are_not_dropped(tmp_path: Path) -> None:
     )
     with pytest.raises(Refused, match="several channels.*2 bands"):
         read_pages(tmp_path / "m.tif", labels=True)
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_masks_in_the_bands_of_a_tiff_or_the_last_axis_of_an_array_are_not_dropped(tmp_path: Path, count: int) -> None:
+    masks = np.stack([np.roll(MASKS[0], 3 * number, 1) for number in range(count)], axis=2)
+    tifffile.imwrite(tmp_path / "m.tif", masks.astype(np.uint8), photometric="minisblack", planarconfig="contig")
+    with pytest.raises(Refused, match=f"several channels.*{count}"):
+        read_pages(tmp_path / "m.tif", labels=False)
+    if count <= 4:  # more would be pages of a small image
+        np.save(tmp_path / "m.npy", masks)
+        with pytest.raises(Refused, match=rf"several channels.*m.npy.*{count}\).*page"):
+            read_pages(tmp_path / "m.npy", labels=False)

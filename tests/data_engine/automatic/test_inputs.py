@@ -93,3 +93,15 @@ def test_the_digest_tells_names_sizes_and_order(tmp_path: Path) -> None:
     again = list_images(str(write_images(tmp_path / "elsewhere", 3)))
     assert digest_of(images) == digest_of(again) != digest_of(images[::-1])
     assert digest_of(images) != digest_of(images[:2])
+
+
+def test_the_digest_tells_images_that_were_exchanged_for_others_of_the_same_size(tmp_path: Path) -> None:
+    """Files without compression of equal sizes differ in nothing else."""
+    folder = write_images(tmp_path / "in", 3)
+    before = digest_of(list_images(str(folder)))
+    path = folder / "image_1.jpg"
+    data = path.read_bytes()
+    path.write_bytes(data[:-40] + bytes(20) + data[-20:])
+    assert digest_of(list_images(str(folder))) != before
+    path.write_bytes(data)
+    assert digest_of(list_images(str(folder))) == before
