@@ -92,7 +92,7 @@ def test_a_negative_void_around_objects_is_not_taken_for_the_background() -> Non
 
 @pytest.mark.parametrize(("dtype", "value"), [(np.uint16, 65535), (np.uint16, 255), (np.int32, 255)])
 def test_a_void_of_other_types_is_noticed_around_a_single_object_too(dtype: type, value: int) -> None:
-    labels = np.where(voc() == 255, value, voc()).astype(dtype)
+    labels = np.where(voc() == 255, dtype(value), voc().astype(dtype))
     for count in (1, 2, 4):
         few = np.where((labels <= count) | (labels == value), labels, 0).astype(dtype)
         assert TOUCHES_MOST in read(few)[1]
