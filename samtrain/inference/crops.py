@@ -30,6 +30,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "mask_nms_thresh": (0.0, 1.0),
     "crops_per_batch": (1, 2**31),
 }
+OPTIONAL = ("points_per_side", "max_mask_area", "mask_nms_thresh", "crops_per_batch")  # these may be None
 ClickedBox = tuple[int, Box, np.ndarray]  # the layer, the box, and the clicks (K, 2) in pixels of the box
 
 
@@ -37,7 +38,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     """Raises ValueError for the first number out of its range in `RANGES`, for NaN, and for a fraction of a count."""
     for name, value in settings.items():
         least, greatest = RANGES[name]
-        if value is None:
+        if value is None and name in OPTIONAL:
             continue
         is_count = isinstance(least, int)
         try:

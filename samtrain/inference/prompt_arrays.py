@@ -24,8 +24,11 @@ def as_array(given: Any, name: str) -> np.ndarray | None:
     if given is None:
         return None
     if isinstance(given, Tensor):
-        given = given.detach().to("cpu", torch.float64).numpy()
+        given = given.detach().cpu()
+        given = given.numpy() if given.is_complex() else given.to(torch.float64).numpy()
     try:
+        if np.iscomplexobj(given):
+            raise TypeError("it holds complex numbers")
         array = np.array(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} cannot be read ({error}): give an array, a tensor or a list of numbers") from error

@@ -95,6 +95,8 @@ def test_prompts_in_any_form_mean_the_same(sam: Sam, frame: str, form) -> None:
         ({"point_coords": [[20, 20]], "point_labels": ["on"]}, "point_labels cannot be read"),
         ({"point_coords": [[20, 20], [1]], "point_labels": [1, 1]}, "point_coords cannot be read"),
         ({"box": [1, 2, np.nan, 4]}, "box holds NaN"),
+        ({"box": np.array([1, 2, 3, 4j])}, "box cannot be read .*complex"),
+        ({"box": torch.tensor([1, 2, 3, 4j])}, "box cannot be read .*complex"),
         ({"box": torch.zeros(2, 4)}, r"one box of 4 numbers, xyxy, got shape \(2, 4\)"),
         ({"mask_input": np.full((1, 32, 32), np.nan)}, "mask_input holds NaN"),
     ],
@@ -119,6 +121,8 @@ def test_tensors_with_nan_are_refused(sam: Sam) -> None:
     ("settings", "said"),
     [
         ({"crop_n_layers": -1}, "crop_n_layers is -1: use a whole number of at least 0"),
+        ({"pred_iou_thresh": None}, r"pred_iou_thresh is None: use a number \(generator.pred_iou_thresh\)"),
+        ({"crop_n_layers": None}, "crop_n_layers is None: use a whole number"),
         ({"crop_n_layers": 1.5}, "crop_n_layers is 1.5"),
         ({"crop_n_layers": 1, "crop_overlap_ratio": 2.0}, "crop_overlap_ratio is 2.0: use a number of at least 0, at most 1"),
         ({"pred_iou_thresh": float("nan")}, "pred_iou_thresh is nan"),
