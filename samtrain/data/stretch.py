@@ -50,7 +50,7 @@ def _with_data(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rest = values[scale]
         lowest, highest = (rest.min(), rest.max()) if rest.size else (0, 0)
         inner = rest[(rest != lowest) & (rest != highest)]
-        if not inner.size or not (span := np.ptp(inner)) > 0:
+        if not inner.size or not (span := float(np.ptp(inner))) > 0:
             break
         below, above = (inner.min() - lowest) / span, (highest - inner.max()) / span
         is_far_below, is_far_above = below > (GAP_BELOW_ZERO if lowest < 0 else GAP), above > GAP

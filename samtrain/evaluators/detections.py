@@ -115,6 +115,8 @@ class DetectionFile:
 
         Raises ValueError if no result is of an image of the set, and if no result is of a category of the set.
         """
+        if not self.by_id:
+            raise ValueError(f"zero_shot.boxes is {self.path}, which holds no results: give those of a detector")
         names, categories = self.choose_names(images)
         matched = self.by_id.keys() & names[self.named_by]
         if not matched:

@@ -121,6 +121,8 @@ def test_results_of_other_images_or_categories_are_refused(tmp_path: Path, monke
         matching(tmp_path, images, [result(1), result(2)], monkeypatch)
     with pytest.raises(ValueError, match=r"none of its category_id \(1\) is in the set mine, which has 3 \(cell\)"):
         matching(tmp_path, images, [result("img_1", category_id=1)], monkeypatch)
+    with pytest.raises(ValueError, match="zero_shot.boxes is .*boxes.json, which holds no results"):
+        matching(tmp_path, images, [], monkeypatch)
 
 
 def test_results_that_do_not_fit_are_counted(

@@ -95,7 +95,7 @@ class Sa1bFolder:
         named = entry.image.with_name(Path(str(image.get("file_name"))).name or entry.image.name)
         if named != entry.image and named.is_file():
             raise Refused("the JSON beside the image names another image", named.name)
-        return RawAnnotations(image, [each for objects in lists for each in objects])
+        return RawAnnotations(image, [each for objects in lists for each in objects or ()])
 
 
 class Unlabelled:
