@@ -129,16 +129,16 @@ window.addEventListener("keydown", (event) => {
     event.target.blur();
     if (action === "drop") return;
   }
-  const onControl = event.target.closest?.("button, a, input");
-  if (action === "accept" && onControl && !isTyping(event.target)) return; // Enter presses the button that has the focus
-  if (action === "candidateNext" && (event.shiftKey || onControl || !desk?.hasCandidates())) return; // Tab moves the focus
+  const onControl = event.target.closest?.("button, a");
+  if (action === "accept" && onControl) return; // Enter presses the button that has the focus
+  if (action === "candidateNext" && (event.shiftKey || onControl || event.target.closest?.("input") || !desk?.hasCandidates())) return; // Tab moves the focus
   event.preventDefault();
   perform(action);
 });
 
 document.addEventListener("click", (event) => {
   const control = event.target.closest("[data-act], [data-tool]");
-  if (!control || control.disabled) return;
-  perform(control.dataset.act ?? control.dataset.tool);
-  if (event.detail > 0) byId("canvas").focus({ preventScroll: true }); // a click with the mouse leaves the keys to the canvas
+  if (control && !control.disabled) perform(control.dataset.act ?? control.dataset.tool);
+  // a click with the mouse leaves the keys to the canvas
+  if (event.detail > 0 && event.target.closest("main button, aside button, nav button")) byId("canvas").focus({ preventScroll: true });
 });

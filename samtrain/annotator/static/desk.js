@@ -21,6 +21,8 @@ export function createDesk({ api, session, messages, coach }) {
   let sureUntil = 0;
   let warnedKey = null; // the mask about which the clock has spoken
   let accepted = 0;
+  let noImage = null; // why there is none, as the server said it
+  let askedToEncode = 0; // when
   const visited = [];
   const reviewed = new Set();
 
@@ -51,6 +53,7 @@ export function createDesk({ api, session, messages, coach }) {
   /** Asks for the next image and opens it, or says why there is none. */
   async function nextImage(after = null) {
     clearTimeout(waiting);
+    noImage = null;
     let answer;
     try {
       answer = await api.persist("POST", "/api/next", after === null ? {} : { after }, { onTrouble: tell.trouble });
@@ -104,6 +107,7 @@ export function createDesk({ api, session, messages, coach }) {
 
   async function askToEncode() {
     const asked = task;
+    askedToEncode = performance.now();
     try {
       const answer = await api.persist("POST", `/api/images/${asked.image.id}/encode`, {}, { onTrouble: tell.trouble });
       if (asked === task) setEncoding(answer);
@@ -233,7 +237,9 @@ export function createDesk({ api, session, messages, coach }) {
 
   // ---- when there is nothing to do
 
-  function showNoImage({ reason, message }) {
+  function showNoImage(answer) {
+    const { reason, message } = answer;
+    noImage = answer;
     closeTask();
     history.replaceState(null, "", location.pathname);
     const { progress } = work;
@@ -259,11 +265,13 @@ export function createDesk({ api, session, messages, coach }) {
 
   function workChanged(next, nextModel) {
     if (next !== undefined) {
-      next ??= {};
-      const isOther = JSON.stringify(next) !== JSON.stringify(work);
-      work = next;
-      if (isOther && !task && document.body.dataset.screen === "waiting") nextImage();
-      else if (isOther && task) renew(); // a round that closed takes its images along
+      const before = work;
+      work = next ?? {};
+      Object.assign(settings, work.settings, { review: work.kind === "review" });
+      const isOther = ["kind", "round", "stage"].some((name) => before[name] !== work[name]);
+      if (isOther && task) renew(); // a round that closed takes its images along
+      else if (isOther && document.body.dataset.screen === "waiting") nextImage();
+      else if (!task && noImage) showNoImage({ ...noImage, message: work.message || noImage.message });
     }
     if (nextModel) modelChanged(nextModel);
   }
@@ -426,6 +434,8 @@ export function createDesk({ api, session, messages, coach }) {
   /** Keeps the clock going and speaks once when a mask takes long. */
   function tick() {
     if (!task) return;
+    // events say so, too, but a stream may break
+    if (!["done", "failed"].includes(task.encoding().state) && performance.now() - askedToEncode > 3000) askToEncode();
     const { current } = task.state();
     const seconds = task.seconds();
     const clock = byId("clock");

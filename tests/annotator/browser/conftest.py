@@ -17,7 +17,7 @@ import samtrain
 pytest.importorskip("fastapi", reason="needs the extra annotate")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright, which is in the extra dev")
 
-from disc_sam import load_disc_sam, waits  # noqa: E402
+from disc_sam import load_disc_sam  # noqa: E402
 from page_driver import Desk  # noqa: E402
 
 from samtrain.annotator import encoding  # noqa: E402
@@ -105,7 +105,6 @@ def start_site(folder: Path, settings: AnnotateConfig | None = None) -> Iterator
             yield site
     finally:
         encoding.load_sam = real
-        waits["encode"] = 0.0
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +119,7 @@ def desk(chromium: Any, site: Site) -> Iterator[Desk]:
     context = chromium.new_context(viewport={"width": 1200, "height": 760})
     context.add_init_script("localStorage.setItem('samtrain-coach-seen', '1')")
     desk = Desk(context.new_page(), site.url)
-    desk.page.set_default_timeout(10_000)
+    desk.page.set_default_timeout(45_000)
     yield desk
     context.close()
     assert desk.errors == []

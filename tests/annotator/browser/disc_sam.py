@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ SIDE = 256  # of the input frame; low-resolution masks have 64 x 64 cells
 SIZES = (0.5, 1.0, 1.6)  # of the three candidates, relative to the radius
 SCORES = (0.6, 0.9, 0.7)
 CONFIG = replace(SAM_CONFIGS["vit_tiny"], image_size=SIDE, patch_size=16, encoder_depth=1, global_attn_indexes=(0,))
-waits = {"encode": 0.0}  # seconds that encoding takes
+may_encode = threading.Event()  # while it is not set, the encoder is busy
+may_encode.set()
 
 
 class DiscSam(Sam):
@@ -27,7 +28,7 @@ class DiscSam(Sam):
         self.radius = radius
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        time.sleep(waits["encode"])
+        may_encode.wait(60)
         return torch.zeros(len(images), CONFIG.prompt_dim, CONFIG.grid, CONFIG.grid)
 
     def decode(self, images: Any, image_index_N: torch.Tensor, prompts: Prompts, multimask_output: bool) -> SamOutput:

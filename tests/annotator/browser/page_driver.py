@@ -7,7 +7,7 @@ from typing import Any
 
 READY = "() => document.body.dataset.screen === 'work'"
 PAINTED = "() => { const { view, whole } = document.querySelector('canvas').dataset; return Boolean(view && whole); }"
-PATIENCE = 15.0  # seconds
+PATIENCE = 45.0  # seconds; the machine may have much else to do
 
 
 class Desk:
@@ -119,8 +119,8 @@ class Desk:
     def masks(self, state: str = "accepted") -> int:
         return self.page.locator(f"[data-testid=mask][data-state={state}]").count()
 
-    def message(self, name: str) -> str:
-        """Waits for a message and returns its text."""
-        found = self.page.get_by_test_id(f"message-{name}")
+    def message(self, name: str, text: str = "") -> str:
+        """Waits for a message with this text in it and returns the whole of it."""
+        found = self.page.get_by_test_id(f"message-{name}").filter(has_text=text)
         found.wait_for()
         return found.locator("span").first.inner_text()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Site, start_site
-from disc_sam import waits
+from disc_sam import may_encode
 from page_driver import Desk
 from PIL import Image
 
@@ -58,17 +59,18 @@ def rectangle(size: tuple[int, int], left: int, top: int, width: int, height: in
 
 
 @pytest.fixture
-def slow_encoder() -> Iterator[dict[str, float]]:
-    yield waits
-    waits["encode"] = 0.0
+def busy_encoder() -> Iterator[threading.Event]:
+    """The encoder does not get on until this event is set."""
+    may_encode.clear()
+    yield may_encode
+    may_encode.set()
 
 
 # ---- the twelve complaints
 
 
-def test_01_the_page_works_while_the_encoder_is_busy(desk: Desk, site: Site, slow_encoder: dict[str, float]) -> None:
+def test_01_the_page_works_while_the_encoder_is_busy(desk: Desk, site: Site, busy_encoder: threading.Event) -> None:
     """Progress is shown, the brush and the zoom work at once, and an early click gets its mask when it can."""
-    slow_encoder["encode"] = 2.5
     desk.open(site.add_image(), encoded=False)
     assert "encoder" in desk.text("encoding")
     desk.click(320, 240, wait=False)
@@ -76,11 +78,14 @@ def test_01_the_page_works_while_the_encoder_is_busy(desk: Desk, site: Site, slo
     desk.press("z", "b")
     desk.drag((100, 100), (200, 100))
     assert is_blue(desk.pixel(150, 100))
-    assert desk.page.get_by_test_id("encoding").is_visible(), "all that happened while the encoder was busy"
     desk.press("Escape", "p")
-    desk.click(320, 240)
+    desk.click(320, 240, wait=False)
+    desk.page.mouse.wheel(0, -100)
+    assert desk.page.get_by_test_id("encoding").is_visible() and desk.text("now-text") == "The model is looking …"
+    busy_encoder.set()
+    desk.wait_for_mask()
     assert is_blue(desk.pixel(345, 260))
-    assert desk.page.get_by_test_id("encoding").is_hidden()
+    desk.page.get_by_test_id("encoding").wait_for(state="hidden")
 
 
 def test_02_each_failure_is_shown_with_its_cause(desk: Desk, site: Site) -> None:
@@ -102,7 +107,7 @@ def test_02_each_failure_is_shown_with_its_cause(desk: Desk, site: Site) -> None
     desk.page.route("**/masks", lambda route: route.fulfill(**refusal))
     desk.press("Enter")
     desk.wait("() => document.querySelector('#masks .failed')")
-    assert "This mask was not saved: The model is on fire." in desk.message("refused")
+    desk.message("refused", "This mask was not saved: The model is on fire.")
     desk.page.unroute("**/masks")
     desk.page.get_by_text("Save again").click()
     desk.wait_saved()
@@ -234,7 +239,7 @@ def test_06_a_killed_server_loses_nothing(desk: Desk, killable: Any, tmp_path: P
     process.wait()
     assert len(store.masks(image)) == 1
     desk.press("Enter")
-    assert "does not answer" in desk.message("trouble") and "1 change waits to be saved" in desk.message("trouble")
+    assert "does not answer" in desk.message("trouble", "One change waits to be saved")
     assert desk.text("saving") == "saving"
     start(int(desk.url.rpartition(":")[2]))
     desk.page.get_by_test_id("saving").wait_for(state="hidden", timeout=60_000)
@@ -315,7 +320,7 @@ def test_11_the_model_is_swapped_under_an_open_page(desk: Desk, site: Site) -> N
     site.store.set_work(Work("training", round=2, stage=1, message="Training round 2 of 6."))
     desk.wait("() => document.querySelector('[data-testid=status-round]')")
     site.use_model(32)
-    assert "newer model" in desk.message("model")
+    desk.message("model", "newer model")
     desk.wait("() => document.querySelector('[data-testid=status-model]').textContent.includes('discs of 32')")
     desk.wait_for_mask()
     for _ in range(100):
@@ -400,7 +405,7 @@ def test_review_in_the_servers_order(desk: Desk, site: Site) -> None:
     assert desk.masks("rejected") == 1
     desk.click(320, 100)
     desk.accept()
-    assert "All masks of this image are checked" in desk.message("review")
+    desk.message("review", "All masks of this image are checked")
     states = sorted(mask.state for mask in site.store.masks(image, ["accepted", "rejected"]))
     assert states == ["accepted", "accepted", "rejected"]
     assert sum(mask.origin == "refined" for mask in site.store.masks(image)) == 1
@@ -436,7 +441,7 @@ def test_the_clock_warns_gently_and_can_be_switched_off(desk: Desk, site: Site) 
     image = site.add_image()
     site.store.set_work(Work("annotate", settings={"seconds_per_mask": 1}))
     desk.open(image)
-    assert "N goes on" in desk.message("clock")
+    desk.message("clock", "N goes on")
     assert "over" in desk.page.get_by_test_id("clock").get_attribute("class")
     desk.click(320, 240)
     desk.accept()  # it warns, it does not stop anybody

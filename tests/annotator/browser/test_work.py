@@ -90,7 +90,7 @@ def test_three_candidates_by_number_tab_and_button(desk: Desk, site: Any) -> Non
 def test_a_background_click_alone_says_how_to_begin(desk: Desk, site: Any) -> None:
     desk.open(site.add_image())
     desk.click(320, 240, button="right", wait=False)
-    assert "Begin with a left click" in desk.message("hint")
+    desk.message("hint", "Begin with a left click")
 
 
 # ---- brush, eraser, undo
@@ -185,10 +185,14 @@ def test_escape_drops_and_enter_waits_for_the_answer(desk: Desk, site: Any) -> N
     desk.press("Escape")
     desk.wait_for_mask("none")
     assert is_grey(desk.pixel(345, 260))
-    desk.page.route("**/prompts", lambda route: (desk.page.wait_for_timeout(300), route.continue_()))
+    held: list[Any] = []
+    desk.page.route("**/prompts", held.append)
     desk.click(320, 240, wait=False)
     desk.press("Enter")  # before the mask is there
+    assert "as soon as" in desk.text("now-text")
     desk.page.unroute("**/prompts")
+    for route in held:
+        route.continue_()
     desk.page.wait_for_selector("[data-testid=mask][data-id]")
     assert len(site.store.masks(image)) == 1
 
@@ -306,10 +310,10 @@ def test_locked_masks_are_rejected_and_taken_back_but_not_changed(desk: Desk, si
     desk.click(150, 150, held="Shift")
     assert "locked" in desk.text("now-text")
     desk.press("Delete")
-    assert "cannot be deleted" in desk.message("hint")
+    desk.message("hint", "cannot be deleted")
     desk.press("b")
     desk.drag((150, 150), (170, 150), wait=False)
-    assert "locked" in desk.message("hint")
+    desk.message("hint", "locked")
     desk.press("p", "r")
     desk.wait_saved()
     assert (desk.masks("rejected"), len(site.store.masks(image, ["rejected"]))) == (1, 1)
@@ -329,10 +333,10 @@ def test_done_skip_and_the_end(desk: Desk, chromium: Any, tmp_path_factory: pyte
         desk.url = own.url
         desk.open()
         desk.press("n")
-        assert "no mask" in desk.message("sure")
+        desk.message("sure", "no mask")
         desk.click(320, 240)
         desk.press("n")
-        assert "not accepted yet" in desk.message("sure")
+        desk.message("sure", "not accepted yet")
         desk.accept()
         desk.press("n")
         desk.ready(second)
@@ -372,7 +376,8 @@ def test_a_reload_brings_the_draft_back_with_its_steps(desk: Desk, site: Any) ->
         desk.page.wait_for_timeout(50)
     context = desk.page.context.browser.new_context(viewport={"width": 900, "height": 700})
     elsewhere = Desk(context.new_page(), site.url)
-    for each in (desk.page.reload() or desk.ready(image), elsewhere.open(image)):
+    desk.page.reload()
+    for each in (desk.ready(image), elsewhere.open(image)):
         each.wait_for_mask()
         assert [is_blue(pixel) for pixel in each.pixels((150, 100), (350, 240), (600, 400))] == [True, True, False]
         assert each.text("now-text") == "2 clicks, 1 stroke."
@@ -409,7 +414,7 @@ def test_zoom_and_pan_keep_masks_on_the_image(desk: Desk, site: Any) -> None:
     desk.page.mouse.move(*place)
     desk.page.mouse.wheel(0, -600)
     desk.wait("() => document.querySelector('canvas').dataset.view.split(' ')[0] > 2")
-    assert desk.at(150, 150) == pytest.approx(place, abs=0.6)
+    assert desk.at(150, 150) == pytest.approx(place, abs=2)  # the wheel knows whole pixels
     desk.page.keyboard.down("Space")
     before = desk.view()
     desk.page.mouse.down()
