@@ -29,7 +29,7 @@ class Goals:
         return Goals(images=min(self.images or num_images, num_images), masks=self.masks, hours=self.hours)
 
     def reached(self, *, images: int, masks: int, hours: float) -> bool:
-        """Returns whether a round that has come this far is over; no round is over before there is a mask to learn from."""
+        """Returns whether a round that has come this far has reached one of its goals."""
         done = ((images, self.images), (masks, self.masks), (hours, self.hours))
         return any(goal is not None and value >= goal for value, goal in done)
 

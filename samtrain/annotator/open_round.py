@@ -35,9 +35,10 @@ class OpenRound:
     """
 
     def __init__(self, store: Store, work: RoundToAnnotate, goals: Goals, *, opinions: float, poll: float) -> None:
-        self.store, self.work, self.goals = store, work, goals.of(work.num_images)
-        self.opinions, self.poll = opinions, poll
+        self.store, self.work, self.opinions, self.poll = store, work, opinions, poll
         self.stage = STAGES.get(work.stage, 1)
+        # all images that measure the models are annotated, whatever the goals of the rounds are
+        self.goals = (goals if self.stage else Goals()).of(work.num_images)
         self._shown: tuple[int, int] | None = None  # images and masks in the last line of the log
         self._logged = self._looked = 0.0
 
@@ -125,11 +126,11 @@ class OpenRound:
         rows = self.store.images(round=self.work.number)
         masks = count_masks(self.store, self.work.number)
         done = [row for row in rows if row.state in ("done", "skipped")]
-        round = next(each for each in self.store.rounds() if each.number == self.work.number)
+        own = next(each for each in self.store.rounds() if each.number == self.work.number)
         self._log(len(done), masks)
-        if round.state == "closed":
+        if own.state == "closed":
             return True
-        hours = (time.time() - round.opened_at) / 3600
+        hours = (time.time() - own.opened_at) / 3600
         reached = self.goals.reached(images=len(done), masks=masks, hours=hours)
         return reached and self._teaches(rows, masks) and not self._waits_for_opinions(done)
 

@@ -213,6 +213,11 @@ def write_shards(
             writer.write(record.key, record.image_bytes, record.ext, annotation)
             counts.append(len(drawing["annotations"]))
         paths = writer.close()
+    if not paths and any("annotators" in drawing for drawing in drawings):
+        raise ValueError(
+            f"nobody had accepted a mask in these {len(items)} images ({prefix}) when their round was closed, so there is "
+            "nothing to learn from: start again in a new run_dir"
+        )
     if not paths:
         raise ValueError(
             f"no mask was kept in {len(items)} images ({prefix}): check with task=preview that the images of the pool hold "

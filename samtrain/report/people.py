@@ -68,7 +68,8 @@ def _not_measured(lines: Sequence[Line]) -> str:
         missing.append("coverage and agreement with the ground truth, because the images have none")
     if all(not line["metrics_after"] for line in lines):
         return (
-            '<p class="note">Nothing was measured: no image was held back for validation (<code>annotate.val</code>), so the '
+            '<p class="note">Nothing was measured after a round: no image was held back for validation '
+            "(<code>annotate.val</code>), so the "
             f"newest model was always promoted. Not measured either: {'; '.join(missing)}.</p>"
         )
     return f'<p class="note">Not measured: {"; ".join(missing)}.</p>'

@@ -121,7 +121,10 @@ def work_chart(rounds: Rounds) -> str:
 
 
 def mask_quality_chart(rounds: Rounds) -> str:
-    """Draws how well drawn and automatic masks agree with the ground truth."""
+    """Draws how well drawn and automatic masks agree with the ground truth, or what people let stand if there is none."""
+    if has_people(rounds.lines) and all(line["coverage"].get("all") is None for line in rounds.lines):
+        stood = Series("not rejected by people", rounds.points("automatic_precision"), 3, dots=True)
+        return rounds.chart("Prefilled masks", Axis("share of the masks", zero=True), [stood])
     series = [
         Series("drawn in the round", rounds.points("mask_iou"), 1, dots=True),
         Series("probe", probe_pieces(rounds.lines, "mask_iou"), 2, dots=True),
@@ -132,8 +135,9 @@ def mask_quality_chart(rounds: Rounds) -> str:
 
 def computing_time_chart(rounds: Rounds) -> str:
     """Draws the wall-clock minutes of each round, stacked by phase."""
-    minutes = {float(line["round"]): [line["wall"].get(phase, 0.0) / 60 for phase in PHASES] for line in rounds.lines}
-    return stacked_bars("Computing time by phase", rounds.x, Axis("minutes", zero=True), PHASES, minutes)
+    phases = [phase for phase in PHASES if phase != "annotate" or not has_people(rounds.lines)]  # people are waited for
+    minutes = {float(line["round"]): [line["wall"].get(phase, 0.0) / 60 for phase in phases] for line in rounds.lines}
+    return stacked_bars("Computing time by phase", rounds.x, Axis("minutes", zero=True), phases, minutes)
 
 
 # ---- from the ledger to points

@@ -79,7 +79,7 @@ def _ledger_row(line: dict[str, Any], metric: str, has_stage_2: bool) -> list[st
         "" if is_first else number(line["images_left"], 0),
         after if is_first else f"{before} → {after}",
         f'<span class="{"good" if line["promoted"] else "plain"}">{verdict}</span>',
-        duration(sum(line["wall"].values())),
+        duration(sum(seconds for phase, seconds in line["wall"].items() if phase != "annotate" or not line.get("people"))),
     ]
 
 

@@ -41,8 +41,7 @@ def run(config: Config, run_dir: Path) -> None:
 
     With `annotate.review` the images are those of shards, and the result is a folder of corrections for `task=audit`.
     """
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise ValueError(f"task=annotate needs {', '.join(missing)}: pip install 'samtrain[annotate]'")
+    check_installed("task=annotate")
     from samtrain.annotator.config import AnnotateConfig
     from samtrain.annotator.review import begin_review, end_review
     from samtrain.annotator.store import open_store
@@ -67,6 +66,12 @@ def run(config: Config, run_dir: Path) -> None:
         with open_store(serving.store) as store:
             end_review(store, Path(settings.output or run_dir / "corrected"))
     export(serving, Path(settings.output or run_dir / "export"))
+
+
+def check_installed(what: str) -> None:
+    """Raises ValueError if packages of the extra `annotate` are missing."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise ValueError(f"{what} needs {', '.join(missing)}: pip install 'samtrain[annotate]'")
 
 
 def close_round(url: str) -> None:

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from samtrain.annotator.rounds import WebAnnotator
 from samtrain.data_engine.engine_files import identify
 from samtrain.data_engine.interface import RoundAnnotator
 from samtrain.data_engine.ledger import promoted, read_ledger
 from samtrain.run.build import device_of
 from samtrain.run.settings import Config
-from samtrain.run.targets import build
+from samtrain.run.targets import build, find_target
+from samtrain.tasks.annotate import check_installed
 from samtrain.tasks.rounds.tools import EngineTools, show_model
 from samtrain.tasks.rounds.unlabelled import by_people
 
@@ -21,6 +23,8 @@ def make_people(config: Config, run_dir: Path, tools: EngineTools) -> RoundAnnot
     """Returns the annotator of the config if it takes whole rounds (annotator=web, or the user's own class); else None."""
     if not by_people(config):
         return None
+    if find_target(config["annotator"], "annotator") is WebAnnotator:
+        check_installed("annotator=web")
     return build(
         config["annotator"],
         "annotator",

@@ -17,7 +17,10 @@ from samtrain.run.settings import Config, ModelConfig, read
 from samtrain.training.config import TrainerConfig
 
 # the settings that stage 2 has to share with the run of stage 1 that it continues, and those among them that may differ
-SAME = ("data.", "prompts.", "loader.max_val_masks", "trainer.val_resolution", "engine.promote_metric", "model.image_size")
+SAME = (
+    "data.", "annotate.val", "annotate.test", "prompts.", "loader.max_val_masks", "trainer.val_resolution",
+    "engine.promote_metric", "model.image_size",
+)  # fmt: skip
 MAY_DIFFER = ("data.splits.crowded", "data.on_error")
 
 
