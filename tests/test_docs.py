@@ -33,7 +33,7 @@ BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?
 FILE = re.compile(r"`(?:FOLDER/)?([\w/]+\.(?:yaml|py))`:\n\n```(?:yaml|python)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 SHELL = ("bash", "sh", "shell")
 # programs other than samtrain that a page may start; anything else is a typing error
-EXECUTABLES = {"python3", "python", ".", "pip", "bash", "ruff", "mypy", "mkdocs", "torchrun", "wandb", "git", "cd"}
+EXECUTABLES = {"python3", "python", ".", "pip", "bash", "ruff", "mypy", "mkdocs", "torchrun", "wandb", "git", "cd", "curl"}
 PLACEHOLDERS = ("IMAGES/labels",)  # folders of the user's that commands name and that have to exist
 # config groups that add keys which the default config has not: pages may name those keys, too
 KEY_SOURCES = (

@@ -97,7 +97,7 @@ def test_broken_images_are_refused_or_left_out(tmp_path: Path, images: Path, cap
         (["annotate.annotators=['<b>']", "annotate.images=SET", "CHECKPOINT"], "cannot be an annotator's name"),
         (["annotate.port=99999"], "annotate.port is 99999: give a number from 0 to 65535"),
         (["annotate.opinions=2"], "annotate.opinions is 2: give a number from 0 to 1"),
-        (["annotate.val=0.6", "annotate.test=0.5"], "add up to 1 or more"),
+        (["annotate.val=0.6", "annotate.test=0.5"], "give shares with a sum below 1"),
         (["annotate.import_masks=true", "annotate.images=SET"], "annotate.import_masks is true, which takes .* data=folder"),
         (["annotate.export=[word]", "annotate.images=SET", "annotate.serve=false"], "annotate.export holds word: choose"),
         (["annotate.store=mysql://x", "annotate.images=SET"], "annotate.store"),
