@@ -77,8 +77,11 @@ OPTIONAL = {("generate", "release", "detectors"), ("data", "_target_"), ("annota
 # `model.safetensors` is a file and no setting
 ENDINGS = {"ckpt", "csv", "db", "html", "json", "jsonl", "log", "md", "png", "pth", "py", "safetensors", "tar", "yaml"}
 # words in parentheses that name no setting; names before "=" that are arguments of functions or stand for any setting
-WORDS = {"last", "logarithmic", "median", "people"}
-ARGUMENTS = {"check_val_every_n_epoch", "key", "sync_dist", "val_check_interval", "width"}
+WORDS = {"background", "foreground", "last", "logarithmic", "median", "people"}
+ARGUMENTS = {
+    "check_val_every_n_epoch", "foreign_keys", "journal_mode", "key", "sync_dist", "synchronous", "token", "val_check_interval",
+    "width",
+}  # fmt: skip
 
 
 def is_key(parts: list[str]) -> bool:
@@ -175,7 +178,7 @@ VERBS = re.findall(
     r"\w+",
     """
     accept accepts allowed answers are ask asks begins belongs blurs can cannot carries changes check choose comes
-    compares contain contains could counts covers cut cuts decodes differ differs divide do does encode ended ends
+    compares contain contains could counts covers cut cuts decodes did differ differs divide do does encode ended ends
     exceeds exist exists expected expects failed falls fits found gave give gives goes got grow grows had has have hold
     holds install is knows leaves list lists lost made makes matches mixes must name names need needs read reads restore
     run runs said say says set shares stands stopped take takes trains use uses want wanted wants was were will works

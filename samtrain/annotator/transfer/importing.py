@@ -101,7 +101,9 @@ def _checked(record: Record, found: Imported) -> list[dict[str, Any]]:
         try:
             rle = to_rle(each["segmentation"], size)
         except (ValueError, TypeError, OverflowError) as error:
-            raise ValueError(f"{record.name}, annotation {each.get('id')}: {error}: correct the shard") from error
+            raise ValueError(
+                f"annotation {each.get('id')} of {record.name} has a mask that cannot be used ({error}): correct the shard"
+            ) from error
         if rle_area(rle):
             kept.append({**each, "segmentation": rle})
         else:

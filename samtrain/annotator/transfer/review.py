@@ -77,7 +77,7 @@ def export_corrections(store: Store, folder: Path) -> dict[str, int]:
         stem = image.name if is_record(image.source) else os.path.splitext(image.name)[0]
         name = f"{Path(stem).name}.json"  # as the audit names it; it never leaves the folder
         if name in written:
-            raise ValueError(f"images {written[name]} and {image.key} would share the file {folder / name}: rename one of them")
+            raise ValueError(f"images {written[name]} and {image.key} need the same file {folder / name}: rename one of them")
         written[name] = image.key
         write_text(folder / name, json.dumps(content, separators=(",", ":"), allow_nan=False), CURE)
         counts["images"] += 1
