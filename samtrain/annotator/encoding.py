@@ -280,7 +280,8 @@ class Encoder:
                 self._prepared.popitem(last=False)
         job.state = "done"
         self._tell(job, seconds=round(time.monotonic() - begin, 3))
-        job.future.set_result(found)
+        if not job.future.done():
+            job.future.set_result(found)
 
     def _encode(self, job: Job, model: LoadedModel, known: Prepared | None) -> Prepared:
         """Returns an image with its embedding, from the disk or else by the model."""
@@ -289,6 +290,7 @@ class Encoder:
             predictor = model.predictor()
             if isinstance(predictor, TiledPredictor) and predictor.embedding_shape(image.size)[0] > TILES_AHEAD:
                 predictor.set_image(self.images.pixels(image))
+                predictor.image = torch.empty(3, 0, 0, dtype=torch.uint8)  # tiles are read from the bounded cache of images
             else:
                 found = self.store.set_image(predictor, self.images.pixels(image))
                 self.counts["found" if found else "encoded"] += 1

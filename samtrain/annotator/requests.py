@@ -35,6 +35,8 @@ async def body_of(request: Request) -> dict[str, Any]:
         content = json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"the body is not JSON ({str(error)[:200]})") from error
+    if b"\\u0000" in data or not _is_text(data, content):
+        raise Refused(400, "the body holds characters that are no text: leave out NUL and halves of surrogate pairs")
     if not isinstance(content, dict):
         raise Refused(400, 'the body is a JSON object, such as {"points": [[10, 20]], "labels": [1]}')
     return content
@@ -114,6 +116,17 @@ def flag(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
     if value is not None and not isinstance(value, bool):
         raise Refused(400, f"{name} is {str(value)[:80]}: give true or false")
     return default if value is None else value
+
+
+def _is_text(data: bytes, content: Any) -> bool:
+    """Returns whether the texts in a body can be written as UTF-8, as databases do."""
+    if b"\\ud" not in data.lower():
+        return True
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _no_constant(word: str) -> NoReturn:

@@ -202,7 +202,7 @@ class _Answer:
     def log(self) -> None:
         """Logs the request, without its query and headers, which may hold secrets."""
         took = 1e3 * (time.monotonic() - self.begin)
-        level = logging.WARNING if (self.status or 500) >= 500 else logging.DEBUG
+        level = logging.WARNING if (self.status or 0) >= 500 else logging.DEBUG
         log.log(level, "%s %s: %s, %.0f ms", self.scope["method"], _printable(self.scope["path"]), self.status, took)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -108,7 +109,8 @@ class Service:
             prepared = self.encoder.prepared(image.id)
             if prepared is None or prepared.misses(tile):
                 self._check_model()
-                prepared = await asyncio.wrap_future(self.encoder.request(image, CLICKED, tile).future)
+                waiting = asyncio.wrap_future(self.encoder.request(image, CLICKED, tile).future)
+                prepared = await asyncio.shield(waiting)  # others wait for the same job, so nobody may cancel it
             tile, found = await loop.run_in_executor(self.decoding, self._answer, prepared, question, key, seq, preview)
             if found is not None:
                 return found, prepared.model.about.digest
@@ -123,7 +125,10 @@ class Service:
             tile = tile_of(prepared.predictor, question)
             if prepared.misses(tile):
                 return tile, None
-            return tile, answer(prepared.predictor, question, best=preview)
+            found = answer(prepared.predictor, question, best=preview)
+        if not all(math.isfinite(each.score) for each in found):
+            raise Refused(503, "the model answers with NaN, so its weights are broken: give another checkpoint")
+        return tile, found
 
     def _check_model(self) -> None:
         if self.encoder.problem is not None:

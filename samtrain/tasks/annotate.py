@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from samtrain.data.decode import decode_shown
 from samtrain.data.kinds import FolderConfig
 from samtrain.data.prepare.mask_files import IMAGES, files_below
-from samtrain.files import digest
+from samtrain.files import digest, printable
 from samtrain.inference.frames import make_predictor
 from samtrain.modeling.build import load_sam
 from samtrain.run.build import device_of
@@ -133,11 +133,12 @@ def _read(paths: list[Path], settings: AnnotateConfig, skip: bool, counts: Count
     root = Path(settings.images or "").resolve()
     for path in paths:
         try:
+            _check_name(path)
             height, width = decode_shown(path.read_bytes(), str(path)).shape[:2]
         except ValueError as error:
             if not skip:
                 raise
-            log.warning("An image is left out: %s", error)
+            log.warning("An image is left out: %s", printable(str(error)))
             counts["left out"] += 1
             continue
         counts["new"] += 1
@@ -148,6 +149,14 @@ def _read(paths: list[Path], settings: AnnotateConfig, skip: bool, counts: Count
             key=str(place), name=name, source=str(place), width=width, height=height, digest=digest(path),
             opinions_wanted=opinions,
         )  # fmt: skip
+
+
+def _check_name(path: Path) -> None:
+    """Raises ValueError for a name that a database cannot hold."""
+    try:
+        str(path.resolve()).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{printable(str(path))}: its name is not UTF-8: rename it, or set data.on_error=skip") from error
 
 
 def wants_second_opinion(key: str, share: float) -> bool:

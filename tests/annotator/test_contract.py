@@ -144,6 +144,14 @@ def test_what_is_no_number_in_json_is_refused(ask: Client, word: bytes) -> None:
     assert status == 400 and "is not a number in JSON" in json.loads(answer)["error"]
 
 
+@pytest.mark.parametrize("text", ["\\u0000", "\\ud800"])
+def test_what_is_no_text_is_refused(ask: Client, text: str) -> None:
+    body = f'{{"content": "a{text}", "seq": 1}}'.encode()
+    status, _, answer = ask.raw("PUT", "/api/images/1/draft", body, {"Content-Type": "application/json"})
+    assert status == 400 and "no text" in json.loads(answer)["error"]
+    assert ask("PUT", "/api/images/1/draft", {"content": "\U0001f600", "seq": 1})[0] == 200  # a whole pair is a character
+
+
 def test_the_life_of_a_mask(ask: Client, server: Server) -> None:
     new = {"segmentation": square(2, 3), **CLICK, "seconds": 3.0, "score": 0.9, "request": "life", "story": [{"kind": "click"}]}
     status, mask = ask("POST", "/api/images/2/masks", new)
