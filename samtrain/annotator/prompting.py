@@ -6,6 +6,7 @@ Only what is needed is computed at full resolution. In a large image that is the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +19,13 @@ from torch import Tensor
 from samtrain.inference.predictor import SamPredictor
 from samtrain.inference.tiled import TiledPredictor
 from samtrain.ops.logit_frame import ROUNDING, LogitFrame, axis_of
-from samtrain.ops.masks import stability_score
-from samtrain.ops.rle import RLE, decode_rle, encode_columns, rle_area, rle_to_box_xywh, runs_of, runs_to_counts
+from samtrain.ops.rle import RLE, decode_rle, encode_columns, runs_of, runs_to_counts
 from samtrain.types import Prompts, Size
 
 MASK_LOGIT = 10.0  # of a pixel inside a mask that becomes a prompt, -10 outside; 2 to 30 gave the same IoU, see `mask_logits`
 STABILITY_OFFSET = 1.0  # appendix B
 WHOLE_PIXELS = 2**22  # images up to here are computed whole, to the bit as `predict` does; 2000 x 2000
+_THREADS = ThreadPoolExecutor(3, thread_name_prefix="run lengths")  # the candidates of a click at the same time
 STRIP_PIXELS = 2**22  # of a larger image are computed together: 16 MiB
 
 
@@ -93,7 +94,7 @@ def answer(predictor: SamPredictor, question: Question, *, best: bool = False) -
         return [_answer(*each, score, size) for each, score in zip(made, chosen_scores, strict=True)]
     logits = predictor.model.postprocess_masks(low_res[None], predictor.input_size, size)[0]
     if size == predictor.original_size:
-        return _whole(logits, chosen_scores)
+        return list(_THREADS.map(_whole, logits.cpu().numpy(), chosen_scores))
     made = [_in_tile(each, corner, predictor.original_size) for each in logits.cpu()]
     return [_answer(*each, score, predictor.original_size) for each, score in zip(made, chosen_scores, strict=True)]
 
@@ -168,15 +169,12 @@ def mask_logits(predictor: SamPredictor, mask: RLE, tile: int | None = None) -> 
 _Made = tuple[np.ndarray, float, tuple[int, int, int, int]]  # run lengths, stability score, (x, y, width, height)
 
 
-def _whole(logits_MHW: Tensor, scores: list[float]) -> list[MaskAnswer]:
-    """Returns the masks of all logits of an image at once; those of random weights have a hundred thousand runs each."""
-    masks_MWH = (logits_MHW > 0).transpose(1, 2).contiguous().cpu().numpy()  # torch transposes faster than NumPy
-    stabilities = stability_score(logits_MHW, STABILITY_OFFSET).tolist()
-    answers = []
-    for rle, stability, score in zip(encode_columns(masks_MWH), stabilities, scores, strict=True):
-        x, y, width, height = (int(value) for value in rle_to_box_xywh(rle))
-        answers.append(MaskAnswer(rle, score, stability, rle_area(rle), (x, y, width, height)))
-    return answers
+def _whole(logits_HW: np.ndarray, score: float) -> MaskAnswer:
+    """Returns a mask from all its logits; with random weights it has a hundred thousand runs."""
+    # NumPy: to transpose and to count takes torch three and ten times as long
+    segmentation, area, box = encode_columns(np.ascontiguousarray((logits_HW > 0).T))
+    inner, outer = (int(np.count_nonzero(logits_HW > sign * STABILITY_OFFSET)) for sign in (1, -1))
+    return MaskAnswer(segmentation, score, _ratio(inner, outer), area, box)
 
 
 def _in_tile(logits_hw: Tensor, corner: tuple[int, ...], size: Size) -> _Made:

@@ -27,9 +27,8 @@ def pairwise_mask_iou(a_NHW: Tensor, b_PHW: Tensor) -> Tensor:
 
 def stability_score(logits: Tensor, offset: float = 1.0) -> Tensor:
     """Returns the IoU of the masks (..., H, W) cut at +offset and -offset (paper, section 4; appendix B: offset 1)."""
-    # counted first, because a sum of bools in float32 takes ten times as long
-    inner = torch.count_nonzero(logits > offset, dim=(-1, -2)).float()
-    outer = torch.count_nonzero(logits > -offset, dim=(-1, -2)).float()
+    inner = (logits > offset).sum(dim=(-1, -2), dtype=torch.float32)
+    outer = (logits > -offset).sum(dim=(-1, -2), dtype=torch.float32)
     return inner / outer.clamp(min=1)
 
 

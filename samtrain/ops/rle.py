@@ -17,10 +17,15 @@ def encode_mask(mask_HW: np.ndarray) -> RLE:
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
-def encode_columns(masks_MWH: np.ndarray) -> list[RLE]:
-    """Returns the RLEs of bool masks that are stored column by column, which is the order of run-length codes."""
-    rles = coco_mask.encode(masks_MWH.view(np.uint8).transpose(2, 1, 0))  # a view, in Fortran's order as pycocotools wants it
-    return [{"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")} for rle in rles]
+def encode_columns(mask_WH: np.ndarray) -> tuple[RLE, int, tuple[int, int, int, int]]:
+    """Returns the RLE, the area and the (x, y, width, height) of a bool mask that is stored column by column.
+
+    That is the order of run-length codes, and the area and the box are read off the runs: the fast way for many pixels.
+    """
+    (rle,) = coco_mask.encode(mask_WH.view(np.uint8).T[:, :, None])  # a view, in Fortran's order as pycocotools wants it
+    x, y, width, height = (int(value) for value in coco_mask.toBbox(rle))
+    size = [int(side) for side in rle["size"]]
+    return {"size": size, "counts": rle["counts"].decode("ascii")}, int(coco_mask.area(rle)), (x, y, width, height)
 
 
 def encode_labels(labels_HW: np.ndarray) -> dict[int, RLE]:
