@@ -196,6 +196,44 @@ def test_many_threads_never_get_the_same_image(store_url: str) -> None:
         assert store.statistics()["masks"]["done"] == 24
 
 
+def test_no_mask_comes_after_a_round_was_closed(store_url: str) -> None:
+    """Four people save while the engine closes the round: what it reads then is what stays."""
+    with open_store(store_url) as store:
+        rows = store.add_images([image(f"{i}", round=1) for i in range(4)])
+        store.open_round(1, 1)
+        refused = []
+
+        def work(row) -> None:
+            try:
+                for number in range(500):
+                    store.accept(row.id, f"person {row.id}", square(request=str(number)))
+            except Conflict as error:
+                refused.append(error.reason)
+
+        threads = [threading.Thread(target=work, args=(row,)) for row in rows]
+        for thread in threads:
+            thread.start()
+        while store.image(rows[0].id).masks < 2:
+            pass
+        store.close_round(1)
+        at_close = [store.masks(row.id) for row in rows]
+        for thread in threads:
+            thread.join()
+        assert refused == ["closed"] * 4
+        assert [store.masks(row.id) for row in rows] == at_close
+
+
+def test_two_servers_may_add_the_same_images(store_url: str) -> None:
+    with open_store(store_url) as one, open_store(store_url) as other:
+        new = [image(f"{i:03d}") for i in range(100)]
+        threads = [threading.Thread(target=store.add_images, args=(new,)) for store in (one, other)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert one.count_images() == 100
+
+
 def test_a_lease_lasts_a_sensible_time(store: Store) -> None:
     (a,) = store.add_images([image()])
     for seconds in (0, -1, float("nan"), float("inf")):

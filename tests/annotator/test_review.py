@@ -106,6 +106,12 @@ def test_the_audit_reads_what_people_corrected(store: Store, shards: list[str], 
     pairs, missing = pairs_with_corrections(list(records(shards)), tmp_path / "corrected")
     assert {(pair.id, round(pair.iou, 6)) for pair in pairs} == {(a.object_id, 0.75), (b.object_id, 0.5)}
     assert missing["masks without a correction"] == 3
+    original = tmp_path / "originals" / "sa_0.json"
+    original.parent.mkdir()
+    original.write_text("{}")
+    with pytest.raises(ValueError, match="was not written by an export"):
+        export_corrections(store, tmp_path / "originals")
+    assert original.read_text() == "{}"
     # when the second image is done, the mask that was left as it is counts as accepted
     store.finish(second.id, "ann")
     assert export_corrections(store, tmp_path / "corrected")["accepted"] == 1

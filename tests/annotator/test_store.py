@@ -66,6 +66,13 @@ def test_a_repeated_save_is_one_mask(store: Store) -> None:
         ({"point_coords": [[1.0, 2.0]], "point_labels": [2]}, "labels"),
         ({"box": [1, 2, 3]}, "box"),
         ({"label": "x" * 501}, "label"),
+        ({"label": "a\0b"}, "label"),
+        ({"label": "\ud800"}, "label"),
+        ({"label": 3}, "label"),
+        ({"request": "a\0b"}, "request"),
+        ({"request": ""}, "request"),
+        ({"story": [float("nan")]}, "story cannot be written as JSON"),
+        ({"strokes": [object()]}, "strokes cannot be written as JSON"),
     ],
 )
 def test_a_wrong_mask_is_refused(store: Store, fields: dict[str, Any], words: str) -> None:
@@ -73,6 +80,22 @@ def test_a_wrong_mask_is_refused(store: Store, fields: dict[str, Any], words: st
     with pytest.raises(ValueError, match=words):
         store.accept(added.id, "ann", square(**fields))
     assert store.masks(added.id) == []
+
+
+def test_names_that_a_database_cannot_hold_are_refused() -> None:
+    for name in ("a\0b", "\udce9.png"):
+        with pytest.raises(ValueError, match="is not UTF-8, or holds a zero byte: rename the file"):
+            image(name)
+
+
+def test_any_text_of_a_draft_comes_back(store: Store) -> None:
+    (added,) = store.add_images([image()])
+    content = {"text": "é\0\u2028 \ud800 😀", "numbers": [1e300, -0.5, 2**53]}
+    assert store.save_draft(added.id, "ann", content, 1).content == content
+    found = store.draft(added.id, "ann")
+    assert found is not None and found.content == content
+    with pytest.raises(ValueError, match="the draft cannot be written as JSON"):
+        store.save_draft(added.id, "ann", float("inf"), 2)
 
 
 def test_uncompressed_runs_are_stored_as_text(store: Store) -> None:

@@ -100,7 +100,7 @@ def test_coco_comes_back_mask_by_mask(filled: Store, opened, tmp_path: Path, for
 def test_sa1b_comes_back_with_its_scores(filled: Store, opened, tmp_path: Path) -> None:
     (exported,) = export_store(filled, tmp_path / "out", ["sa1b"])
     assert sorted(path.name for path in exported.path.iterdir()) == [
-        "below__two.json", "below__two.png", "one.json", "one.png", "three.json", "three.png",
+        ".exported_by_samtrain", "below__two.json", "below__two.png", "one.json", "one.png", "three.json", "three.png",
     ]  # fmt: skip
     again = opened("again")
     import_masks(again, PrepareConfig(root=str(exported.path)))
@@ -177,6 +177,14 @@ def test_an_export_that_fails_leaves_the_earlier_one(filled: Store, tmp_path: Pa
     with pytest.raises(ValueError, match="image three.png cannot be exported.*put its file .*three.png back"):
         export_store(filled, tmp_path / "out", ["sa1b"])
     assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == before
+    # what no export has written is never replaced
+    for name, form in (("shards/mine.tar", "shards"), ("label_maps/mine.png", "label_maps"), ("coco.json", "coco")):
+        mine = tmp_path / "other" / name
+        mine.parent.mkdir(parents=True, exist_ok=True)
+        mine.write_text("{}")
+        with pytest.raises(ValueError, match="was not written by an export: give annotate.output another folder"):
+            export_store(filled, tmp_path / "other", [form])
+        assert mine.read_text() == "{}"
     with pytest.raises(ValueError, match="annotate.export holds voc: choose from coco"):
         export_store(filled, tmp_path / "out", ["voc"])
 
@@ -198,7 +206,7 @@ def test_no_name_leads_out_of_the_folder(opened, tmp_path: Path, name: str) -> N
     out = tmp_path / "deep" / "er" / "out"
     export_store(store, out, list(FORMATS))
     assert len(list((out / "label_maps").rglob("*.png"))) == 2, "two images share a file"
-    assert len(list((out / "sa1b").iterdir())) == 4
+    assert len(list((out / "sa1b").glob("[!.]*"))) == 4
     made = {each for each in tmp_path.rglob("*")} - before
     assert all(out in each.parents or each in (out, *out.parents) for each in made)
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from samtrain.annotator.store.errors import StoreError
 from samtrain.annotator.store.schema import META, METADATA, SCHEMA_VERSION
@@ -23,6 +24,7 @@ T = TypeVar("T")
 
 BUSY_SECONDS = 10.0  # how long a write waits for another process's write before it is tried again
 ATTEMPTS = 4
+CONNECTIONS = 10  # that stay open, and as many more in a rush; PostgreSQL allows 100 in all
 # what PostgreSQL asks to be tried again: serialization failure, deadlock, lock not available
 TRY_AGAIN = ("40001", "40P01", "55P03")
 NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "afs", "fuse.glusterfs", "lustre", "ceph", "beegfs")
@@ -84,6 +86,8 @@ class Database:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return work()
+            except PoolTimeout as error:
+                raise StoreError(f"the database {self} is overloaded ({error}): try again, or use PostgreSQL") from error
             except DBAPIError as error:
                 if not _is_busy(error):
                     reason = _explain(error, self)
@@ -165,11 +169,13 @@ def _parse(url: str) -> URL:
 
 def _engine(url: URL, **options: Any) -> Engine:
     try:
-        return create_engine(
-            url, json_serializer=lambda value: json.dumps(value, allow_nan=False, separators=(",", ":")), **options
-        )
+        return create_engine(url, json_serializer=_to_json, pool_size=CONNECTIONS, max_overflow=CONNECTIONS, **options)
     except (ImportError, NoSuchModuleError) as error:
         raise StoreError(f"PostgreSQL needs a driver ({error}): pip install 'samtrain[annotate,postgres]'") from error
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 
 def _check_place(path: Path) -> None:

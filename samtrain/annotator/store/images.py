@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import ColumnElement
 
 from samtrain.annotator.store.database import Database
@@ -44,7 +45,9 @@ class Images:
                 rows = [{name: getattr(each, name) for name in fields} for each in new.values()]
                 for row, each in zip(rows, new.values(), strict=True):
                     row |= {"name": each.name or each.key, "added_at": now, "opinions_wanted": each.opinions_wanted}
-                connection.execute(insert(IMAGES), [row | {"opinions_done": 0} for row in rows])
+                dialect: Any = sqlite if self.database.sqlite else postgresql
+                query = dialect.insert(IMAGES).on_conflict_do_nothing(index_elements=["key"])  # another server may be faster
+                connection.execute(query, [row | {"opinions_done": 0} for row in rows])
                 found |= _by_key(connection, list(new), now)
             for each in images:
                 _check_same(each, found[each.key])

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, and_, bindparam, insert, or_, select, up
 from samtrain.annotator.store.database import Database
 from samtrain.annotator.store.errors import Conflict, NotFound
 from samtrain.annotator.store.leases import allow_write, forget_agreement, opinion_of
-from samtrain.annotator.store.rows import MASK_STATES, MAX_SECONDS, MAX_TEXT, ORIGINS, MaskRow, NewMask, one_of
+from samtrain.annotator.store.rows import MASK_STATES, MAX_SECONDS, ORIGINS, MaskRow, NewMask, check_json, check_text, one_of
 from samtrain.annotator.store.schema import IMAGES, MASKS
 from samtrain.ops.rle import RLE, rle_area, rle_to_box_xywh, to_compressed
 
@@ -195,8 +195,10 @@ def _checked(values: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]
     for name in ("predicted_iou", "stability_score", "doubt"):
         if values.get(name) is not None:
             _number(values[name], name)
-    if values.get("label") is not None and (not isinstance(values["label"], str) or len(values["label"]) > MAX_TEXT):
-        raise ValueError(f"a label is a text of up to {MAX_TEXT} characters")
+    for name in ("label", "model"):
+        check_text(values.get(name), name)
+    for name in ("strokes", "story"):
+        check_json(values.get(name), name)
     if "point_coords" in values or "point_labels" in values:
         _check_points(values["point_coords"], values["point_labels"])
         found["clicks"] = len(values["point_labels"])

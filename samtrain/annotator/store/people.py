@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from samtrain.annotator.store.database import Database
 from samtrain.annotator.store.errors import Conflict, NotFound
-from samtrain.annotator.store.rows import Draft, Model, RoundRow, Work
+from samtrain.annotator.store.rows import Draft, Model, RoundRow, Work, check_json
 from samtrain.annotator.store.schema import ANNOTATORS, DRAFTS, IMAGES, META, ROUNDS
 
 NAME = re.compile(r"[^\W_](?:[\w .@+-]{0,62}[\w])?")  # letters, digits and a few signs: it stands in file names and in the page
@@ -60,6 +60,7 @@ class People:
 
     def save_draft(self, image_id: int, annotator: str, content: Any, seq: int) -> Draft:
         """Stores what this annotator has in the works, and returns what is stored: a draft with a later `seq` stays."""
+        check_json(content, "the draft")
 
         def work(connection: Connection) -> Draft:
             if connection.execute(select(IMAGES.c.id).where(IMAGES.c.id == image_id)).one_or_none() is None:

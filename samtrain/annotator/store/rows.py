@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from samtrain.files import printable
 from samtrain.ops.rle import RLE
 
 SPLITS = ("train", "val", "test")
@@ -47,6 +49,10 @@ class NewImage:
             raise ValueError(f"an image has a key of up to {MAX_PATH} characters and a source, got {self.key[:80]!r}")
         if self.width < 1 or self.height < 1:
             raise ValueError(f"image {self.key} has {self.width} x {self.height} pixels: give at least 1 x 1")
+        for text in (self.key, self.name, self.source, self.digest):
+            if not is_storable(text):
+                words = f"image {printable(text)!r} has a name that is not UTF-8, or holds a zero byte"
+                raise ValueError(f"{words}: rename the file")
         one_of(self.split, SPLITS, "split")
         one_of(self.state, IMAGE_STATES, "state")
         if self.opinions_wanted < 1 or not math.isfinite(self.rank):
@@ -142,8 +148,10 @@ class NewMask:
         one_of(self.origin, ORIGINS, "origin")
         one_of(self.source, SOURCES, "source")
         one_of(self.state, MASK_STATES, "state")
-        if self.request is not None and not 0 < len(self.request) <= MAX_TEXT:
-            raise ValueError(f"a mask's request is an id of 1 to {MAX_TEXT} characters")
+        for name in ("request", "label", "model"):
+            check_text(getattr(self, name), name)
+        if self.request == "":
+            raise ValueError("request is empty: give each save an id of its own, such as a UUID")
 
 
 @dataclass(frozen=True)
@@ -234,6 +242,25 @@ class RoundRow:
     opened_at: float
     closed_at: float | None
     model: dict[str, Any] | None
+
+
+def check_text(value: Any, name: str) -> None:
+    """Raises ValueError unless `value` is None or a text that both databases store as it is."""
+    if value is not None and (not isinstance(value, str) or len(value) > MAX_TEXT or not is_storable(value)):
+        raise ValueError(f"{name} is a text of up to {MAX_TEXT} characters of Unicode, without a zero character")
+
+
+def check_json(value: Any, name: str) -> None:
+    """Raises ValueError unless `value` is plain JSON without NaN and infinities."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name} cannot be written as JSON ({error})") from error
+
+
+def is_storable(text: str) -> bool:
+    """Returns whether a text has no lone surrogate, as file names of other encodings have, and no zero character."""
+    return "\0" not in text and not any("\ud800" <= each <= "\udfff" for each in text)
 
 
 def one_of(value: Any, allowed: tuple[str, ...], name: str) -> None:

@@ -31,6 +31,8 @@ from samtrain.ops.rle import decode_rle
 PAGE = 500  # images read from the store at a time
 IMAGES_PER_SHARD = 1000
 CURE = "free some disk space, then export again"
+MADE_BY = {"description": "masks of people, exported by samtrain"}
+MARK = ".exported_by_samtrain"  # in each folder: only such a folder is replaced by the next export
 NO_LABEL = "object"  # COCO needs a category, and the paper asks for no names
 
 
@@ -98,6 +100,7 @@ def coco_text(store: Store, *, polygons: bool = False) -> str:
 
 def _export_coco(store: Store, folder: Path, polygons: bool = False) -> Exported:
     found = Exported(folder / ("coco_polygons.json" if polygons else "coco.json"))
+    check_ours(found.path)
     write_text(found.path, _coco(store, polygons, found), CURE)
     return found
 
@@ -119,7 +122,7 @@ def _coco(store: Store, polygons: bool, found: Exported) -> str:
     for each in annotations:
         each["category_id"] = numbers[each["category_id"]]
     categories = [{"id": number, "name": name} for name, number in numbers.items()]
-    content = {"images": images, "annotations": annotations, "categories": categories}
+    content = {"info": MADE_BY, "images": images, "annotations": annotations, "categories": categories}
     return json.dumps(content, separators=(",", ":"), allow_nan=False)
 
 
@@ -246,12 +249,23 @@ def _stem(row: ImageRow) -> str:
     return row.name if is_record(row.source) else os.path.splitext(row.name)[0]
 
 
+def check_ours(path: Path) -> None:
+    """Raises ValueError if a JSON file is there that no export has written."""
+    if path.exists():
+        with open(path, "rb") as file:
+            if MADE_BY["description"].encode() not in file.read(200):
+                raise ValueError(f"{path} is there and was not written by an export: give annotate.output another folder")
+
+
 @contextmanager
 def _replaced(folder: Path) -> Iterator[Path]:
     """Yields an empty folder beside `folder` that takes its place when the block ends without an error."""
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
+    if folder.exists() and not (folder / MARK).is_file():
+        raise ValueError(f"{folder} is there and was not written by an export: give annotate.output another folder")
     partial.mkdir(parents=True)
+    (partial / MARK).touch()
     try:
         with explain_full_disk(folder, CURE):
             yield partial

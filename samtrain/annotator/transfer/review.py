@@ -13,7 +13,7 @@ import numpy as np
 from samtrain.annotator.sources import is_record
 from samtrain.annotator.store import ImageRow, MaskRow, Store
 from samtrain.annotator.store.rows import MASK_STATES
-from samtrain.annotator.transfer.exporting import CURE, to_annotation
+from samtrain.annotator.transfer.exporting import CURE, MADE_BY, check_ours, to_annotation
 from samtrain.files import write_text
 from samtrain.inference.predictor import SamPredictor
 from samtrain.ops.rle import decode_rle
@@ -78,6 +78,7 @@ def export_corrections(store: Store, folder: Path) -> dict[str, int]:
         name = f"{Path(stem).name}.json"  # as the audit names it; it never leaves the folder
         if name in written:
             raise ValueError(f"images {written[name]} and {image.key} need the same file {folder / name}: rename one of them")
+        check_ours(folder / name)
         written[name] = image.key
         write_text(folder / name, json.dumps(content, separators=(",", ":"), allow_nan=False), CURE)
         counts["images"] += 1
@@ -112,7 +113,7 @@ def _corrections(image: ImageRow, masks: Sequence[MaskRow], counts: dict[str, in
     if not (annotations or rejected or added or image.state == "done"):
         return None
     about = {"width": image.width, "height": image.height, "file_name": image.name, "done": image.state == "done"}
-    return {"image": about, "annotations": annotations, "rejected": rejected, "added": added}
+    return {"info": MADE_BY, "image": about, "annotations": annotations, "rejected": rejected, "added": added}
 
 
 def original_id(mask: MaskRow) -> Any:
