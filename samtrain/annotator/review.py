@@ -27,7 +27,7 @@ def begin_review(store: Store, shards: str | Sequence[str], load_predictor: Call
     """
     log.info("Review: %s", import_shards(store, shards))
     images = store.images(state="open")
-    if any(mask.doubt is None for image in images for mask in store.masks(image.id)):
+    if any(mask.doubt is None and mask.origin == "imported" for image in images for mask in store.masks(image.id)):
         found: dict[int, float] = {}
         if load_predictor is not None:
             predictor = load_predictor()

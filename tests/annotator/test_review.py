@@ -62,6 +62,9 @@ def test_doubtful_images_and_masks_come_first(store: Store) -> None:
     assert [mask.doubt for mask in first] == pytest.approx([0.1, 0.5])
     lease = store.lease_next("ann", 60)
     assert lease is not None and lease.image_id == first[0].image_id
+    drawn = store.accept(lease.image_id, "ann", NewMask(segmentation=encode_mask(box(0, 8, 3, 12))))
+    order_by_doubt(store)
+    assert store.mask(drawn.id).doubt is None, "what a person drew is not in doubt"
     # what the new model would draw otherwise counts more than what the old one said
     other = store.masks(store.image_of("sa_0").id)
     order_by_doubt(store, {mask.id: 0.9 for mask in other})

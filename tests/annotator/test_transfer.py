@@ -190,15 +190,13 @@ def test_an_export_that_fails_leaves_the_earlier_one(filled: Store, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "name", ["../../evil.png", "/etc/evil.png", "a\\..\\evil.png", "..", ".", "/", "é ü.png", "x" * 300, "a\0b.png"]
+    "name", ["../../evil.png", "/etc/evil.png", "a\\..\\evil.png", "..", ".", "/", "é ü.png", "x" * 300, "a\nb.png"]
 )
 def test_no_name_leads_out_of_the_folder(opened, tmp_path: Path, name: str) -> None:
     store = opened()
     path = tmp_path / "source.png"
     Image.new("RGB", (8, 6)).save(path)
     other = NewImage(key="other", name=name.upper(), source=str(path), width=8, height=6)
-    if "\0" in name and not store.database.sqlite:
-        return
     for image in (NewImage(key="k", name=name, source=str(path), width=8, height=6), other):
         (row,) = store.add_images([image])
         store.accept(row.id, "ann", NewMask(segmentation=encode_mask(np.ones((6, 8), dtype=bool))))

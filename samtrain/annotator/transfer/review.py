@@ -49,13 +49,14 @@ def disagreements(predictor: SamPredictor, image: np.ndarray, masks: Sequence[Ma
 
 
 def order_by_doubt(store: Store, disagreement: Mapping[int, float] | None = None) -> None:
-    """Sets the doubt of every accepted mask, and the order of the open images: those with the highest mean doubt come first.
+    """Sets the doubt of the imported masks, and the order of the open images: those with the highest mean doubt come first.
 
-    The mean, not the sum, because an image with many masks takes a person's time for each of them. `disagreement` gives that
+    What people have drawn is not in doubt. The mean, not the sum, because an image with many masks takes a person's time for each of them. `disagreement` gives that
     of `disagreements` by the id of the mask, for some masks or all.
     """
     for image in store.images(state="open"):
-        doubts = {each.id: doubt(each, (disagreement or {}).get(each.id)) for each in store.masks(image.id)}
+        imported = [each for each in store.masks(image.id) if each.origin == "imported"]
+        doubts = {each.id: doubt(each, (disagreement or {}).get(each.id)) for each in imported}
         store.set_doubt(doubts)
         store.update_images([image.id], rank=-float(np.mean(list(doubts.values()))) if doubts else 0.0)
 
