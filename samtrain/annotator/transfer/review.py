@@ -51,8 +51,8 @@ def disagreements(predictor: SamPredictor, image: np.ndarray, masks: Sequence[Ma
 def order_by_doubt(store: Store, disagreement: Mapping[int, float] | None = None) -> None:
     """Sets the doubt of the imported masks, and the order of the open images: those with the highest mean doubt come first.
 
-    What people have drawn is not in doubt. The mean, not the sum, because an image with many masks takes a person's time for each of them. `disagreement` gives that
-    of `disagreements` by the id of the mask, for some masks or all.
+    What people have drawn is not in doubt. The mean, not the sum, because an image with many masks takes a person's time for
+    each of them. `disagreement` gives that of `disagreements` by the id of the mask, for some masks or all.
     """
     for image in store.images(state="open"):
         imported = [each for each in store.masks(image.id) if each.origin == "imported"]
