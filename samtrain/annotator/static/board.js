@@ -88,7 +88,10 @@ export function createBoard(canvas, { task, changed, act, warn }) {
     hover(place) {
       pointer = place;
       if (!task()) return;
-      if (place) act();
+      if (place) {
+        act();
+        peeked = null; // a button that was replaced under the pointer does not say that the pointer has left it
+      }
       const point = place && toImage(place);
       if (point && isInside(point) && canPreview()) hover.move(point, place);
       else hover.stop();

@@ -393,7 +393,7 @@ export function createDesk({ api, session, messages, coach }) {
     byId("image-name").textContent = task.image.name;
     byId("image-size").textContent = `${task.image.width} × ${task.image.height}`;
     showEncoding(task.encoding());
-    showCandidates(current, { onChoose: (index) => (task.choose(index), byId("canvas").focus()), onPeek: board.peek });
+    showCandidates(current, { onChoose: choose, onPeek: board.peek });
     showMasks(task.visible(), {
       selected: row?.key ?? null, contrast: board.contrast(), onSelect: pick, onPeek: board.peek, onSave: (key) => task.save(key),
     });
@@ -408,6 +408,11 @@ export function createDesk({ api, session, messages, coach }) {
     if (settings.review) coach.hide();
     else coach.update({ hasObject: Boolean(current), touched, accepted });
     board.redraw();
+  }
+
+  function choose(index) {
+    board.peek(null);
+    task.choose(index);
   }
 
   function pick(key) {
