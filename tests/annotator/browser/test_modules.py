@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
+from browser_site import STATIC
 from pycocotools import mask as coco
 
 pytestmark = pytest.mark.browser
@@ -477,3 +479,19 @@ def test_documented_keys_do_what_they_say(modules: Any) -> None:
         {"key": key, "ctrlKey": False, "metaKey": False, "shiftKey": False, "altKey": False, **held} for key, held, _ in pressed
     ]
     assert run(modules, "return given.map(keys.actionOf);", events) == [action for *_, action in pressed]
+
+
+def test_all_modules_are_asked_for_at_once() -> None:
+    """A module that is found only in another module costs a round trip more."""
+    page = (STATIC / "index.html").read_text()
+    preloaded = set(re.findall(r'modulepreload" href="/static/(\w+\.js)"', page))
+    assert preloaded == {path.name for path in STATIC.glob("*.js")} - {"app.js"}
+
+
+def test_nothing_comes_from_elsewhere() -> None:
+    """The page works without a network, and its policy allows no inline script or style."""
+    for path in STATIC.iterdir():
+        links = set(re.findall(r"https?://[^\s\"')]+", path.read_text())) - {"http://www.w3.org/2000/svg"}
+        assert not links, f"{path.name}: {links}"
+    page = (STATIC / "index.html").read_text()
+    assert " style=" not in page and "<style" not in page and not re.search(r"\son\w+=", page)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Site, start_site
+from browser_site import Site, start_site
 from disc_sam import may_encode
 from page_driver import Desk
 from PIL import Image

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser_site import start_site
 from page_driver import Desk
 from pycocotools import mask as coco
 
@@ -326,8 +327,6 @@ def test_locked_masks_are_rejected_and_taken_back_but_not_changed(desk: Desk, si
 
 
 def test_done_skip_and_the_end(desk: Desk, chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
-    from conftest import start_site
-
     for own in start_site(tmp_path_factory.mktemp("three")):
         first, second = own.add_image(rank=1), own.add_image(rank=2)
         desk.url = own.url
