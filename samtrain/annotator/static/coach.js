@@ -4,7 +4,7 @@ const SEEN = "samtrain-coach-seen";
 const GOAL = 3;
 
 const STEPS = [
-  "Click an object. The nearest thing that stands out comes first, then smaller things.",
+  "Click an object: the one that stands out most first, smaller ones later.",
   "Is the mask wrong? Left-click what is missing, right-click what is too much, or press 1, 2, 3 for another size.",
   "Press Enter to accept it, and click the next object.",
 ];

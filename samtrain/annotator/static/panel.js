@@ -47,9 +47,9 @@ export function showCandidates(current, { onChoose, onPeek }) {
   const focused = [...bar.children].indexOf(document.activeElement);
   bar.replaceChildren(...candidates.map(({ score }, i) => {
     const choice = element("button");
-    choice.append(element("kbd", "", String(i + 1)), element("span", "", score.toFixed(2)));
+    choice.append(element("kbd", "", String(i + 1)), element("span", "", shownScore(score)));
     choice.title = `Candidate ${i + 1}: the model expects an IoU of ${score.toFixed(3)}`;
-    choice.setAttribute("aria-label", `Candidate ${i + 1}, score ${score.toFixed(2)}`);
+    choice.setAttribute("aria-label", `Candidate ${i + 1}, score ${shownScore(score)}`);
     choice.setAttribute("aria-pressed", String(i === current.chosen && !current.painted));
     choice.dataset.testid = `candidate-${i + 1}`;
     choice.disabled = !current.answered;
@@ -59,6 +59,11 @@ export function showCandidates(current, { onChoose, onPeek }) {
     return choice;
   }));
   bar.children[focused]?.focus();
+}
+
+/** Returns the expected IoU as people read it; the model's own number may leave 0 to 1 a little. */
+function shownScore(score) {
+  return Math.min(Math.max(score, 0), 1).toFixed(2);
 }
 
 /** Shows the list of stored masks. */

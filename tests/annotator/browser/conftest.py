@@ -14,6 +14,8 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright, 
 from browser_site import STATIC, Site, start_site  # noqa: E402
 from page_driver import Desk  # noqa: E402
 
+from samtrain.annotator.store import Work  # noqa: E402
+
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 TYPES = {".js": "text/javascript", ".html": "text/html", ".css": "text/css"}
 
@@ -58,6 +60,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture
 def desk(chromium: Any, site: Site) -> Iterator[Desk]:
     """A page of a person who has been here before."""
+    site.store.set_work(Work("annotate"))  # whatever the test before has left
     context = chromium.new_context(viewport={"width": 1200, "height": 760})
     context.add_init_script("localStorage.setItem('samtrain-coach-seen', '1')")
     desk = Desk(context.new_page(), site.url)

@@ -403,6 +403,8 @@ def test_review_in_the_servers_order(desk: Desk, site: Site) -> None:
     desk.press("r")
     desk.wait_saved()
     assert desk.masks("rejected") == 1
+    desk.press("0")  # the whole image: each mask was shown close up
+    desk.page.wait_for_timeout(100)
     desk.click(320, 100)
     desk.accept()
     desk.message("review", "All masks of this image are checked")
