@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 CONFIG_MARKER = "<!-- every key of conf/ -->"
 SETS_MARKER = "<!-- the 23 datasets -->"
-FIGURES = ("stage1_round6.png", "facades_round10.jpg")
+FIGURES = ("stage1_round6.png", "facades_round10.jpg", "annotate.jpg")
 # config groups in the order in which a reader meets them; sa23.yaml is a list of datasets and has a page of its own
 GROUPS = (
     "data", "prompts", "loss", "trainer", "callbacks", "logger", "recipe", "annotator", "engine", "prefill", "detector",
