@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 READY = "() => document.body.dataset.screen === 'work'"
 PAINTED = "() => { const { view, whole } = document.querySelector('canvas').dataset; return Boolean(view && whole); }"
 PATIENCE = 45.0  # seconds; the machine may have much else to do
+
+
+def let_go(route: Any) -> None:
+    """Sends a request that a test has held back, unless the page has given it up already."""
+    with suppress(Exception):
+        route.continue_()
 
 
 class Desk:

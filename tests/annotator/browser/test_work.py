@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browser_site import start_site
-from page_driver import Desk
+from page_driver import Desk, let_go
 from pycocotools import mask as coco
 
 from samtrain.annotator.store import NewMask, Work
@@ -191,9 +191,8 @@ def test_escape_drops_and_enter_waits_for_the_answer(desk: Desk, site: Any) -> N
     desk.click(320, 240, wait=False)
     desk.press("Enter")  # before the mask is there
     assert "as soon as" in desk.text("now-text")
-    desk.page.unroute("**/prompts")
     for route in held:
-        route.continue_()
+        let_go(route)
     desk.page.wait_for_selector("[data-testid=mask][data-id]")
     assert len(site.store.masks(image)) == 1
 
