@@ -18,10 +18,9 @@ log = logging.getLogger(__name__)
 LOG_CHANGES, LOG_WAITING = 60.0, 900.0  # seconds between two lines of the log while people work, and while nobody does
 STAGES = {"held_back": 0, "assisted_manual": 1, "semi_automatic": 2}
 MESSAGES = (
-    "These images measure the models and are never trained on. Please take more time than for others: mask every object, and "
-    "correct each mask until its edge is right.",
-    "Mask the objects that you see, the most prominent first.",
-    "Masks in their own colour are there already: reject those that are wrong, and add the objects that are missing.",
+    "These images measure the models: take more time, mask every object, and correct each mask until its edge is right.",
+    "",
+    "Masks in their own colour are there already: reject those that are wrong, and add what is missing.",
 )
 NOTHING = ImageAnnotation([], [], UNTOUCHED, 0, prefilled=[])
 

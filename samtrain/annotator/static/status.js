@@ -7,6 +7,7 @@ export function showServerStatus(status) {
   // outside of rounds, the server says null of what there is not
   const [work, images, masks, seconds, metrics] = ["work", "images", "masks", "seconds_per_mask", "metrics"].map((name) => status[name] ?? {});
   const goals = work.goals ?? {};
+  showNote(work);
   showStatus([
     ["Model", model ? model.name || (model.digest ?? "").slice(0, 10) : "none", model?.digest && `Digest ${model.digest}`, "status-model"],
     ["Round", roundOf(work), work.message, "status-round"],
@@ -16,6 +17,14 @@ export function showServerStatus(status) {
     ["val/miou_1", number(metrics["val/miou_1"], 3), "Mean IoU of the model after one click, on images held back from training", "status-metric"],
     ["Agreement", number(agreement?.iou, 2), "IoU between two people's masks", "status-agreement"],
   ]);
+}
+
+// What people should do in this round stands beside their masks: the images that measure the models need more care.
+function showNote({ kind, message }) {
+  const note = document.getElementById("work-note");
+  if (!note) return;
+  note.hidden = !message || !["annotate", "review"].includes(kind);
+  note.firstElementChild.textContent = message ?? "";
 }
 
 function roundOf(work) {

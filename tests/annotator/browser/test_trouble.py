@@ -323,7 +323,9 @@ def test_11_the_model_is_swapped_under_an_open_page(desk: Desk, site: Site) -> N
     assert is_blue(desk.pixel(392, 240)), "the same click, answered by the new model"
     desk.accept()
     assert site.store.masks(image)[0].model == "digest-32"
-    site.store.set_work(Work("annotate", round=3, stage=1))
+    site.store.set_work(Work("annotate", round=3, stage=1, message="Take more time."))
+    desk.page.get_by_test_id("work-note").wait_for()
+    assert desk.text("work-note") == "Take more time."
     site.use_model()
 
 
