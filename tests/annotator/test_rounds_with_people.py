@@ -96,8 +96,9 @@ def masks_of_shards(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def accepted(store: Store) -> dict[str, list[Any]]:
-    rows = {image.name: store.masks(image.id) for image in store.images()}
-    return {name: [row.segmentation for row in own] for name, own in rows.items() if own}
+    """Returns the masks of each image by its name; an image that a round has left untouched is there a second time."""
+    masks = [(image.name, store.masks(image.id)) for image in store.images()]
+    return {name: [row.segmentation for row in own] for name, own in masks if own}
 
 
 def test_two_people_annotate_two_rounds_and_the_shards_hold_what_they_accepted(tmp_path: Path, pool: list[str]) -> None:
