@@ -112,8 +112,9 @@ def time_pool(folder: Path, checkpoint: Path, options: argparse.Namespace) -> di
     prepare(folder, checkpoint, [replace(image, key=str(number)) for number in range(POOL_IMAGES)])
     with open_store(store_url(folder)) as store:
         rng = np.random.default_rng(0)
+        masks = [random_mask(rng, SIZE) for _ in range(POOL_MASKS // POOL_IMAGES)]
         for row in store.images():
-            store.add_masks(row.id, "somebody", [random_mask(rng, SIZE) for _ in range(POOL_MASKS // POOL_IMAGES)])
+            store.add_masks(row.id, "somebody", masks)
         for row in store.images()[: POOL_IMAGES // 2]:
             store.finish(row.id, "somebody")
     with server(folder) as url:
