@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, Union
 
 T = TypeVar("T")
 
+MISSING_KEY = "(not set)"  # stands for the value of a key that one of two dicts does not have
 KINDS = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 
 
@@ -37,8 +38,8 @@ def from_plain(kind: type[T], values: Any, name: str) -> T:
 
 def differences(here: Any, there: Any) -> list[tuple[str, Any, Any]]:
     """Returns (key, value here, value there) for each value that differs in two nested dicts; keys are dotted and sorted."""
-    ours, theirs, missing = _flat(here), _flat(there), "(not set)"
-    pairs = [(key, ours.get(key, missing), theirs.get(key, missing)) for key in sorted(ours.keys() | theirs.keys())]
+    ours, theirs = _flat(here), _flat(there)
+    pairs = [(key, ours.get(key, MISSING_KEY), theirs.get(key, MISSING_KEY)) for key in sorted(ours.keys() | theirs.keys())]
     return [each for each in pairs if each[1] != each[2]]
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from samtrain.data import tiff
-from samtrain.data.opening import TooLarge, check_pixels, needs_tifffile, num_frames, open_image, reason_of
+from samtrain.data.opening import TooLarge, check_pixels, needs_tifffile, num_frames, open_image, reason_of, stack_text
 from samtrain.data.stretch import stretch
 
 EXIF_ORIENTATION = 0x0112  # EXIF 2.3, tag "Orientation"
@@ -131,7 +131,7 @@ def _decode(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
 def _decode_by_pil(data: bytes) -> tuple[np.ndarray, np.ndarray]:
     with open_image(data) as image:
         if (frames := num_frames(image)) > 1:
-            raise ValueError(f"it is a stack of {frames} pages; save the one to use")
+            raise ValueError(stack_text(frames, data))
         tags = dict(image.tag_v2) if isinstance(image, TiffImageFile) else {}
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
         samples = _decode_deep(image, data) if _is_deep(image, data) else _decode_8_bits(image)

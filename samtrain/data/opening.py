@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from samtrain.data import tiff
+from samtrain.data.channels import chosen_channels
 
 MAX_PIXELS = 178_956_970  # PIL's own limit, against small files that fill the memory
 # the limit is kept here because the processes that load data inherit the environment, however they are started
@@ -55,14 +56,24 @@ def open_image(source: bytes | Path) -> Image.Image:
 
 
 def needs_tifffile(data: bytes) -> bool:
-    """Returns whether this is a TIFF that PIL does not know or misreads; raises TooLarge."""
+    """Returns whether this is a TIFF that PIL does not know or misreads, or of which channels are taken; raises TooLarge."""
     if not tiff.is_tiff(data):
         return False
     try:
         with open_image(data) as image:
-            return tiff.misread_by_pil(dict(image.tag_v2)) if isinstance(image, TiffImageFile) else False
+            if not isinstance(image, TiffImageFile):
+                return False
+            tags, chosen = dict(image.tag_v2), chosen_channels()
+            if chosen and (tiff.has_choice(tags.get(tiff.SAMPLES, 1), chosen) or tiff.num_pages(image) > 1):
+                return True
+            return tiff.misread_by_pil(tags)
     except UnidentifiedImageError:
         return True
+
+
+def stack_text(frames: int, data: bytes) -> str:
+    """Returns why an image of several pages or frames is not read, and what to do."""
+    return tiff.stack_text(frames) if tiff.is_tiff(data) else f"it has {frames} frames: save the one to use"
 
 
 def num_frames(image: Image.Image) -> int:

@@ -66,8 +66,8 @@ def index_tar(path: str | Path, *, on_error: str = "raise", cache_dir: str | Pat
         more = f"; and {len(index.problems) - 3} more" if len(index.problems) > 3 else ""
         message = f"{path}: {'; '.join(index.problems[:3])}{more}"
         if on_error == "raise":
-            cure = f"copy or download it again, or set data.on_error=skip to use its {len(index)} complete records"
-            raise ValueError(f"{message}. What to do: {cure}")
+            skip = f", or set data.on_error=skip to use its {len(index)} complete records" if len(index) else ""
+            raise ValueError(f"{message}. What to do: copy or download it again{skip}")
         logger.warning("%s. Using its %d complete records.", message, len(index))
     return index
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
+from samtrain.data.channels import chosen_channels, take_channels
+
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF 6.0 and BigTIFF, in both byte orders
 # tags of TIFF 6.0, and GDAL's own
 SUBFILE, WIDTH, HEIGHT, BITS, PHOTOMETRIC, DESCRIPTION = 254, 256, 257, 258, 262, 270
@@ -128,13 +130,44 @@ def _pages(samples: np.ndarray, axes: str) -> list[np.ndarray]:
 
 
 def read_colours(data: bytes) -> np.ndarray:
-    """Returns the (H, W) grey or (H, W, 3) RGB samples of an image as stored; raises ValueError for stacks and odd bands."""
-    pages = read_pages(data)
+    """Returns the (H, W) grey or (H, W, 3) RGB samples of an image as stored; raises ValueError for stacks and odd bands.
+
+    Of bands without names and of pages it takes those that `choose_channels` has set.
+    """
+    pages, chosen = read_pages(data), chosen_channels()
+    if chosen and _are_channels(pages):
+        return take_channels(np.stack(pages, axis=2), chosen)
     if len(pages) > 1:
-        raise ValueError(f"it has {len(pages)} pages; save the one to use")
+        raise ValueError(stack_text(len(pages)))
     samples = pages[0]
     if samples.ndim == 2 or samples.shape[2] == 1:
         return samples.reshape(samples.shape[:2])
+    if chosen and has_choice(samples.shape[2], chosen):
+        return take_channels(samples, chosen)
     if samples.shape[2] != 3 and tags_of(data).get(PHOTOMETRIC) != RGB:
-        raise ValueError(f"it has {samples.shape[2]} bands and does not say which are red, green and blue; save those three")
+        raise ValueError(
+            f"it has {samples.shape[2]} bands and does not say which are red, green and blue: set image_channels to the "
+            "numbers of those three, counted from 0, such as [0,1,2], or of one for grey, such as [0]"
+        )
     return samples[..., :3]
+
+
+def _are_channels(pages: list[np.ndarray]) -> bool:
+    """Returns whether several pages can be the channels of one image: each is grey, and all have one size."""
+    return len(pages) > 1 and all(page.ndim == 2 and page.shape == pages[0].shape for page in pages)
+
+
+def has_choice(bands: int, chosen: tuple[int, ...]) -> bool:
+    """Returns whether `chosen` picks from so many bands; one band and three colours are read as they are.
+
+    Of two bands the second may be alpha, so only a choice that they have counts.
+    """
+    return bands > 3 or (bands == 2 and max(chosen) < 2)
+
+
+def stack_text(pages: int) -> str:
+    """Returns why a TIFF of several pages is not read as an image, and what to do."""
+    return (
+        f"it has {pages} pages: save the one to use, or, if they are the channels of one image, set image_channels to the "
+        "numbers of red, green and blue, counted from 0, such as [0,1,2]"
+    )

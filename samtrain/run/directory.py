@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from samtrain.files import locked, write_text
-from samtrain.plain import differences
+from samtrain.plain import MISSING_KEY, differences
 from samtrain.report.find_runs import BOOKKEEPING
 from samtrain.run.clock import keep_time
 from samtrain.run.environment import environment, read_environment, record_environment, resume_command, started_by
@@ -165,7 +165,7 @@ def _check_same(config: dict[str, Any], stored: dict[str, Any], run_dir: Path) -
     found = [
         each
         for each in differences(config, stored)
-        if not _is_free(each[0]) and not _is_same_path(*each[1:], folder=folder)
+        if not _is_free(each[0]) and not _is_same_path(*each[1:], folder=folder) and not _is_new_and_unset(*each[1:])
     ]
     if not found:
         return
@@ -180,6 +180,11 @@ def _check_same(config: dict[str, Any], stored: dict[str, Any], run_dir: Path) -
 
 def _is_free(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def _is_new_and_unset(here: Any, there: Any) -> bool:
+    """Returns whether a key is null here and did not exist yet when the run was started."""
+    return here is None and there == MISSING_KEY
 
 
 def _is_same_path(here: Any, there: Any, *, folder: str) -> bool:

@@ -17,6 +17,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
+from samtrain.data.channels import check_channels
 from samtrain.data.opening import MAX_PIXELS
 from samtrain.data_engine.prefill import PrefillConfig
 from samtrain.data_engine.stages import EngineConfig, read_round
@@ -49,6 +50,7 @@ class RunConfig:
     run_dir: str
     data_dir: str
     max_image_pixels: int = MAX_PIXELS  # a run that was stored before this key existed has the default
+    image_channels: tuple[int, ...] | None = None
     size_limits: tuple[float, float]
     stage1_run: str | None
     checkpoint: str | None
@@ -58,6 +60,8 @@ class RunConfig:
             raise ValueError(f"seed is {self.seed}: give 0 or more")
         if self.max_image_pixels < 1:
             raise ValueError(f"max_image_pixels is {self.max_image_pixels}: give 1 or more")
+        if self.image_channels is not None:
+            check_channels(self.image_channels)
         if not 0 < self.size_limits[0] < self.size_limits[1]:
             raise ValueError(f"size_limits is {list(self.size_limits)}: give two ascending areas in pixels: [500, 1000]")
 

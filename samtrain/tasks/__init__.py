@@ -86,10 +86,12 @@ def _by_checkpoint(key: str, *, _root_: DictConfig) -> Any:
 
 def run(config: dict[str, Any], run_dir: Path) -> dict[str, float | None] | None:
     """Runs the task of the config in `run_dir` and returns its metrics, or None if it has none."""
+    from samtrain.data.channels import choose_channels
     from samtrain.data.opening import MAX_PIXELS, limit_pixels
 
     check(config)
     limit_pixels(config.get("max_image_pixels", MAX_PIXELS))
+    choose_channels(config.get("image_channels"))
     module = import_module(f"samtrain.tasks.{config['task']}")
     if hasattr(module, "__path__"):  # a verb of several files is a folder
         module = import_module(f"{module.__name__}.task")

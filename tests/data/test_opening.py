@@ -61,5 +61,5 @@ def test_the_reason_is_said_without_addresses(data: bytes) -> None:
 @pytest.mark.parametrize("kind", ["gif", "png", "webp"])
 def test_an_animation_is_refused(kind: str) -> None:
     frames = [Image.fromarray(np.full((9, 9), value, np.uint8)) for value in (10, 90)]
-    with pytest.raises(ValueError, match="here: .*stack of 2 pages"):
+    with pytest.raises(ValueError, match="here: .*2 frames: save the one to use"):
         decode_shown(encode(frames[0], kind, save_all=True, append_images=frames[1:]), "here")

@@ -37,6 +37,8 @@ WRITTEN = {
     "flat text": [str(value) for value in BOX],
     "corners": CORNERS,
     "corners in a list": [CORNERS],
+    "named corners": [{"x": x, "y": y} for x, y in CORNERS],
+    "named corners in a list": [[{"x": str(x), "y": y} for x, y in CORNERS]],
     "rle": RLE,
     "rle in a list": [RLE],
     "bytes": {**RLE, "counts": repr(RLE["counts"].encode())},

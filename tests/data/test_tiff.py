@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from samtrain.data.channels import VARIABLE, choose_channels
 from samtrain.data.decode import decode_image, decode_samples
 from samtrain.data.tiff import num_pages, read_pages
 
@@ -55,10 +56,57 @@ def test_the_extra_is_named_where_tifffile_is_missing(monkeypatch: pytest.Monkey
         decode_image(encode(np.moveaxis(DEEP, 2, 0), photometric="rgb", **IN_PLANES), W, H, "here")
 
 
+BANDS = np.dstack([COLOURS, COLOURS + 1])[..., :5]
+UNNAMED = {"photometric": "minisblack", "planarconfig": "contig"}
+
+
+@pytest.fixture
+def channels(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(VARIABLE, raising=False)  # restored after the test
+    monkeypatch.setenv(VARIABLE, "")
+    return choose_channels
+
+
 def test_bands_without_names_are_refused() -> None:
-    bands = np.dstack([COLOURS, COLOURS])[..., :5]
-    with pytest.raises(ValueError, match="here: .*5 bands and does not say which are red"):
-        decode_image(encode(bands, photometric="minisblack", planarconfig="contig"), W, H, "here")
+    with pytest.raises(ValueError, match="here: .*5 bands and does not say which are red.*set image_channels"):
+        decode_image(encode(BANDS, **UNNAMED), W, H, "here")
+
+
+@pytest.mark.parametrize(
+    ("samples", "options"),
+    [
+        (BANDS, UNNAMED),
+        (BANDS.astype(np.uint16) * 9, UNNAMED),
+        (BANDS, {"photometric": "rgb", "planarconfig": "contig"}),
+        (np.moveaxis(BANDS, 2, 0), {"photometric": "minisblack"}),
+        (np.moveaxis(BANDS, 2, 0).astype(np.float32), {"photometric": "minisblack", "planarconfig": "separate"}),
+        (np.moveaxis(BANDS, 2, 0), {"imagej": True, "metadata": {"axes": "CYX"}}),
+        (np.moveaxis(BANDS, 2, 0), {"ome": True, "photometric": "minisblack", "metadata": {"axes": "CYX"}}),
+    ],
+)
+def test_chosen_channels_are_taken_from_bands_and_pages(samples: np.ndarray, options: dict, channels) -> None:
+    data = encode(samples, **options)
+    bands = samples if samples.shape[2] == 5 else np.moveaxis(samples, 0, 2)
+    channels([4, 1, 0])
+    assert np.array_equal(decode_samples(data, W, H, "here"), bands[..., [4, 1, 0]])
+    channels([3])
+    assert np.array_equal(decode_samples(data, W, H, "here"), bands[..., 3])
+    channels([5, 1, 0])
+    with pytest.raises(ValueError, match="here: .*5 channels, numbered from 0 to 4, and image_channels is .5, 1, 0."):
+        decode_samples(data, W, H, "here")
+
+
+def test_images_of_one_channel_or_three_colours_are_read_as_they_are(channels, making) -> None:
+    files = [encode(GREY), encode(COLOURS, photometric="rgb"), encode(GREY.astype(np.float64)), making.encode_png(COLOURS)]
+    before = [decode_samples(data, W, H, "here") for data in files]
+    channels([2, 1, 0])
+    assert all(np.array_equal(decode_samples(data, W, H, "here"), old) for data, old in zip(files, before, strict=True))
+
+
+@pytest.mark.parametrize("wrong", [[], [0, 1], [0, 1, 2, 3], [0, 1, -1]])
+def test_channels_are_one_or_three(wrong: list[int]) -> None:
+    with pytest.raises(ValueError, match="image_channels"):
+        choose_channels(wrong)
 
 
 @pytest.mark.parametrize("options", [{}, {"imagej": True}, {"truncate": True}])
@@ -67,7 +115,7 @@ def test_a_stack_is_counted_and_refused_as_an_image(options: dict) -> None:
     with Image.open(io.BytesIO(data)) as image:
         assert num_pages(image) == 4
     assert len(read_pages(data)) == 4
-    with pytest.raises(ValueError, match="here: .*stack of 4 pages"):
+    with pytest.raises(ValueError, match="here: .*4 pages: save the one to use"):
         decode_image(data, W, H, "here")
 
 

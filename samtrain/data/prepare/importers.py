@@ -20,6 +20,7 @@ from typing import Any
 
 from rich.progress import track
 
+from samtrain.data.channels import chosen_channels
 from samtrain.data.coco_fields import id_text
 from samtrain.data.contents import CONTENTS, contents_text
 from samtrain.data.prepare.config import PrepareConfig, mask_source
@@ -93,7 +94,9 @@ def _check_shards(folder: Path) -> None:
 
 def _digest(config: PrepareConfig, entries: list[Entry]) -> str:
     """Returns a digest of everything that decides the result; files count by name, size and time instead of content."""
-    state = hashlib.sha256(json.dumps([PREPARE_VERSION, config.absolute().parameters()], sort_keys=True).encode())
+    # the chosen channels are not in the digest of a set without them
+    parts = [PREPARE_VERSION, config.absolute().parameters(), *filter(None, [chosen_channels()])]
+    state = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     files = {path for entry in entries for path in (entry.image, *entry.evidence)}
     for path in sorted(files):
         stat = path.stat() if path.is_file() else None
@@ -319,7 +322,8 @@ def _report(config: PrepareConfig, chunks: list[Path], splits: dict[str, str]) -
     for reason, content in noticed.items():
         log.warning("Noticed %d times: %s. For example %s.", content["count"], reason, content["examples"][0])
     return {
-        "version": PREPARE_VERSION, "config": config.parameters(), "splits": counts, "refused": refused, "noticed": noticed
+        "version": PREPARE_VERSION, "config": config.parameters(), "image_channels": chosen_channels(), "splits": counts,
+        "refused": refused, "noticed": noticed,
     }  # fmt: skip
 
 

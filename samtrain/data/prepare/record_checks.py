@@ -16,7 +16,7 @@ from samtrain.data import tiff
 from samtrain.data.coco_fields import is_crowd
 from samtrain.data.contents import content_digest
 from samtrain.data.decode import EXIF_ORIENTATION, UNREADABLE, WrongSize, decode_samples, to_rgb
-from samtrain.data.opening import TooLarge, needs_tifffile, num_frames, open_image, reason_of
+from samtrain.data.opening import TooLarge, needs_tifffile, num_frames, open_image, reason_of, stack_text
 from samtrain.data.prepare.formats import RawAnnotations
 from samtrain.data.prepare.label_maps import Note
 from samtrain.data.prepare.mask_files import Refused
@@ -173,7 +173,7 @@ def _kept_extension(data: bytes, size: tuple[int, int], name: str) -> str | None
     except UNREADABLE as error:
         raise _unreadable(error, data, name) from error
     if pages > 1:
-        raise Refused("the image is a stack", f"{name} has {pages} pages; save the one to use")
+        raise Refused("the image is a stack", f"{name}: {stack_text(pages, data)}")
     return kept if size == stored_size and not is_turned else None
 
 

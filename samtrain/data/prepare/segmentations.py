@@ -19,12 +19,13 @@ MAX_OUTLINE = 2_000_000
 def to_rle(segmentation: Any, size: tuple[int, int]) -> RLE:
     """Converts any COCO `segmentation` (polygons, a list of runs, compressed runs) to RLE with text counts.
 
-    Also reads what tools write where the meaning is certain: one polygon without the outer list, corners as [x, y], numbers
-    as text, counts as Python shows bytes (b'...'), JSON as text, several RLEs. Raises ValueError for anything else, for runs
-    that do not fill `size` (H, W), and for polygons with outlines that are too long to be those of a mask.
+    Also reads what tools write where the meaning is certain: one polygon without the outer list, corners as [x, y] or
+    {"x": x, "y": y}, numbers as text, counts as Python shows bytes (b'...'), JSON as text, several RLEs. Raises ValueError
+    for anything else, for runs that do not fill `size` (H, W), and for polygons with outlines that are too long to be those
+    of a mask.
     """
     segmentation = _parsed(segmentation)
-    if isinstance(segmentation, list) and segmentation and all(isinstance(each, dict) for each in segmentation):
+    if isinstance(segmentation, list) and segmentation and all(_is_rle(each) for each in segmentation):
         rle = coco_mask.merge([to_compressed(_plain_rle(each), size) for each in segmentation])
     elif isinstance(segmentation, list):
         polygons = [_polygon(each) for each in _polygons(segmentation)]
@@ -93,7 +94,7 @@ def _polygon(values: Any) -> list[float]:
     """Returns x, y, x, y, ... after checking for three corners or more, because pycocotools takes two for a box."""
     flat = values
     if isinstance(values, list) and values and all(_is_corner(value) for value in values):
-        flat = [number for corner in values for number in corner]
+        flat = [number for corner in values for number in (corner if isinstance(corner, list) else (corner["x"], corner["y"]))]
     numbers = [_number(value) for value in flat] if isinstance(flat, list) else []
     found = [float(number) for number in numbers if number is not None]
     if len(found) < len(numbers) or len(found) < 6 or len(found) % 2:
@@ -101,7 +102,14 @@ def _polygon(values: Any) -> list[float]:
     return found
 
 
+def _is_rle(value: Any) -> bool:
+    return isinstance(value, dict) and not _is_corner(value)
+
+
 def _is_corner(value: Any) -> bool:
+    """Returns whether this is [x, y] or {"x": x, "y": y}."""
+    if isinstance(value, dict):
+        return {"x", "y"} <= value.keys()
     return isinstance(value, list) and len(value) == 2 and not any(isinstance(each, (list, dict)) for each in value)
 
 
