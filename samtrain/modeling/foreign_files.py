@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -15,11 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# keys under which programs store the weights, beside an optimiser or a number of epochs
+log = logging.getLogger(__name__)
+
+# keys under which programs store the weights, beside an optimiser or a number of epochs; where several hold a SAM, such as an
+# average of the weights under model_ema, the first of these is taken
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "sam", "weights")
 # the first part of each of a SAM's names, in our layout and in that of transformers
 _PARTS = "image_encoder|vision_encoder|prompt_encoder|mask_decoder|shared_image_embedding"
 _PREFIX = re.compile(rf"^(|.*?\.)(?:{_PARTS})\.")
+MAX_DEPTH = 4  # dictionaries inside of one another; a file may also hold one that contains itself
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -59,14 +64,40 @@ def file_of_folder(path: Path) -> Path:
     raise ValueError(f"{path} is a folder without model.safetensors (checkpoint), it holds {found}: set the path of a file")
 
 
-def unwrap(content: Any) -> Any:
-    """Returns the innermost dictionary of weights, such as that in {"model": {...}, "epoch": 3}."""
-    while isinstance(content, dict):
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None)
-        if inner is None:
+def unwrap(content: Any, source: str) -> Any:
+    """Returns the innermost dictionary of weights, such as that in {"model": {...}, "epoch": 3}, under whichever key it is.
+
+    Raises ValueError if several keys hold a SAM and none of them is one of `WRAPPERS`.
+    """
+    for _ in range(MAX_DEPTH):
+        if not isinstance(content, dict) or _names_sam(content):
             return content
-        content = inner
+        inner = {key: each for key, each in content.items() if isinstance(each, dict)}
+        found = [key for key, each in inner.items() if _holds_sam(each)]
+        if usual := [key for key in WRAPPERS if key in (found or inner)]:
+            if others := [str(key) for key in found if key != usual[0]]:
+                log.warning("%s holds weights under %s, too; those under %r are read.", source, _quoted(others), usual[0])
+            content = inner[usual[0]]
+        elif len(found) > 1:
+            raise ValueError(
+                f"{source} holds {len(found)} models, {_quoted(list(map(str, found)))} (checkpoint): save the state_dict of "
+                "one of them"
+            )
+        elif found:
+            content = inner[found[0]]
+        else:
+            return content
     return content
+
+
+def _names_sam(state: dict[Any, Any]) -> bool:
+    return any(isinstance(key, str) and _PREFIX.match(key) for key in state)
+
+
+def _holds_sam(content: dict[Any, Any], depth: int = MAX_DEPTH) -> bool:
+    """Returns whether there are names of a SAM's weights in a dictionary or in those inside it."""
+    inner = [each for each in content.values() if isinstance(each, dict)] if depth else []
+    return _names_sam(content) or any(_holds_sam(each, depth - 1) for each in inner)
 
 
 def without_prefix(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -45,6 +45,31 @@ def test_prefixes_and_wrappers_are_taken_off(tmp_path: Path, weights: dict[str, 
     _assert_equal(_read(tmp_path / "sam.pth", content), weights)
 
 
+@pytest.mark.parametrize("wrapper", ["model_ema", "params", "checkpoint", "student"])
+def test_weights_are_found_under_any_key(tmp_path: Path, weights: dict[str, Tensor], wrapper: str) -> None:
+    content = {f"module.{key}": value for key, value in weights.items()}
+    beside = {"model": {"name": "vit_b"}, "optimizer": {"state": {0: {"step": 3}}}, "epoch": 3}
+    _assert_equal(_read(tmp_path / "sam.pth", {wrapper: content, **beside}), weights)
+    _assert_equal(_read(tmp_path / "sam.pth", {"all": {wrapper: content, **beside}}), weights)
+
+
+def test_of_several_models_the_usual_key_is_read_or_none(
+    tmp_path: Path, weights: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    average = {key: value / 2 for key, value in weights.items()}
+    _assert_equal(_read(tmp_path / "sam.pth", {"model_ema": average, "model": weights}), weights)
+    assert "holds weights under 'model_ema', too; those under 'model' are read" in caplog.text
+    with pytest.raises(ValueError, match=r"holds 2 models, 'student', 'teacher' \(checkpoint\): save the state_dict of one"):
+        _read(tmp_path / "sam.pth", {"student": weights, "teacher": average})
+
+
+def test_a_file_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"a": torch.zeros(1)}
+    content["model"] = content
+    with pytest.raises(ValueError, match="not the weights of a SAM"):
+        _read(tmp_path / "sam.pth", content)
+
+
 def test_tensors_beside_the_model_are_left_out(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     content = {f"sam.{key}": value for key, value in weights.items()} | {"loss.weight": torch.ones(3)}
     _assert_equal(_read(tmp_path / "sam.pth", {"state_dict": content}), weights)
