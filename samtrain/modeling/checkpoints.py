@@ -7,6 +7,7 @@ import logging
 import pickle
 import re
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from samtrain.modeling.foreign_files import (
     without_prefix,
 )
 from samtrain.modeling.sam import Sam, SamConfig
+from samtrain.modeling.trained_on import KEY as TRAINED_ON
+from samtrain.modeling.trained_on import digests_to_tensor
 from samtrain.modeling.weights import StateDict, official_state_dict, to_our_layout
 
 log = logging.getLogger(__name__)
@@ -53,8 +56,8 @@ class Weights:
 def read_weights(path: str | Path) -> Weights:
     """Reads an official `.pth`, our Lightning `.ckpt`, or `.safetensors`, and files that other programs made of them.
 
-    Those may hold the weights under `model`, `state_dict` or another key of `foreign_files.WRAPPERS`, with `module.` or another
-    prefix before their names, and with plain values beside them. Raises ValueError for a file that is missing, cut short, not
+    Those may hold the weights under `model`, `state_dict` or any other key, with `module.` or another prefix before their
+    names, and with plain values beside them. Raises ValueError for a file that is missing, cut short, not
     finite or without tensors, and for one that would execute code if it were loaded by other programs; nothing in it is
     executed here.
     """
@@ -98,7 +101,7 @@ def _read_torch(path: Path) -> tuple[StateDict, dict | None]:
     config = getattr(content, CONFIG_KEY, None)
     if isinstance(content, dict):
         config = content.get(CONFIG_KEY, config)
-    state = unwrap(content)
+    state = unwrap(content, str(path))
     tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)} if isinstance(state, dict) else {}
     if not tensors:
         raise ValueError(
@@ -133,7 +136,7 @@ def _unreadable(path: str | Path, error: Exception, key: str = "checkpoint") -> 
     return f"{path} cannot be read as weights ({key}). It may be cut short or of another kind: download it again. ({reason})"
 
 
-def save_official(sam: Sam, path: str | Path) -> Path:
+def save_official(sam: Sam, path: str | Path, *, trained_on: Collection[str] = ()) -> Path:
     """Writes Meta's format: a flat `.pth` with the names of `segment_anything`, which its own strict loader reads.
 
     The tensors are float32 on the CPU. Sizes that their shapes do not show are stored as an attribute of the dictionary, which
@@ -142,6 +145,7 @@ def save_official(sam: Sam, path: str | Path) -> Path:
     Args:
         sam: the model, in any precision and on any device.
         path: the file to write.
+        trained_on: digests of the images that the model was trained on (`images_trained_on`), stored as the sizes are.
 
     Returns:
         The path.
@@ -151,12 +155,14 @@ def save_official(sam: Sam, path: str | Path) -> Path:
     """
     state = OrderedDict(official_state_dict(sam))
     setattr(state, CONFIG_KEY, sam.config.to_dict())
+    if trained_on:
+        setattr(state, TRAINED_ON, digests_to_tensor(trained_on))
     with explain_full_disk(Path(path), EXPORT_CURE, (RuntimeError,)), atomic_path(path) as temporary:
         torch.save(state, temporary)
     return Path(path)
 
 
-def save_safetensors(sam: Sam, path: str | Path) -> Path:
+def save_safetensors(sam: Sam, path: str | Path, *, trained_on: Collection[str] = ()) -> Path:
     """Writes a `.safetensors` file with our names and the model's config in its metadata; it takes any model of ours.
 
     The tensors keep their precision. The file is written completely or not at all.
@@ -164,12 +170,16 @@ def save_safetensors(sam: Sam, path: str | Path) -> Path:
     Args:
         sam: the model, on any device.
         path: the file to write.
+        trained_on: digests of the images that the model was trained on (`images_trained_on`), stored in the metadata.
 
     Returns:
         The path.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in sam.state_dict().items()}
     # written by Python, because save_file does not notice every full disk
-    content = save(state, metadata={CONFIG_KEY: json.dumps(sam.config.to_dict()), "format": "pt"})
+    metadata = {CONFIG_KEY: json.dumps(sam.config.to_dict()), "format": "pt"}
+    if trained_on:
+        metadata[TRAINED_ON] = " ".join(sorted(trained_on))
+    content = save(state, metadata=metadata)
     write_bytes(Path(path), content, EXPORT_CURE)
     return Path(path)

@@ -9,9 +9,9 @@ from samtrain.data.contents import contents_of
 from samtrain.data.datasets import Source
 from samtrain.data.image_set import ImageSet
 from samtrain.data.shards import expand_urls
+from samtrain.modeling.trained_on import images_trained_on
 from samtrain.run.image_sets import data_config
 from samtrain.run.settings import Config, read
-from samtrain.training.callbacks import images_trained_on
 from samtrain.training.config import LoaderConfig
 
 
@@ -21,16 +21,19 @@ def check_unseen(config: Config, tars: Iterable[str], name: str, checkpoint: str
         _refuse_common(contents_of(tars), seen, name, f"{checkpoint} was trained on")
 
 
-def check_splits(config: Config, images: ImageSet) -> None:
-    """Raises ValueError if images for validation or test are also trained on, by this run or for its first checkpoint."""
+def check_splits(config: Config, images: ImageSet, trained_on: Iterable[Source]) -> None:
+    """Raises ValueError if images for validation or test are also trained on, by this run or for its first checkpoint.
+
+    trained_on: what the run trains on; a data engine trains on its pool, too
+    """
     loader = read(LoaderConfig, config, "loader")
     held_back = {"data.test": images.test} | ({} if loader.val_on_train else {"data.val": images.val})
     if not _forbids_seen(config) or not any(held_back.values()):
         return
-    trained_on = contents_of(tars_of(images.train))
+    trained = contents_of(tars_of(trained_on))
     for name, tars in held_back.items():
         check_unseen(config, tars, name, config["checkpoint"])
-        _refuse_common(contents_of(tars), trained_on, name, "this run would train on (data.train)")
+        _refuse_common(contents_of(tars), trained, name, "this run would train on (data.train)")
 
 
 def tars_of(sources: Iterable[Source]) -> list[str]:

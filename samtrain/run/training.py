@@ -16,13 +16,14 @@ from samtrain.data_engine.stages import FitRequest, FitResult
 from samtrain.files import atomic_path
 from samtrain.modeling.build import load_sam
 from samtrain.modeling.sam import Sam
+from samtrain.modeling.trained_on import images_trained_on
 from samtrain.run.build import make_loss, make_prompts, make_sam, optimizer_config, transforms_of
 from samtrain.run.image_sets import data_config
 from samtrain.run.seen_images import tars_of
 from samtrain.run.settings import Config, read, recipe_of
 from samtrain.run.trainer import make_callbacks, make_trainer, make_validator
 from samtrain.terminal import counted
-from samtrain.training.callbacks import BestCheckpoint, TrainedOn, batches_seen, images_trained_on
+from samtrain.training.callbacks import BestCheckpoint, TrainedOn, batches_seen
 from samtrain.training.config import LoaderConfig, TrainerConfig
 from samtrain.training.datamodule import SamDataModule
 from samtrain.training.lit_sam import LitSam

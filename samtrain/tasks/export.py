@@ -9,6 +9,7 @@ from pathlib import Path
 from samtrain.modeling.build import load_sam
 from samtrain.modeling.checkpoints import save_official, save_safetensors
 from samtrain.modeling.sam import PAPER_MODELS
+from samtrain.modeling.trained_on import images_trained_on
 from samtrain.run.settings import Config, read
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def run(config: Config, run_dir: Path) -> None:
     if config["checkpoint"] is None:
         raise ValueError("checkpoint is null: task=export needs one, set checkpoint=FILE")
     path, sam = Path(settings.path or run_dir / "model.pth"), load_sam(config["checkpoint"])
-    WRITERS[path.suffix](sam, path)
+    WRITERS[path.suffix](sam, path, trained_on=images_trained_on(config["checkpoint"]))
     log.info("The model was written to %s.", path)
     if path.suffix == ".pth" and (sam.config.model not in PAPER_MODELS or sam.config.image_size != OFFICIAL_SIZE):
         log.info(

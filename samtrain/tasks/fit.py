@@ -41,7 +41,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     if config["checkpoint"]:
         say_what_follows(config, checkpoint_config(config["checkpoint"]))
     images = open_set(config["data"], config["data_dir"])
-    check_splits(config, images)
+    check_splits(config, images, images.train)
     check_test_images(config, images)
     check_inputs(config, run_dir, images)
     request = fit_request(config, run_dir, images)

@@ -11,10 +11,11 @@ import torch
 
 from samtrain.data.contents import contents_of
 from samtrain.data.shards import ShardWriter
+from samtrain.modeling.trained_on import images_trained_on
 from samtrain.run.evaluation import check_test_images
 from samtrain.run.image_sets import open_set
 from samtrain.run.seen_images import check_splits, check_unseen
-from samtrain.training.callbacks import TrainedOn, images_trained_on
+from samtrain.training.callbacks import TrainedOn
 
 
 def config_of(train: list[Path], held_back: list[Path], checkpoint: Path | None = None, **data: Any) -> dict[str, Any]:
@@ -65,7 +66,8 @@ def test_test_images_without_an_object_are_refused_before_training(tmp_path: Pat
 
 def test_splits_that_share_images_are_refused_before_training(tmp_path: Path, tars: list[Path]) -> None:
     def check(config: dict[str, Any]) -> None:
-        check_splits(config, open_set(config["data"], str(tmp_path)))
+        images = open_set(config["data"], str(tmp_path))
+        check_splits(config, images, images.train)
 
     check(config_of(tars[:2], tars[2:]))
     with pytest.raises(ValueError, match="2 of the 4 images of data.test are among those that this run would train on"):

@@ -16,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from pretend_engine import ledger_line
 from pretend_predictor import write_pool
 
+from samtrain.data.contents import contents_of
 from samtrain.data.datasets import Source
 from samtrain.data.image_set import ImageSet
 from samtrain.data_engine.stages import FitRequest
@@ -136,6 +137,18 @@ def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
         config = config_of(given, f"model.image_size={size}")
         schedule.check_growth_of_rounds(config)
         assert sam_config_of(config).image_size == 64
+
+
+def test_rounds_do_not_measure_images_that_the_first_model_was_trained_on(tmp_path: Path, write_set) -> None:
+    pool, test = (list(map(str, write_set(tmp_path / name, n=4, prefix=name, varied=True))) for name in ("pool", "test"))
+    path = tmp_path / "trained.safetensors"
+    save_safetensors(build_sam("vit_tiny", image_size=64), path, trained_on=contents_of(test))
+    config = config_of(f"checkpoint={path}", "model.image_size=64")
+    config["data"] = {"kind": "shards", "train": {"a": {"urls": pool}}, "val": pool, "test": test}
+    with pytest.raises(ValueError, match="images of data.test are among those that .*trained.safetensors was trained on"):
+        rounds.run(config, tmp_path / "run")
+    with pytest.raises(ValueError, match="images of data.val are among those that this run would train on"):
+        rounds.run(config | {"data": config["data"] | {"test": None}}, tmp_path / "run")
 
 
 def test_a_decoder_of_another_depth_runs_all_rounds(tmp_path: Path) -> None:

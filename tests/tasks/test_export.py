@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from samtrain.modeling.build import build_sam, load_sam
-from samtrain.modeling.checkpoints import save_safetensors
+from samtrain.modeling.checkpoints import save_official, save_safetensors
+from samtrain.modeling.trained_on import images_trained_on
 from samtrain.tasks import export
 
 
@@ -28,6 +29,16 @@ def test_an_exported_model_is_the_one_that_was_given(checkpoint: Path, tmp_path:
     assert written.config == given.config
     state = written.state_dict()
     assert all(torch.equal(state[key], value) for key, value in given.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_an_exported_model_still_says_which_images_it_was_trained_on(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    seen = {"00000000000000ff", "ffffffffffffff00"}
+    first = save_official(load_sam(checkpoint), tmp_path / "first.pth", trained_on=seen)
+    export.run({"checkpoint": str(first), "export": {"path": str(tmp_path / name)}}, tmp_path)
+    assert images_trained_on(tmp_path / name) == seen
+    assert load_sam(tmp_path / name).config == load_sam(checkpoint).config
+    assert images_trained_on(checkpoint) == set()
 
 
 def test_what_is_missing_is_named(checkpoint: Path, tmp_path: Path) -> None:

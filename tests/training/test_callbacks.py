@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 from tiny_training import BlobData, blobs, checkpointing, fit, tiny_lit, tiny_trainer
 
+from samtrain.modeling.trained_on import images_trained_on
 from samtrain.panels import CAPTION, draw_panel, tile_panels
 from samtrain.plain import from_plain
 from samtrain.training.callbacks import (
@@ -27,7 +28,6 @@ from samtrain.training.callbacks import (
     ProgressDisplay,
     Throughput,
     TrainedOn,
-    images_trained_on,
 )
 from samtrain.training.callbacks.norms import parts_of
 from samtrain.training.loggers import AppendingCSVLogger, LoggerConfig, WandbConfig, make_loggers

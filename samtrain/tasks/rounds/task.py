@@ -17,6 +17,7 @@ from samtrain.run.directory import Metrics, write_metrics
 from samtrain.run.evaluation import difficulty_metrics, test_metrics
 from samtrain.run.image_sets import open_set
 from samtrain.run.inputs import check_inputs
+from samtrain.run.seen_images import check_splits
 from samtrain.run.settings import Config
 from samtrain.tasks.detector import test_metrics as box_test_metrics
 from samtrain.tasks.rounds.held_back import with_held_back
@@ -43,6 +44,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     config = with_unlabelled(config)
     images = with_own_sets(config, open_set(config["data"], config["data_dir"]))
     check_validation(config, images)
+    check_splits(config, images, [*images.public, *images.pool])
     check_inputs(config, run_dir, images)
     tools = EngineTools(config, run_dir, images)
     people = make_people(config, run_dir, tools)

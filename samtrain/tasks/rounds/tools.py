@@ -23,6 +23,7 @@ from samtrain.report import write_report
 from samtrain.run.build import device_of, loggers_of, sam_config_of
 from samtrain.run.image_sets import data_config, is_native, open_set
 from samtrain.run.preflight import check_images
+from samtrain.run.seen_images import check_splits
 from samtrain.run.settings import Config, read
 from samtrain.run.training import train, validate
 from samtrain.run.worker import train_apart
@@ -83,6 +84,7 @@ class EngineTools:
             return Path(self.config["checkpoint"])
         config = {**self.config, "data": self._public_data()}
         public = open_set(config["data"], config["data_dir"])
+        check_splits(self.config, self.images, public.train)
         request = fit_request(config, self.run_dir / "pretrain", public)
 
         def pretrain() -> dict[str, Any]:

@@ -4,9 +4,9 @@ from samtrain.training.callbacks.checkpointing import AtomicCheckpointIO, BestCh
 from samtrain.training.callbacks.display import ProgressDisplay, Throughput
 from samtrain.training.callbacks.mask_panels import MaskPanels
 from samtrain.training.callbacks.norms import ParameterNorms
-from samtrain.training.callbacks.trained_on import TrainedOn, images_trained_on
+from samtrain.training.callbacks.trained_on import TrainedOn
 
 __all__ = [
     "AtomicCheckpointIO", "BestCheckpoint", "LastCheckpoint", "MaskPanels", "ParameterNorms", "ProgressDisplay",
-    "Throughput", "TrainedOn", "batches_seen", "images_trained_on",
+    "Throughput", "TrainedOn", "batches_seen",
 ]  # fmt: skip
