@@ -144,8 +144,10 @@ def test_04_large_images(desk: Desk, site: Site, size: tuple[int, int]) -> None:
     desk.page.mouse.move(*place)
     for _ in range(6):
         desk.page.mouse.wheel(0, -400)
-    desk.wait("() => document.querySelector('canvas').dataset.whole")
-    assert desk.view()[0] > 1
+    desk.wait(
+        "() => { const { view, whole } = document.querySelector('canvas').dataset;"
+        " return Boolean(whole) && view.split(' ')[0] > 1.5; }"
+    )
     assert is_blue(desk.pixel(size[1] // 4 + 10, size[0] // 2 + 10))
     desk.press("b")
     start = (size[1] // 4, size[0] // 2)

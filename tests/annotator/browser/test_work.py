@@ -187,7 +187,7 @@ def test_escape_drops_and_enter_waits_for_the_answer(desk: Desk, site: Any) -> N
     desk.wait_for_mask("none")
     assert is_grey(desk.pixel(345, 260))
     held: list[Any] = []
-    desk.page.route("**/prompts", held.append)
+    desk.page.route("**/prompts", lambda route: held.append(route))
     desk.click(320, 240, wait=False)
     desk.press("Enter")  # before the mask is there
     assert "as soon as" in desk.text("now-text")
