@@ -89,7 +89,7 @@ export function createDesk({ api, session, messages, coach }) {
     if (visited.at(-1) !== task.image.id) visited.push(task.image.id);
     history.replaceState(null, "", `#image=${task.image.id}`);
     document.title = `${task.image.name} · samtrain`;
-    for (const name of ["lease", "refused", "clock", "sure"]) messages.clear(name);
+    for (const name of ["lease", "refused", "clock", "sure", "review"]) messages.clear(name);
     warnedKey = null;
     showCover("work");
     const tiles = `/api/images/${task.image.id}/tiles`;
@@ -305,7 +305,7 @@ export function createDesk({ api, session, messages, coach }) {
     open.sort((one, other) => (other.doubt ?? -1) - (one.doubt ?? -1)); // where people's time pays most
     task.select(open.length ? open[0].key : null);
     if (open.length) board.lookAt(open[0].mask);
-    else messages.show("review", "info", "All masks of this image are checked. N goes on to the next image.");
+    else messages.show("review", "info", "All masks of this image are checked. N goes on to the next image.", { stays: true });
   }
 
   function reviewAccept() {

@@ -128,6 +128,12 @@ class Desk:
 
     def message(self, name: str, text: str = "") -> str:
         """Waits for a message with this text in it and returns the whole of it."""
-        found = self.page.get_by_test_id(f"message-{name}").filter(has_text=text)
-        found.wait_for()
-        return found.locator("span").first.inner_text()
+        find = (
+            "([name, text]) => { const found = document.querySelector(`[data-testid=message-${name}]`)?.dataset.text;"
+            " return found?.includes(text) ? found : null; }"
+        )
+        end = time.monotonic() + PATIENCE
+        while (found := self.page.evaluate(find, [name, text])) is None:
+            assert time.monotonic() < end, f"there is no message {name} with {text!r}"
+            self.page.wait_for_timeout(15)
+        return found

@@ -413,6 +413,7 @@ def test_review_in_the_servers_order(desk: Desk, site: Site) -> None:
 
 
 def test_a_newcomer_makes_three_masks_by_what_the_page_says(chromium: Any, site: Site) -> None:
+    site.store.set_work(Work("annotate"))
     context = chromium.new_context(viewport={"width": 1200, "height": 760})
     desk = Desk(context.new_page(), site.url).open(site.add_image())
     steps = desk.page.locator("#coach-steps li")
