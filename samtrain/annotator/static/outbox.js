@@ -7,13 +7,13 @@ export function createOutbox(onChange) {
   let waiting = 0;
 
   return {
-    /** Adds a write, a function that returns a promise; returns the promise of its result. */
-    add(write) {
-      waiting++;
+    /** Adds a write, a function that returns a promise; returns the promise of its result. `counts`: people wait for it. */
+    add(write, counts = true) {
+      waiting += counts;
       onChange();
       const result = last.then(write);
       last = result.catch(() => {}).then(() => {
-        waiting--;
+        waiting -= counts;
         onChange();
       });
       return result;

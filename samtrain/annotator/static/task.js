@@ -317,7 +317,7 @@ export async function openTask({ api, outbox, image: { id }, lease, settings, te
 
   /** Forgets the draft after its mask was stored, not before. */
   function dropDraft() {
-    outbox.add(async () => keepDraft());
+    outbox.add(keepDraft, false);
   }
 
   function restoreDraft(content) {
