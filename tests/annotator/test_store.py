@@ -84,7 +84,7 @@ def test_a_wrong_mask_is_refused(store: Store, fields: dict[str, Any], words: st
 
 def test_names_that_a_database_cannot_hold_are_refused() -> None:
     for name in ("a\0b", "\udce9.png"):
-        with pytest.raises(ValueError, match="is not UTF-8, or holds a zero byte: rename the file"):
+        with pytest.raises(ValueError, match="is not UTF-8, or has a zero byte: rename the file"):
             image(name)
 
 

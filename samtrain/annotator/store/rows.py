@@ -51,7 +51,7 @@ class NewImage:
             raise ValueError(f"image {self.key} has {self.width} x {self.height} pixels: give at least 1 x 1")
         for text in (self.key, self.name, self.source, self.digest):
             if not is_storable(text):
-                raise ValueError(f"image {printable(text)!r} has a name that is not UTF-8 or holds a zero byte: rename the file")
+                raise ValueError(f"image {printable(text)!r} has a name that is not UTF-8, or has a zero byte: rename the file")
         one_of(self.split, SPLITS, "split")
         one_of(self.state, IMAGE_STATES, "state")
         if self.opinions_wanted < 1 or not math.isfinite(self.rank):
