@@ -19,6 +19,8 @@ start here
       Make masks of everything in a folder of images and write them as SA-1B's tars.
   python -m samtrain +experiment=finetune checkpoint=FILE data=folder data.root=IMAGES
       Fine-tune existing weights on your own images and masks.
+  python -m samtrain task=annotate checkpoint=FILE annotate.images=IMAGES
+      Open a page for people: they click in the browser, and the model draws the masks.
   python -m samtrain task=preview data=folder data.root=IMAGES
       Draw the images and masks that a training would see.
 """

@@ -24,6 +24,7 @@ MASK_FIELDS = {
     "seconds": "seconds", "score": "predicted_iou", "stability_score": "stability_score", "origin": "origin",
     "parent": "parent", "label": "label", "story": "story", "request": "request", "model": "model",
 }  # fmt: skip
+NULLABLE = ("label", "box", "score", "stability_score", "model", "revision", "lease")  # fields of a change that may be null
 
 
 async def body_of(request: Request) -> dict[str, Any]:
@@ -74,8 +75,9 @@ def question_of(body: Mapping[str, Any], size: Size, max_points: int) -> Questio
 def new_mask(body: Mapping[str, Any], model: str | None) -> NewMask:
     """Returns the mask that a body describes; what it does not say of its model is `model`, and the store checks the rest."""
     check_fields(body, (*MASK_FIELDS, "lease", "disjoint"))
-    if "segmentation" not in body:
+    if body.get("segmentation") is None:
         raise Refused(400, 'a mask has a segmentation, {"size": [H, W], "counts": ...} at the full resolution of the image')
+    _check_scores(body)
     found = {field: body[name] for name, field in MASK_FIELDS.items() if body.get(name) is not None}
     for name, kinds in (("parent", int), ("model", str), ("request", str), ("strokes", list), ("story", list)):
         if name in found and (not isinstance(found[name], kinds) or isinstance(found[name], bool)):
@@ -90,8 +92,18 @@ def new_mask(body: Mapping[str, Any], model: str | None) -> NewMask:
 def changes_of(body: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the changes of a mask in a body, as `store.change` takes them."""
     check_fields(body, (*MASK_FIELDS, "state", "revision", "lease"))
+    _check_scores(body)
+    for name, value in body.items():
+        if value is None and name not in NULLABLE:
+            raise Refused(400, f"{name} is null: give a value, or leave it out")
     names = {**MASK_FIELDS, "state": "state"}
     return {names[name]: value for name, value in body.items() if name in names}
+
+
+def _check_scores(body: Mapping[str, Any]) -> None:
+    for name in ("score", "stability_score"):
+        if body.get(name) is not None:
+            _number(body[name], name)
 
 
 def text_or_none(body: Mapping[str, Any], name: str, limit: int = 500) -> str | None:

@@ -45,8 +45,10 @@ def run(config: Config, run_dir: Path) -> None:
     from samtrain.annotator.config import AnnotateConfig
     from samtrain.annotator.review import begin_review, end_review
     from samtrain.annotator.store import open_store
+    from samtrain.annotator.transfer import check_formats
 
     settings = read(AnnotateConfig, config, "annotate")
+    check_formats(settings.export or ())  # now, and not when people have worked for a day
     serving = serve_config(config, settings, run_dir)
     if settings.close_round:
         close_round(serving.store)

@@ -176,6 +176,8 @@ def test_the_life_of_a_mask(ask: Client, server: Server) -> None:
 def test_a_mask_is_refused_in_a_sentence(ask: Client) -> None:
     for body, status, complaint in (
         ({}, 400, "a mask has a segmentation"),
+        ({"segmentation": None}, 400, "a mask has a segmentation"),
+        ({"segmentation": square(0, 0), "score": "high"}, 400, "score is high: give a number"),
         ({"segmentation": {"size": [48, 64], "counts": [3072]}}, 400, "the mask is empty"),
         ({"segmentation": {"size": [4, 4], "counts": [0, 16]}}, 400, "RLE has size (4, 4)"),
         ({"segmentation": square(0, 0), "seconds": -1}, 400, "seconds is -1"),
@@ -188,6 +190,16 @@ def test_a_mask_is_refused_in_a_sentence(ask: Client) -> None:
     ):
         found, answer = ask("POST", "/api/images/3/masks", body)
         assert found == status and complaint in answer["error"], answer
+
+
+def test_no_value_in_a_change_is_an_error_of_the_server(ask: Client) -> None:
+    path = f"/api/masks/{ask('POST', '/api/images/3/masks', {'segmentation': square(1, 1)})[1]['id']}"
+    fields = ("segmentation", "points", "labels", "box", "strokes", "story", "seconds", "score", "origin", "state", "model")
+    for field in fields:
+        for value in (None, [], {}, "x", True, 10**400):
+            status, answer = ask("PUT", path, {field: value})
+            assert status < 500, (field, value, answer)
+    assert ask("PUT", path, {"points": None}) == (400, {"error": "points is null: give a value, or leave it out"})
 
 
 def test_disjoint_masks_share_no_pixel(ask: Client, server: Server) -> None:

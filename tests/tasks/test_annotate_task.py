@@ -63,6 +63,12 @@ def names(folder: Path) -> list[str]:
         return [image.name for image in store.images()]
 
 
+def test_a_wrong_form_of_export_is_refused_before_people_work(tmp_path: Path, images: Path) -> None:
+    with pytest.raises(ValueError, match="annotate.export holds cocoo: choose from coco"):
+        run(tmp_path, f"annotate.images={images}", "annotate.export=[cocoo]")
+    assert not list(tmp_path.rglob("annotations.db")), "nothing was begun"
+
+
 def test_images_of_any_depth_are_added_once(tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         run(tmp_path, f"annotate.images={images}", "annotate.serve=false")

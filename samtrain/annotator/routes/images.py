@@ -170,6 +170,7 @@ def _why_none(service: Service) -> dict[str, str]:
         return {"reason": "waiting", "message": work.message or "The model is being trained. The next images come soon."}
     if service.store.count_images(state="open"):
         return {"reason": "leased", "message": "Others work on the images that are left. Try again in a minute."}
-    return {"reason": "finished", "message": (work.message if work else "") or "All images are done. Thank you."}
+    thanks = "Thank you. To change one of them, click it in the list of images."
+    return {"reason": "finished", "message": (work.message if work else "") or thanks}
 
 

@@ -18,7 +18,7 @@ export function createDesk({ api, session, messages, coach }) {
   let isMoving = false; // between two images
   let heartbeat = null;
   let waiting = null; // the timer of the next question for an image
-  let sureUntil = 0;
+  let asked = {}; // the last question whether somebody is sure: until when a second key answers it, what it was, of which image
   let warnedKey = null; // the mask about which the clock has spoken
   let accepted = 0;
   let noImage = null; // why there is none, as the server said it
@@ -165,16 +165,16 @@ export function createDesk({ api, session, messages, coach }) {
   function needsAnswerFirst(state) {
     const unsaved = task.visible().filter((row) => row.error);
     const none = state === "done" && !task.visible().length;
-    if (performance.now() < sureUntil || !(task.state().current || unsaved.length || none)) return false;
-    sureUntil = performance.now() + SURE;
+    if (!(task.state().current || unsaved.length || none)) return false;
     const key = state === "done" ? "N" : "S";
-    if (unsaved.length) warnSure(`${unsaved.length} masks could not be saved and would be lost. Press ${key} again to go on all the same.`);
-    else if (task.state().current) warnSure(`This mask is not accepted yet: Enter accepts it, Esc drops it. Press ${key} again to leave it.`);
-    else warnSure("This image has no mask. Press N again if there is nothing in it, or S to skip it.");
+    let text = "This image has no mask. Press N again if there is nothing in it, or S to skip it.";
+    if (unsaved.length) text = `${unsaved.length} masks could not be saved and would be lost. Press ${key} again to go on all the same.`;
+    else if (task.state().current) text = `This mask is not accepted yet: Enter accepts it, Esc drops it. Press ${key} again to leave it.`;
+    if (asked.text === text && asked.image === task.image.id && performance.now() < asked.until) return false;
+    asked = { text, image: task.image.id, until: performance.now() + SURE };
+    messages.show("sure", "warn", text);
     return true;
   }
-
-  const warnSure = (text) => messages.show("sure", "warn", text);
 
   async function previous() {
     const here = visited.pop();

@@ -152,12 +152,16 @@ function textOf({ current, row, isAsking, isRefused, isWaitingToAccept }) {
       current.box ? "a box" : "",
       count(current.strokes.length, "stroke", "strokes"),
     ].filter(Boolean);
-    return `${parts.join(", ") || "No prompt yet"}.${isAsking ? " The model is looking …" : ""}`;
+    return `${capital(parts.join(", ") || "no prompt yet")}.${isAsking ? " The model is looking …" : ""}`;
   }
   if (row?.locked && row.state === "rejected") return "You rejected this mask.";
   if (row?.locked) return "It was there before you and is locked. Reject it if it is wrong.";
   if (row) return `${ORIGINS[row.origin] ?? row.origin}, ${Number(row.seconds).toFixed(1)} s. Click or paint to change it.`;
   return "Click the object that stands out most.";
+}
+
+function capital(text) {
+  return text[0].toUpperCase() + text.slice(1);
 }
 
 function count(number, one, many) {

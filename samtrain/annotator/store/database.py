@@ -141,7 +141,7 @@ class Database:
         if found != json.dumps(SCHEMA_VERSION):
             raise StoreError(
                 f"the database {self} has schema version {found}, and this samtrain reads version {SCHEMA_VERSION}: export it "
-                "with the samtrain that wrote it (annotate.export=sa1b) and import that, or give annotate.store another file"
+                "with the samtrain that wrote it (annotate.export=[sa1b]) and import that, or give annotate.store another file"
             )
 
     def _hint(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -216,14 +216,14 @@ def _check_points(coords: Any, labels: Any) -> None:
 def _check_coordinates(values: Any, shape: tuple[int, ...], words: str) -> None:
     try:
         array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{words} in pixels of the image, got {str(values)[:80]}") from error
     if array.shape != shape or not np.isfinite(array).all():
         raise ValueError(f"{words} in pixels of the image, got {str(values)[:80]}")
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name} is a finite number, got {str(value)[:80]}")
     return float(value)
 
@@ -249,7 +249,7 @@ def _check_change(mask: MaskRow, changes: Mapping[str, Any], opinion: int, revis
         raise Conflict(words, reason="opinion", holder=mask.annotator)
     if revision is not None and revision != mask.revision:
         raise Conflict(
-            f"mask {mask.id} was changed since you loaded it (revision {mask.revision}, yours is {revision}): load it again, "
+            f"this mask was changed since you loaded it (revision {mask.revision}, yours is {revision}): load it again, "
             "then change it",
             reason="revision",
         )

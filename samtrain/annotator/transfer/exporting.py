@@ -62,6 +62,12 @@ class Exported:
         return words
 
 
+def check_formats(formats: Sequence[str]) -> None:
+    """Raises ValueError for a format that is not one of FORMATS."""
+    if unknown := [each for each in formats if each not in FORMATS]:
+        raise ValueError(f"annotate.export holds {', '.join(map(str, unknown))}: choose from {', '.join(FORMATS)}")
+
+
 def export_store(store: Store, folder: Path, formats: Sequence[str]) -> list[Exported]:
     """Writes the accepted masks into `folder`, in each of the FORMATS named; an earlier export there is replaced.
 
@@ -74,8 +80,7 @@ def export_store(store: Store, folder: Path, formats: Sequence[str]) -> list[Exp
     An image is exported if it is done or has a mask. Raises ValueError for an unknown format, an image that cannot be read,
     and a disk that is full.
     """
-    if unknown := [each for each in formats if each not in FORMATS]:
-        raise ValueError(f"annotate.export holds {', '.join(map(str, unknown))}: choose from {', '.join(FORMATS)}")
+    check_formats(formats)
     folder.mkdir(parents=True, exist_ok=True)
     return [FORMATS[each](store, folder) for each in formats]
 

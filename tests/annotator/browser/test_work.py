@@ -65,7 +65,7 @@ def test_a_drag_is_a_box(desk: Desk, site: Any) -> None:
     desk.drag((100, 100), (300, 200))
     inside, outside = desk.pixels((150, 150), (350, 150))
     assert is_blue(inside) and is_grey(outside)
-    assert desk.text("now-text") == "a box."
+    assert desk.text("now-text") == "A box."
 
 
 def test_three_candidates_by_number_tab_and_button(desk: Desk, site: Any) -> None:
@@ -359,6 +359,26 @@ def test_the_list_opens_any_image(desk: Desk, site: Any) -> None:
     desk.ready(other)
 
 
+def test_a_second_key_answers_only_the_question_that_was_asked(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> None:
+    for own in start_site(tmp_path_factory.mktemp("two")):
+        first, second = own.add_image(rank=1), own.add_image(rank=2)
+        desk.url = own.url
+        desk.open()
+        desk.press("n")
+        desk.message("sure", "no mask")
+        desk.press("n")
+        desk.ready(second)
+        desk.press("n")  # this image was not asked about
+        desk.message("sure", "no mask")
+        assert [own.store.image(each).state for each in (first, second)] == ["done", "open"]
+        desk.click(320, 240)
+        desk.press("s")
+        desk.message("sure", "Press S again")
+        desk.press("n")  # neither was this key
+        desk.message("sure", "Press N again")
+        assert own.store.image(second).state == "open"
+
+
 def test_a_reload_brings_the_draft_back_with_its_steps(desk: Desk, site: Any) -> None:
     """Complaint 6: nothing is lost, not even what undo needs; another machine shows the same."""
     image = site.add_image()
@@ -447,3 +467,5 @@ def test_everything_fits_the_window(desk: Desk, site: Any, width: int) -> None:
         box = desk.page.get_by_test_id(name).bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] + box["height"] <= 700, name
     assert desk.page.evaluate("document.documentElement.scrollWidth") <= width
+    hint, candidates = (desk.page.get_by_test_id(name).bounding_box() for name in ("hint", "candidates"))
+    assert candidates["y"] + candidates["height"] <= hint["y"], "the hint is not covered"
