@@ -124,13 +124,14 @@ def test_same_config_goes_on(tmp_path: Path) -> None:
 def test_other_config_is_refused_with_the_differences(tmp_path: Path) -> None:
     with open_run(tmp_path, config(), ["seed=0"]):
         pass
-    other = config(seed=1, trainer={"max_steps": 3, "milestones": [1, 5]}, extra=None)
+    other = config(seed=1, trainer={"max_steps": 3, "milestones": [1, 5]}, extra=4, newer=None)
     with pytest.raises(ValueError, match="another config") as error, open_run(tmp_path, other, []):
         pass
     lines = [line.strip() for line in str(error.value).splitlines()]
     assert "seed: 0 there, 1 now" in lines
     assert "trainer.milestones.1: 2 there, 5 now" in lines
-    assert "extra: (not set) there, None now" in lines
+    assert "extra: (not set) there, 4 now" in lines
+    assert not any(line.startswith("newer") for line in lines)  # a key that an older version did not know and that is null now
     assert yaml.safe_load((tmp_path / ".hydra" / "config.yaml").read_text()) == config()  # the run's own stays
 
 
