@@ -70,13 +70,14 @@ class Prepared:
 
 @dataclass
 class Job:
-    """An image, or a tile of it, that waits to be encoded."""
+    """An image, or a tile of it, that waits to be encoded; `error` says why it could not be."""
 
     image: ImageRow
     tile: int | None
     priority: int
     future: Future[Prepared] = field(default_factory=Future)
     state: str = "queued"
+    error: str | None = None
 
 
 class Encoder:
@@ -312,7 +313,7 @@ class Encoder:
             predictor.features[tile] = alone.get_image_embedding()[0]
 
     def _fail_job(self, job: Job, error: Refused) -> None:
-        job.state = "failed"
+        job.error, job.state = error.sentence, "failed"  # in this order, because a request may read both at any moment
         log.warning("%s was not encoded: %s", job.image.name, error.sentence)
         self._tell(job, error=error.sentence)
         _fail(job.future, error)

@@ -107,7 +107,8 @@ def routes(service: Service) -> APIRouter:
     @router.post("/images/{image_id}/encode")
     def encode(image_id: Id, annotator: Annotator) -> Response:
         job = service.encoder.request(service.image(image_id), OPENED)
-        return as_json({"image": image_id, "state": job.state, "position": service.encoder.position(job)})
+        told = {"image": image_id, "state": job.state, "position": service.encoder.position(job)}
+        return as_json(told if job.error is None else told | {"error": job.error})
 
     @router.post("/images/{image_id}/prompts")
     async def prompts(image_id: Id, annotator: Annotator, body: Body) -> Response:
