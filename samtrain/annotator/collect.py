@@ -6,10 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, select
-
 from samtrain.annotator.store import ImageRow, MaskRow, NewMask, Store
-from samtrain.annotator.store.schema import MASKS
 from samtrain.data_engine.interface import (
     DONE,
     TIME,
@@ -86,13 +83,6 @@ def annotation_of(store: Store, image: ImageRow) -> ImageAnnotation:
         rejected=[n for n, row in enumerate(prefilled) if row.state != "accepted"],
         removed=[row.object_id for row in locked if row.origin != "prefilled" and row.state != "accepted"],
     )
-
-
-def count_masks(store: Store, number: int) -> int:
-    """Returns the number of masks that people have accepted in a round, without those that were there before."""
-    ours = (MASKS.c.round == number, MASKS.c.state == "accepted", MASKS.c.opinion == 0, MASKS.c.locked.is_(False))
-    query = select(func.count()).select_from(MASKS).where(*ours)
-    return store.database.read(lambda connection: int(connection.execute(query).scalar_one()))
 
 
 def _annotated(row: MaskRow, by_id: dict[int, MaskRow]) -> AnnotatedMask:

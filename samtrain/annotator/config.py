@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import ipaddress
 import json
 from dataclasses import asdict, dataclass, field
@@ -111,6 +112,17 @@ class ServeConfig:
     max_image_pixels: int = MAX_PIXELS
     read_only: bool = False
 
+    @classmethod
+    def of_run(cls, run_dir: Path, annotate: AnnotateConfig, **more: Any) -> ServeConfig:
+        """Returns the settings of a run's server: what `annotate` leaves open is in the run directory."""
+        return cls(
+            annotate=annotate,
+            store=annotate.store or str((run_dir / "annotations.db").resolve()),
+            embeddings=annotate.embeddings or str((run_dir / "embeddings").resolve()),
+            links=str((run_dir / "links.json").resolve()),
+            **more,
+        )
+
     def to_json(self) -> str:
         """Returns the text that `read_serve_config` takes."""
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -123,6 +135,11 @@ def read_serve_config(path: Path) -> ServeConfig:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as the settings of a server ({error})") from error
     return from_plain(ServeConfig, values, "")
+
+
+def wants_second_opinion(key: str, share: float) -> bool:
+    """Returns whether an image belongs to the share that two people annotate: a function of its key."""
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big") < share * 2**64
 
 
 def is_loopback(host: str) -> bool:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-import zlib
 from collections.abc import Iterator
-from dataclasses import replace
 
-from samtrain.annotator.collect import EARLIER, PREFILLED, annotation_of, count_masks, earlier_masks, prefilled_masks
+from samtrain.annotator.collect import EARLIER, PREFILLED, annotation_of, earlier_masks, prefilled_masks
+from samtrain.annotator.config import wants_second_opinion
 from samtrain.annotator.goals import Goals
 from samtrain.annotator.store import ImageRow, NewImage, NotFound, Store, Work
 from samtrain.data_engine.interface import UNTOUCHED, ImageAnnotation, ImageOfRound, RoundToAnnotate
@@ -84,7 +83,7 @@ class OpenRound:
             return False
         H, W = content.image.shape[:2]
         number = self.work.number
-        second = zlib.crc32(image.key.encode()) < self.opinions * 2**32 and image.split == "train"
+        second = image.split == "train" and wants_second_opinion(image.key, self.opinions)
         new = NewImage(
             key=self._key(image.key),
             name=image.key,
@@ -123,7 +122,7 @@ class OpenRound:
             return False
         self._looked = now
         rows = self.store.images(round=self.work.number)
-        masks = count_masks(self.store, self.work.number)
+        masks = self.store.count_masks(self.work.number)
         done = [row for row in rows if row.state in ("done", "skipped")]
         own = next(each for each in self.store.rounds() if each.number == self.work.number)
         self._log(len(done), masks)
@@ -162,7 +161,7 @@ class OpenRound:
             goals=self.goals.to_plain(),
             progress={"images": images, "masks": masks},
         )
-        if self.store.work() != replace(work):
+        if self.store.work() != work:
             self.store.set_work(work)
 
 
@@ -174,7 +173,7 @@ def close_now(store: Store) -> int:
     number = next((each.number for each in store.rounds() if each.state == "open"), None)
     if number is None:
         raise ValueError("no round is open (annotate.close_round): wait until the engine opens the next one")
-    if not count_masks(store, number):
+    if not store.count_masks(number):
         raise ValueError(f"nobody has accepted a mask in round {number} yet (annotate.close_round): nothing could be learned")
     store.close_round(number)
     return number

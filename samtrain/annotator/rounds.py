@@ -14,10 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samtrain.annotator.config import AnnotateConfig, ServeConfig
 from samtrain.annotator.goals import Goals
 from samtrain.data.opening import MAX_PIXELS
 from samtrain.data_engine.interface import ImageAnnotation, RoundToAnnotate
 from samtrain.files import write_text
+from samtrain.plain import from_plain
 
 if TYPE_CHECKING:
     from samtrain.annotator.store import Store
@@ -58,7 +60,12 @@ class WebAnnotator:
         """The store, which is made when it is first asked for."""
         from samtrain.annotator.store import open_store
 
-        return open_store(self.annotate.get("store") or str(self.run_dir / "annotations.db"))
+        return open_store(self.config.store)
+
+    @cached_property
+    def config(self) -> ServeConfig:
+        """The settings of the server."""
+        return ServeConfig.of_run(self.run_dir, from_plain(AnnotateConfig, self.annotate, "annotate"), **self.server)
 
     # ---- the page, which stays open
 
@@ -94,22 +101,11 @@ class WebAnnotator:
         """Opens the round, waits until it is over, and yields what people have made of each image."""
         from samtrain.annotator.open_round import OpenRound
 
-        opinions = self.annotate.get("opinions", 0.0)
+        opinions = self.config.annotate.opinions
         yield from OpenRound(self.store, work, self.goals, opinions=opinions, poll=self.poll).annotations()
 
     def _server_config(self) -> Path:
         """Writes the settings of the server process; returns their file."""
-        from samtrain.annotator.config import AnnotateConfig, ServeConfig
-        from samtrain.plain import from_plain
-
-        node = from_plain(AnnotateConfig, self.annotate, "annotate")
-        config = ServeConfig(
-            annotate=node,
-            store=node.store or str((self.run_dir / "annotations.db").resolve()),
-            embeddings=node.embeddings or str((self.run_dir / "embeddings").resolve()),
-            links=str((self.run_dir / "links.json").resolve()),
-            **self.server,
-        )
         path = self.run_dir / "annotate.json"
-        write_text(path, config.to_json())
+        write_text(path, self.config.to_json())
         return path

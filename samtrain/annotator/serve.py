@@ -29,7 +29,7 @@ from samtrain.annotator.config import AnnotateConfig, ServeConfig, is_loopback, 
 from samtrain.annotator.service import Service
 from samtrain.annotator.store import Store, open_store
 from samtrain.data.opening import limit_pixels
-from samtrain.files import write_text
+from samtrain.files import atomic_path, write_text
 
 log = logging.getLogger(__name__)
 
@@ -160,12 +160,10 @@ def _kept_tokens(path: str | None) -> dict[str, str]:
 
 def _keep_tokens(path: Path, tokens: dict[str, str]) -> None:
     """Writes the tokens to a file that only its owner can read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(tokens, file, indent=1)
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(tokens, file, indent=1)
 
 
 def main() -> None:

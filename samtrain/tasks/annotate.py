@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import logging
 import webbrowser
 from collections import Counter
@@ -96,11 +95,9 @@ def serve_config(config: Config, settings: AnnotateConfig, run_dir: Path) -> Ser
     """Returns what the server of this run needs, with every path filled in."""
     from samtrain.annotator.config import ServeConfig
 
-    return ServeConfig(
-        annotate=settings,
-        store=settings.store or f"sqlite:///{(run_dir / 'annotations.db').resolve()}",
-        embeddings=str(settings.embeddings or run_dir / "embeddings"),
-        links=str(run_dir / "links.json"),
+    return ServeConfig.of_run(
+        run_dir,
+        settings,
         device=device_of(config).type,
         frame=asked_frame(config["data"]),
         max_image_pixels=config["max_image_pixels"],
@@ -130,6 +127,7 @@ def add_images(store: Store, settings: AnnotateConfig, *, skip: bool) -> None:
 
 def _read(paths: list[Path], settings: AnnotateConfig, skip: bool, counts: Counter[str]) -> Iterator[NewImage]:
     """Yields what the store needs to know of each image; every image is decoded once, so that none fails later."""
+    from samtrain.annotator.config import wants_second_opinion
     from samtrain.annotator.store import NewImage
 
     root = Path(settings.images or "").resolve()
@@ -159,11 +157,6 @@ def _check_name(path: Path) -> None:
         str(path.resolve()).encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{printable(str(path))}: its name is not UTF-8: rename it, or set data.on_error=skip") from error
-
-
-def wants_second_opinion(key: str, share: float) -> bool:
-    """Returns whether an image belongs to the share that two people annotate: a function of its key."""
-    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big") < share * 2**64
 
 
 def add_masks(store: Store, settings: AnnotateConfig, config: Config) -> None:

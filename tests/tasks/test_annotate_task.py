@@ -22,11 +22,11 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="needs the extra annotate")
 
 from samtrain import tasks  # noqa: E402
+from samtrain.annotator.config import wants_second_opinion  # noqa: E402
 from samtrain.annotator.store import open_store  # noqa: E402
 from samtrain.modeling.build import build_sam  # noqa: E402
 from samtrain.modeling.checkpoints import save_safetensors  # noqa: E402
 from samtrain.ops.rle import encode_mask  # noqa: E402
-from samtrain.tasks.annotate import wants_second_opinion  # noqa: E402
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 SIZE = (48, 64)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, Row, and_, bindparam, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, func, insert, or_, select, update
 
 from samtrain.annotator.store.database import Database
 from samtrain.annotator.store.errors import Conflict, NotFound
@@ -168,6 +168,12 @@ class Masks:
             return [_to_mask(row) for row in connection.execute(query)]
 
         return self.database.read(work)
+
+    def count_masks(self, round: int) -> int:
+        """Returns the number of masks that people have accepted in a round, without those that were there before."""
+        ours = (MASKS.c.round == round, MASKS.c.state == "accepted", MASKS.c.opinion == 0, MASKS.c.locked.is_(False))
+        query = select(func.count()).select_from(MASKS).where(*ours)
+        return self.database.read(lambda connection: int(connection.execute(query).scalar_one()))
 
 
 def check_segmentation(segmentation: Any, size: tuple[int, int]) -> RLE:
