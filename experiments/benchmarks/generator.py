@@ -9,7 +9,7 @@ settings. `--checkpoint` compares the records of both on images instead, one by 
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from paired import Row, arguments, begin, compare, finish
 from PIL import Image
 from segment_anything.utils.amg import coco_encode_rle
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from samtrain import SamAutomaticMaskGenerator, load_sam
 from samtrain.ops.rle import rle_iou, runs_to_counts
@@ -63,7 +64,7 @@ def timed_row(name: str, precision: str, pairs: int) -> tuple[Row, str]:
 
     official = official_sam()
     ours = our_sam(official)
-    _answer_with_shapes(official, ours, PASSING[name])
+    answer_with_shapes(official, ours, PASSING[name])
     image = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), dtype=np.uint8)
     settings = {"output_mode": "coco_rle", **SETTINGS[name]}
     theirs = OfficialGenerator(official, **settings)
@@ -90,29 +91,33 @@ def timed_row(name: str, precision: str, pairs: int) -> tuple[Row, str]:
     return row, same_records(found["theirs"], found["own"])
 
 
-def _answer_with_shapes(official: torch.nn.Module, ours: torch.nn.Module, passing: float) -> None:
-    """Replaces the networks' outputs by shapes, the same ones for the same call of either."""
+def answer_with_shapes(official: torch.nn.Module, ours: torch.nn.Module, passing: float) -> list[RemovableHandle]:
+    """Replaces the networks' outputs by shapes, the same ones for the same call of either; returns the hooks that do it."""
     calls = {"theirs": 0, "ours": 0}
 
     def theirs(_module, _inputs, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         calls["theirs"] += 1
-        return shapes(output[0].shape, calls["theirs"], passing)
+        return shapes(output[0].shape, calls["theirs"], passing, output[0].device)
 
     def own(_module, _inputs, output: SamOutput) -> SamOutput:
         calls["ours"] += 1
-        return SamOutput(*shapes(output.low_res_logits.shape, calls["ours"], passing))
+        logits = output.low_res_logits
+        return SamOutput(*shapes(logits.shape, calls["ours"], passing, logits.device))
 
     def begin_anew(which: str, *_: object) -> None:
         calls[which] = 0
 
-    official.mask_decoder.register_forward_hook(theirs)
-    ours.mask_decoder.register_forward_hook(own)
-    # count the calls from the first encoding of an image on; both encode the crops in the same order
-    official.image_encoder.register_forward_pre_hook(partial(begin_anew, "theirs"))
-    ours.image_encoder.register_forward_pre_hook(partial(begin_anew, "ours"))
+    return [
+        official.mask_decoder.register_forward_hook(theirs),
+        ours.mask_decoder.register_forward_hook(own),
+        # count the calls from the first encoding of an image on; both encode the crops in the same order
+        official.image_encoder.register_forward_pre_hook(partial(begin_anew, "theirs")),
+        ours.image_encoder.register_forward_pre_hook(partial(begin_anew, "ours")),
+    ]
 
 
-def shapes(shape: torch.Size, call: int, passing: float) -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=100)  # a GPU would wait for them; SA-1B's settings make more calls than that
+def shapes(shape: torch.Size, call: int, passing: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns (n, 3, h, w) logits and (n, 3) predicted IoUs of discs: radius 1 to 40 % of the side, sharp or soft edges."""
     n, M, h, w = shape
     rng = np.random.default_rng(call)
@@ -123,7 +128,7 @@ def shapes(shape: torch.Size, call: int, passing: float) -> tuple[Tensor, Tensor
     distance = torch.hypot(torch.arange(w)[None] - x0, torch.arange(h)[:, None] - y0)
     logits = (radii - distance) * slopes
     ious = np.where(rng.random((n, M)) < passing, rng.uniform(0.89, 1.0, (n, M)), rng.uniform(0.3, 0.87, (n, M)))
-    return logits.clamp(-30, 30), torch.from_numpy(ious).float()
+    return logits.clamp(-30, 30).to(device), torch.from_numpy(ious).float().to(device)
 
 
 def _as_field(values: np.ndarray) -> Tensor:
@@ -189,9 +194,7 @@ def same_records(theirs: list[dict], own: list[dict]) -> str:
     pairs = [(a["segmentation"], b["segmentation"]) for a, b in zip(theirs, own, strict=True)]
     ious = np.array([1.0 if a == b else rle_iou([a], [b])[0, 0] for a, b in pairs])  # empty masks are equal, too
     points = sum(a["point_coords"] == b["point_coords"] for a, b in zip(theirs, own, strict=True))
-    scores = max(
-        abs(a[key] - b[key]) for a, b in zip(theirs, own, strict=True) for key in ("predicted_iou", "stability_score")
-    )
+    scores = max(abs(a[key] - b[key]) for a, b in zip(theirs, own, strict=True) for key in ("predicted_iou", "stability_score"))
     same = f"{100 * (ious >= 0.99).mean():.1f} % of IoU 0.99 and more, the least {ious.min():.3f}"
     return f"{len(own)} records each, {same}, {points} of the same click, scores within {scores:.0e}"
 

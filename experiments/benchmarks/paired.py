@@ -133,8 +133,12 @@ def finish(options: argparse.Namespace, name: str, rows: Sequence[Row], notes: d
             "rows": [asdict(row) for row in rows],
             "notes": notes or {},
         }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
+        write_rows(options.json, content)
+
+
+def write_rows(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _line(row: Row) -> str:

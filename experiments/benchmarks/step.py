@@ -63,20 +63,20 @@ def main() -> None:
     finish(options, "step", rows, notes)
 
 
-def image(num_masks: int) -> Batch:
+def image(num_masks: int, side: int = 1024) -> Batch:
     """Returns a batch of noise with discs of random places and sizes as objects."""
     generator = torch.Generator().manual_seed(0)
-    centres = torch.rand(num_masks, 2, generator=generator) * 1024
-    radii = 20 + 180 * torch.rand(num_masks, generator=generator)
-    y, x = torch.meshgrid(torch.arange(1024), torch.arange(1024), indexing="ij")
+    centres = torch.rand(num_masks, 2, generator=generator) * side
+    radii = side / 1024 * (20 + 180 * torch.rand(num_masks, generator=generator))
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     distance = (x - centres[:, 0, None, None]) ** 2 + (y - centres[:, 1, None, None]) ** 2
     return Batch(
-        images=torch.randint(0, 256, (1, 3, 1024, 1024), generator=generator, dtype=torch.uint8),
+        images=torch.randint(0, 256, (1, 3, side, side), generator=generator, dtype=torch.uint8),
         masks=distance < radii[:, None, None] ** 2,
         image_index=torch.zeros(num_masks, dtype=torch.int64),
         weights=torch.ones(num_masks),
-        input_sizes=torch.tensor([[1024, 1024]]),
-        original_sizes=torch.tensor([[1024, 1024]]),
+        input_sizes=torch.tensor([[side, side]]),
+        original_sizes=torch.tensor([[side, side]]),
         keys=["noise"],
     )
 
@@ -156,9 +156,7 @@ def their_loss(full: Tensor, ious: Tensor, masks: Tensor) -> Tensor:
 
 
 def first_clicks(masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    return torch.stack([draw(mask, generator) for mask in masks])[:, None], torch.ones(
-        len(masks), 1, device=masks.device
-    )
+    return torch.stack([draw(mask, generator) for mask in masks])[:, None], torch.ones(len(masks), 1, device=masks.device)
 
 
 def next_clicks(logits: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from samtrain.modeling.recompute import recompute_in_backward
 from samtrain.ops.rel_pos_attention import rel_pos_attention
 
-TOKENS_AT_A_TIME = 1024  # in the MLP without gradients; the only size that was tried (experiments/LOG.md, 2026-11-24)
+TOKENS_AT_A_TIME = 1024  # in the MLP without gradients, on a CPU; the only size that was tried (experiments/LOG.md, 2026-11-24)
 
 
 class RelPosAttention(Attention):
@@ -28,22 +28,14 @@ class RelPosAttention(Attention):
     def attend(self, qkv_BHW3C: Tensor) -> Tensor:
         """Returns (B, H, W, C), the attended values before the output projection."""
         B, H, W, C = qkv_BHW3C.shape
+        for rel_pos, size in ((self.rel_pos_h, H), (self.rel_pos_w, W)):
+            assert len(rel_pos) == 2 * size - 1, "relative positions are resized when weights are loaded"
         qkv = qkv_BHW3C.view(B, H * W, 3, self.num_heads, self.head_dim)
-        tables = _distance_table(self.rel_pos_h, H), _distance_table(self.rel_pos_w, W)
-        return rel_pos_attention(qkv, *tables, self.scale).view(B, H, W, C // 3)
+        return rel_pos_attention(qkv, self.rel_pos_h, self.rel_pos_w, self.scale).view(B, H, W, C // 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (B, H, W, C) for x of the same shape."""
         return self.proj(self.attend(self.qkv(x)))
-
-
-def _distance_table(rel_pos: Tensor, size: int) -> Tensor:
-    """Returns (size, size, C), the embedding of the distance between each two positions along one axis."""
-    assert rel_pos.shape[0] == 2 * size - 1, "relative positions are resized when weights are loaded"
-    steps = torch.arange(size, device=rel_pos.device)
-    distance = steps[:, None] - steps[None, :] + size - 1
-    # index_select, because the backward pass of fancy indexing is not reproducible on CPU
-    return rel_pos.index_select(0, distance.flatten()).view(size, size, -1)
 
 
 class EncoderBlock(Block):
@@ -76,9 +68,9 @@ class EncoderBlock(Block):
 
     def _mlp(self, x: Tensor) -> Tensor:
         """Returns the block's MLP of x, (B, H, W, C)."""
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or x.device.type != "cpu":
             return recompute_in_backward(self._contract, recompute_in_backward(self._expand, x))
-        # in parts, so that the encoder's widest tensor stays small and its memory is reused
+        # in parts, so that the encoder's widest tensor stays small and its memory is reused by the processor's cache
         parts = x.flatten(0, 2).split(TOKENS_AT_A_TIME)
         return torch.cat([self._contract(self._expand(part)) for part in parts]).view(x.shape)
 

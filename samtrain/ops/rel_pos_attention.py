@@ -1,38 +1,68 @@
 """Computes attention with decomposed relative positions without an N x N bias in memory, forward and backward.
 
-The score of a query at (y, x) and a key is ``scale * q·k + q·table_h[y, row of k] + q·table_w[x, column of k]``. There are two
-exact implementations (measurements: experiments/LOG.md, 2026-11-24):
+The score of a query at (y, x) and a key is ``scale * q·k + q·table_h[y, row of k] + q·table_w[x, column of k]``. There are
+three exact implementations (measurements: experiments/LOG.md, 2026-11-24 and 2026-11-27):
 
 * On a CPU a few heads and rows of queries are computed at a time, so that their scores stay in the cache. The backward pass
-  recomputes the scores instead of keeping them. This is one custom operator, which `torch.compile` leaves as it is.
+  recomputes the scores instead of keeping them.
+* On a CUDA device in bfloat16 or float16, Triton kernels do the same (`rel_pos_kernels`).
 * Elsewhere the bias is folded into query and key, ``[scale * q, rel_h, rel_w]·[k, onehot(row), onehot(column)]``, and the
   device's fused kernel does the rest.
+
+The first two are custom operators, which `torch.compile` leaves as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IN_CHUNKS = {"cpu"}  # devices where the folded bias costs a fused kernel more than it saves
+WAYS = {"cpu": "in chunks", "cuda": "in kernels"}  # devices where folding the bias is not the fastest way
 CHUNK = 1 << 21  # scores computed together, 8 MB in float32; on two cores 2^20 to 2^22 are equally fast, 2^19 is slower
 
 
-def rel_pos_attention(qkv_BN3nC: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> Tensor:
+def rel_pos_attention(qkv_BN3nC: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, scale: float) -> Tensor:
     """Returns the attended values (B, N, n * C) of N = H * W positions in n heads.
 
     qkv_BN3nC:  queries, keys and values
-    table_h:    (H, H, C), the embedding of the distance between each two rows
-    table_w:    (W, W, C), the same for columns
+    rel_pos_h:  (2 * H - 1, C), the embedding of each distance between two rows, from 1 - H to H - 1
+    rel_pos_w:  (2 * W - 1, C), the same for columns
     scale:      factor of the products of queries and keys
     """
-    table_h, table_w = table_h.to(qkv_BN3nC.dtype), table_w.to(qkv_BN3nC.dtype)
-    if qkv_BN3nC.device.type in IN_CHUNKS:
-        return _in_chunks(qkv_BN3nC, table_h, table_w, scale)
-    return _folded(qkv_BN3nC, table_h, table_w, scale)
+    way = _way(qkv_BN3nC)
+    if way == "in kernels":
+        return _in_kernels(qkv_BN3nC, rel_pos_h, rel_pos_w, scale)[0].flatten(2)
+    table_h, table_w = (distance_table(each).to(qkv_BN3nC.dtype) for each in (rel_pos_h, rel_pos_w))
+    return (_in_chunks if way == "in chunks" else _folded)(qkv_BN3nC, table_h, table_w, scale)
+
+
+def distance_table(rel_pos: Tensor) -> Tensor:
+    """Returns (size, size, C), the embedding of the distance between each two positions along one axis."""
+    size = len(rel_pos) // 2 + 1
+    steps = torch.arange(size, device=rel_pos.device)
+    distance = steps[:, None] - steps[None, :] + size - 1
+    # index_select, because the backward pass of fancy indexing is not reproducible on CPU
+    return rel_pos.index_select(0, distance.flatten()).view(size, size, -1)
+
+
+def _way(qkv: Tensor) -> str:
+    way = WAYS.get(qkv.device.type, "folded")
+    if way == "in kernels" and (qkv.dtype not in (torch.bfloat16, torch.float16) or not _kernels_run_on(qkv.device)):
+        return "folded"
+    return way
+
+
+@lru_cache
+def _kernels_run_on(device: torch.device) -> bool:
+    """Returns whether Triton is installed and the GPU is of the Ampere generation or newer."""
+    if device.type != "cuda":  # the planner's tensors, which stand for those of a GPU
+        return True
+    return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def relative_scores(q_PNC: Tensor, table_h: Tensor, table_w: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,3 +216,49 @@ def _backward(ctx, grad: Tensor) -> tuple:
 
 
 _in_chunks.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+# ---- in kernels, for CUDA
+
+
+@torch.library.custom_op("samtrain::rel_pos_kernels", mutates_args=())
+def _in_kernels(qkv: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Returns the attended values (B, N, n, C), and the logarithm of each query's sum of exponentials (B, n, N)."""
+    from samtrain.ops import rel_pos_kernels  # imports Triton
+
+    return rel_pos_kernels.forward(qkv, rel_pos_h, rel_pos_w, scale)
+
+
+@torch.library.custom_op("samtrain::rel_pos_kernels_backward", mutates_args=())
+def _in_kernels_backward(
+    grad: Tensor, out: Tensor, log_sum: Tensor, qkv: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients of queries, keys and values, and of both tables."""
+    from samtrain.ops import rel_pos_kernels
+
+    return rel_pos_kernels.backward(grad, out, log_sum, qkv, rel_pos_h, rel_pos_w, scale)
+
+
+@_in_kernels.register_fake
+def _(qkv: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    B, N, _, n, C = qkv.shape
+    return qkv.new_empty(B, N, n, C), qkv.new_empty(B, n, N, dtype=torch.float32)
+
+
+@_in_kernels_backward.register_fake
+def _(
+    grad: Tensor, out: Tensor, log_sum: Tensor, qkv: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, scale: float
+) -> tuple[Tensor, ...]:
+    return torch.empty_like(qkv), torch.empty_like(rel_pos_h), torch.empty_like(rel_pos_w)
+
+
+def _save_for_kernels(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*output, *tensors)
+
+
+def _kernels_backward(ctx, grad: Tensor, _: Tensor) -> tuple:
+    return *_in_kernels_backward(grad, *ctx.saved_tensors, ctx.scale), None
+
+
+_in_kernels.register_autograd(_kernels_backward, setup_context=_save_for_kernels)

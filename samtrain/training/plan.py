@@ -179,15 +179,15 @@ def _batch(side: int, images: int, masks: int) -> Batch:
 @contextmanager
 def _as_on(device: str) -> Iterator[None]:
     """Makes the step use the code of `device`, although its fake tensors are on the CPU."""
-    pixels, chunked = mask_loss.PIXELS_AT_A_TIME["cpu"], set(rel_pos_attention.IN_CHUNKS)
+    pixels, way = mask_loss.PIXELS_AT_A_TIME["cpu"], rel_pos_attention.WAYS["cpu"]
     if device != "cpu":
         mask_loss.PIXELS_AT_A_TIME["cpu"] = mask_loss.PIXELS_AT_A_TIME["cuda"]
-        rel_pos_attention.IN_CHUNKS.clear()
+        rel_pos_attention.WAYS["cpu"] = rel_pos_attention.WAYS["cuda"]
     try:
         yield
     finally:
         mask_loss.PIXELS_AT_A_TIME["cpu"] = pixels
-        rel_pos_attention.IN_CHUNKS.update(chunked)
+        rel_pos_attention.WAYS["cpu"] = way
         head_channels.cache_clear()  # a real model must not find the tensors without values
 
 
@@ -243,6 +243,8 @@ class _Meter(TorchDispatchMode):
 _ATTENTION = {
     torch.ops.samtrain.rel_pos_attention: (2, 0),
     torch.ops.samtrain.rel_pos_attention_backward: (5, 2),
+    torch.ops.samtrain.rel_pos_kernels: (2, 0),
+    torch.ops.samtrain.rel_pos_kernels_backward: (5, 3),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (2, 0),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (5, 1),
 }

@@ -15,17 +15,17 @@ SHAPES = [(2, 5, 7, 3, 8), (1, 4, 4, 2, 10), (6, 3, 3, 1, 4)]  # B, H, W, heads,
 def example(shape: tuple[int, ...]) -> list[Tensor]:
     B, H, W, n, C = shape
     generator = torch.Generator().manual_seed(0)
-    sizes = [(B, H * W, 3, n, C), (H, H, C), (W, W, C)]
+    sizes = [(B, H * W, 3, n, C), (2 * H - 1, C), (2 * W - 1, C)]
     return [torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_() for size in sizes]
 
 
-def plain(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> Tensor:
+def plain(qkv: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, scale: float) -> Tensor:
     """Computes each score as scale * q·k plus q times the embeddings of the distances in rows and columns."""
     B, N, _, n, C = qkv.shape
-    H, W = len(table_h), len(table_w)
+    H, W = len(rel_pos_h) // 2 + 1, len(rel_pos_w) // 2 + 1
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     y, x = torch.arange(N) // W, torch.arange(N) % W
-    table = table_h[y[:, None], y[None]] + table_w[x[:, None], x[None]]  # (N, N, C)
+    table = rel_pos_h[y[:, None] - y[None] + H - 1] + rel_pos_w[x[:, None] - x[None] + W - 1]  # (N, N, C)
     scores = scale * q @ k.transpose(-1, -2) + torch.einsum("bnqc,qkc->bnqk", q, table)
     assert H * W == N
     return (scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(B, N, n * C)
@@ -34,7 +34,7 @@ def plain(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> Tensor
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("way", ["folded", "in chunks", "in chunks of a few rows"])
 def test_values_and_gradients_equal_the_formulas(way: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "IN_CHUNKS", set() if way == "folded" else {"cpu"})
+    monkeypatch.setitem(module.WAYS, "cpu", "folded" if way == "folded" else "in chunks")
     if way == "in chunks of a few rows":
         monkeypatch.setattr(module, "CHUNK", 3 * shape[1] * shape[2])
     inputs = example(shape)
