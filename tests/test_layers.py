@@ -29,7 +29,7 @@ OUTSIDE = {
     "fastapi": 4, "starlette": 4, "uvicorn": 4, "sqlalchemy": 4, "psycopg": 4,
     "timm": 1, "webdataset": 1,
 }  # fmt: skip
-LIGHT = {"torch", "numpy", "pycocotools", "scipy", "yaml", "rich"}  # what layer 0 may know
+LIGHT = {"torch", "triton", "numpy", "pycocotools", "scipy", "yaml", "rich"}  # what layer 0 may know
 
 
 def modules() -> list[Path]:
