@@ -199,16 +199,11 @@ def first_prompts(points_N2: Tensor, boxes_N4: Tensor, use_box_N: Tensor, found_
     """
     box = boxes_N4.view(-1, 2, 2)
     click = torch.stack([points_N2, torch.zeros_like(points_N2)], dim=1)
-    kinds = torch.tensor(
-        [
-            [PointLabel.FOREGROUND, PointLabel.PADDING],
-            [PointLabel.BOX_TOP_LEFT, PointLabel.BOX_BOTTOM_RIGHT],
-            [PointLabel.PADDING, PointLabel.PADDING],
-        ],
-        device=points_N2.device,
-    )
-    row = torch.where(found_N, use_box_N.long(), torch.full_like(use_box_N, 2, dtype=torch.long))
-    return Prompts(torch.where(use_box_N[:, None, None], box, click), kinds.index_select(0, row))
+    # made on the device: a tensor made of numbers on the host would wait for the GPU
+    first = torch.where(use_box_N, PointLabel.BOX_TOP_LEFT, PointLabel.FOREGROUND)
+    second = torch.where(use_box_N, PointLabel.BOX_BOTTOM_RIGHT, PointLabel.PADDING)
+    labels = torch.stack([first, second], dim=1).masked_fill(~found_N[:, None], PointLabel.PADDING)
+    return Prompts(torch.where(use_box_N[:, None, None], box, click), labels)
 
 
 def _where_to_click(objects: Tensor, error: Tensor, valid: Tensor) -> Tensor:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from tiny_training import TINY, blobs, join, tiny_sam
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from samtrain.interact import BatchDecoder, Interaction, interact, interaction_losses, loss_with_flat_memory
 from samtrain.losses import SamLoss
@@ -198,3 +202,42 @@ def test_one_seed_gives_one_result() -> None:
     results = [gradients(tiny_sam(), blobs(0), SamLoss(), flat=True, num_points=2)[1] for _ in range(3)]
     for name in results[0]:
         assert all(torch.equal(results[0][name], other[name]) for other in results[1:]), name
+
+
+# ---- on a GPU
+
+
+class HostCopies(TorchDispatchMode):
+    """Counts tensors that are copied from the CPU to another device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given, made = ({t.device.type for t in tree_leaves(tree) if isinstance(t, Tensor)} for tree in ((args, kwargs), out))
+        self.count += "cpu" in given and "cuda" in made
+        return out
+
+
+@pytest.mark.parametrize("resolution", ["input", "decoder"])
+def test_a_step_never_waits_for_a_gpu(resolution: str) -> None:
+    """On tensors without values, which need no GPU: nothing is copied to it, and no value is read from it, which raises."""
+    schedule, sampler, on_host = ["first", "point", "mask"], PromptSampler(box_probability=0.5), blobs(0)
+    with torch.device("meta"):
+        sam = Sam(TINY).train()
+    sam.register_constants()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        sam.to_empty(device="cuda")
+        batch = on_host.to("cuda")
+        generator = seeded_generator("cpu", 0)  # one on the GPU needs a GPU
+        loss = SamLoss(resolution=resolution)
+        with HostCopies() as copies:
+            losses = interaction_losses(
+                sam, encode(sam, batch), batch, sampler, loss, schedule=schedule, generator=generator, num_objects=5.0
+            )
+            assert [terms.total.device.type for _, terms in losses] == ["cuda"] * len(schedule)
+            assert copies.count == 0
+            on_host.to("cuda")  # the count works
+        assert copies.count > 0

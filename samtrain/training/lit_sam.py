@@ -128,6 +128,10 @@ class LitSam(pl.LightningModule):
         self._terms, self._objects = [], []
         self.waiting_since = time.perf_counter()
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Returns the batch on the device; a GPU copies it while it still computes the step before."""
+        return batch.to(device, non_blocking=device.type == "cuda")
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._seed_layers(LAYERS, self.micro_batch)
 

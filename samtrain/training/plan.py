@@ -7,15 +7,17 @@ figures follow the code, and a laptop can estimate any model, size and number of
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from samtrain.interact import interaction_losses, loss_with_flat_memory
@@ -184,11 +186,25 @@ def _as_on(device: str) -> Iterator[None]:
         mask_loss.PIXELS_AT_A_TIME["cpu"] = mask_loss.PIXELS_AT_A_TIME["cuda"]
         rel_pos_attention.WAYS["cpu"] = rel_pos_attention.WAYS["cuda"]
     try:
-        yield
+        with ExitStack() as stack:
+            for owner, name in ((F, "layer_norm"), (torch.Tensor, "softmax")) if device != "cpu" else ():
+                stack.enter_context(patch.object(owner, name, _in_float32(getattr(owner, name))))
+            yield
     finally:
         mask_loss.PIXELS_AT_A_TIME["cpu"] = pixels
         rel_pos_attention.WAYS["cpu"] = way
         head_channels.cache_clear()  # a real model must not find the tensors without values
+
+
+def _in_float32(function: Callable) -> Callable:
+    """Returns the function as it runs under autocast on CUDA, where norms and softmax are computed in float32."""
+
+    def cast(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_autocast_enabled("cpu"):
+            args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.float, (args, kwargs))
+        return function(*args, **kwargs)
+
+    return cast
 
 
 class _Meter(TorchDispatchMode):
