@@ -1,13 +1,15 @@
 """Filters the masks of the automatic generator one by one, before they are compared with each other.
 
-Masks are rendered at full size as late as possible. A mask is dropped early by its predicted IoU, or if bounds of its logits
-prove that it is unstable (`ops.logit_frame`). The others are rendered only in the rectangle where they can have pixels.
+On a CPU masks are rendered at full size as late as possible. A mask is dropped early by its predicted IoU, or if bounds of its
+logits prove that it is unstable (`ops.logit_frame`). The others are rendered only in the rectangle where they can have pixels.
+A GPU renders many whole masks in less time than it takes to ask it for one rectangle, so only the predicted IoU comes first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -15,11 +17,13 @@ from torch import Tensor
 
 from samtrain.ops.grids import Box
 from samtrain.ops.logit_frame import ROUNDING, LogitFrame
-from samtrain.ops.rle import runs_of
+from samtrain.ops.rle import runs_of, runs_of_many
 from samtrain.types import Size
 
 NEAR_EDGE = 20  # pixels; a mask this close to an inner edge of its crop is assumed to be cut off (segment_anything)
-PIXELS_AT_A_TIME = 2**23  # pixels rendered between two synchronisations with the device
+PIXELS_AT_A_TIME = 2**23  # pixels rendered one by one between two synchronisations with the device
+PIXELS_TOGETHER = 2**27  # pixels of masks that are rendered together: 512 MiB of float32
+ONE_BY_ONE = {"cpu"}  # devices that render masks one by one, each in its rectangle
 Reach = tuple[slice, slice]
 NOTHING: Reach = (slice(0, 1), slice(0, 1))  # the rectangle in which a mask without pixels is rendered
 
@@ -100,6 +104,9 @@ class MaskTests:
         logits_mhw, ious = logits_nMhw[kept], ious_nM[kept].tolist()
         clicks = kept.nonzero()[:, 0].tolist()
         owners = [crops[click] for click in clicks]
+        points = [points_n2[click] for click in clicks]
+        if logits_mhw.device.type not in ONE_BY_ONE:
+            return self._passing_together(logits_mhw, ious, owners, points)
 
         # Stability by its bounds; the masks that are left are rendered and tested in full
         reaches = self._reaches(logits_mhw, owners)
@@ -108,15 +115,60 @@ class MaskTests:
             masks = [self._at_full_size(logits_mhw[i], owners[i], reaches[i]) for i in batch]
             numbers = torch.stack([counts for _, counts in masks]).tolist()
             for i, (mask_WH, _), counts in zip(batch, masks, numbers, strict=True):
-                inner, outer, area = counts[:3]
-                score = float(np.float32(inner) / np.float32(max(outer, 1)))
-                box = _box(counts[3:], reaches[i]) if area else (0, 0, 0, 0)
-                if self._passes(owners[i], score, area, box):
-                    point = points_n2[clicks[i]]
-                    found = _candidate(owners[i], point, ious[i], score, box, area, mask_WH, reaches[i])
+                corner = reaches[i][0].start, reaches[i][1].start
+                found = self._tested(owners[i], points[i], ious[i], counts, corner)
+                if found is not None:
+                    frame = owners[i].frame
+                    corner = corner[0] + frame.top, corner[1] + frame.left
+                    found.runs = runs_of(mask_WH.cpu().numpy(), corner, owners[i].frame_size)
                     found.low_res_logits = logits_mhw[i].clone() if self.keep_logits else None
                     passed.append(found)
         return passed
+
+    def _passing_together(
+        self, logits_mhw: Tensor, ious: list[float], owners: list[Crop], points: list[np.ndarray]
+    ) -> list[Candidate]:
+        """Returns the masks that pass; those of one crop are rendered together, in parts, with two synchronisations each."""
+        passed = []
+        for _, group in groupby(range(len(owners)), key=lambda i: id(owners[i])):
+            masks = list(group)
+            crop = owners[masks[0]]
+            size = max(1, PIXELS_TOGETHER // (len(crop.frame.rows.first) * len(crop.frame.columns.first)))
+            for part in (masks[start : start + size] for start in range(0, len(masks), size)):
+                logits_nWH = crop.frame.render_whole(logits_mhw[part[0] : part[-1] + 1])
+                mask_nWH = logits_nWH > self.mask_threshold
+                numbers = self._numbers(logits_nWH, mask_nWH).tolist()
+                tested = [
+                    self._tested(crop, points[i], ious[i], counts, (0, 0)) for i, counts in zip(part, numbers, strict=True)
+                ]
+                kept = [place for place, found in enumerate(tested) if found is not None]
+                runs = runs_of_many(mask_nWH[kept], (crop.frame.top, crop.frame.left), crop.frame_size) if kept else []
+                for place, found_runs in zip(kept, runs, strict=True):
+                    found = tested[place]
+                    assert found is not None
+                    found.runs = found_runs
+                    found.low_res_logits = logits_mhw[part[place]].clone() if self.keep_logits else None
+                    passed.append(found)
+        return passed
+
+    def _tested(
+        self, crop: Crop, point: np.ndarray, predicted_iou: float, numbers: list[int], corner: tuple[int, int]
+    ) -> Candidate | None:
+        """Returns the candidate without its runs, or None if the mask does not pass.
+
+        `numbers` are those of `_numbers`, for a mask that is rendered in a rectangle; `corner` is its first row and column.
+        """
+        inner, outer, area, *extents = numbers
+        score = float(np.float32(inner) / np.float32(max(outer, 1)))
+        box = _box(extents, corner) if area else (0, 0, 0, 0)
+        return _candidate(crop, point, predicted_iou, score, box, area) if self._passes(crop, score, area, box) else None
+
+    def _numbers(self, logits_nWH: Tensor, mask_nWH: Tensor) -> Tensor:
+        """Returns (n, 7): the pixels of inner cut, outer cut and mask, then the first and last column and row of the mask."""
+        cuts = (self.mask_threshold + sign * self.stability_score_offset for sign in (1, -1))
+        counts = [each.flatten(1).sum(dim=1) for each in (*(logits_nWH > cut for cut in cuts), mask_nWH)]
+        extents = [edge for axis in (2, 1) for edge in _ends(mask_nWH.any(dim=axis))]
+        return torch.stack([*counts, *extents], dim=1)
 
     def _reaches(self, logits_mhw: Tensor, crops: list[Crop]) -> list[Reach]:
         """Returns the rectangle of each crop (rows, columns) outside of which mask and outer cut have no pixel."""
@@ -148,11 +200,8 @@ class MaskTests:
         the first and last column and row of the mask.
         """
         logits_WH = crop.frame.render(logits_hw, reach)
-        inner, outer = (logits_WH > self.mask_threshold + sign * self.stability_score_offset for sign in (1, -1))
         mask = logits_WH > self.mask_threshold
-        counts = [torch.count_nonzero(each) for each in (inner, outer, mask)]
-        extents = [edge for axis in (1, 0) for edge in _ends(mask.any(dim=axis)[None])]
-        return mask, torch.stack([*counts, *(edge[0] for edge in extents)])
+        return mask, self._numbers(logits_WH[None], mask[None])[0]
 
     def _passes(self, crop: Crop, score: float, area: int, box: tuple[int, int, int, int]) -> bool:
         """Returns whether a rendered mask is stable, not too large, and not cut off by its crop."""
@@ -170,22 +219,13 @@ class MaskTests:
 
 
 def _candidate(
-    crop: Crop,
-    point: np.ndarray,
-    predicted_iou: float,
-    stability_score: float,
-    box: tuple[int, int, int, int],
-    area: int,
-    mask_WH: Tensor,
-    reach: Reach,
+    crop: Crop, point: np.ndarray, predicted_iou: float, stability_score: float, box: tuple[int, int, int, int], area: int
 ) -> Candidate:
-    """Returns the candidate, with click, box and mask in the frame of the records."""
-    frame = crop.frame
-    runs = runs_of(mask_WH.cpu().numpy(), (reach[0].start + frame.top, reach[1].start + frame.left), crop.frame_size)
+    """Returns the candidate without its runs, with click and box in the frame of the records."""
     x0, y0, x1, y1 = crop.box_in_frame
     (h, w), (x, y) = crop.size, point.tolist()
     placed = (x * ((x1 - x0) / w) + x0, y * ((y1 - y0) / h) + y0)
-    return Candidate(crop, placed, predicted_iou, stability_score, _placed(box, crop), area, runs)
+    return Candidate(crop, placed, predicted_iou, stability_score, _placed(box, crop), area, np.empty(0, np.int64))
 
 
 def _placed(box: tuple[int, int, int, int], crop: Crop) -> tuple[int, int, int, int]:
@@ -194,10 +234,10 @@ def _placed(box: tuple[int, int, int, int], crop: Crop) -> tuple[int, int, int, 
     return box[0] + left, box[1] + top, box[2] + left, box[3] + top
 
 
-def _box(extents: list[int], reach: Reach) -> tuple[int, int, int, int]:
-    """Returns the inclusive xyxy box in the crop, from the first and last column and row in the rectangle."""
-    left, right, top, bottom = extents
-    return left + reach[1].start, top + reach[0].start, right + reach[1].start, bottom + reach[0].start
+def _box(extents: list[int], corner: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Returns the inclusive xyxy box in the crop, from the first and last column and row in a rectangle."""
+    (left, right, top, bottom), (first_row, first_column) = extents, corner
+    return left + first_column, top + first_row, right + first_column, bottom + first_row
 
 
 def _ends(used_nL: Tensor) -> tuple[Tensor, Tensor]:

@@ -116,6 +116,10 @@ class LogitFrame:
         along_columns = self.columns.matrix_Ph[reach[1], columns] @ logits_hw[rows, columns].T
         return along_columns @ self.rows.matrix_Ph[reach[0], rows].T
 
+    def render_whole(self, logits_nhw: Tensor) -> Tensor:
+        """Returns (n, W, H) logits of the whole frame, column by column."""
+        return self.columns.matrix_Ph @ logits_nhw.transpose(1, 2) @ self.rows.matrix_Ph.T
+
     def bounds(self, logits_hw: Tensor, reach: tuple[slice, slice], threshold: float, offset: float) -> Tensor:
         """Returns two bounds (2,) on the pixels of the rectangle.
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
 from pycocotools import mask as coco_mask
+from torch import Tensor
 
 RLE = dict[str, Any]  # {"size": [H, W], "counts": str}
 
@@ -119,11 +121,25 @@ def runs_of(mask_WH: np.ndarray, corner: tuple[int, int], size: tuple[int, int])
     corner:   (row, column) of the rectangle's first pixel
     size:     (H, W) of the whole mask
     """
-    (width, height), (top, left), (H, W) = mask_WH.shape, corner, size
+    width, height = mask_WH.shape
     # find where the value changes; an empty pixel after each column keeps runs within their column
     padded = np.zeros(width * (height + 1) + 1, dtype=bool)
     padded[1:].reshape(width, height + 1)[:, :height] = mask_WH
-    changes = np.flatnonzero(padded[1:] != padded[:-1])
+    return _runs_between(np.flatnonzero(padded[1:] != padded[:-1]), height, corner, size)
+
+
+def runs_of_many(masks_nWH: Tensor, corner: tuple[int, int], size: tuple[int, int]) -> list[np.ndarray]:
+    """Returns the run lengths of n masks in the same rectangle, as `runs_of` does, with one transfer from the masks' device."""
+    n, width, height = masks_nWH.shape
+    padded = F.pad(F.pad(masks_nWH, (0, 1)).flatten(1), (1, 0))
+    owner, changes = (padded[:, 1:] != padded[:, :-1]).nonzero().cpu().numpy().T
+    borders = np.searchsorted(owner, np.arange(1, n))
+    return [_runs_between(part, height, corner, size) for part in np.split(changes, borders)]
+
+
+def _runs_between(changes: np.ndarray, height: int, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """Returns the runs between the places where a mask begins and ends, in columns of `height` and one empty pixel."""
+    (top, left), (H, W) = corner, size
     changes = (changes // (height + 1) + left) * H + changes % (height + 1) + top
     # join runs where a column is full to the mask's last row and the next is full from the first
     ends_and_begins = changes[1:-1].reshape(-1, 2)

@@ -169,6 +169,19 @@ def test_bounds_drop_no_mask_that_would_pass(ours, monkeypatch) -> None:
     assert sum(dropped) > 0
 
 
+@pytest.mark.parametrize("settings", [{}, {"crop_n_layers": 1, "crop_n_points_downscale_factor": 2}])
+def test_masks_rendered_together_are_those_rendered_one_by_one(ours, settings, monkeypatch) -> None:
+    """A GPU renders the masks of a crop together."""
+    from samtrain.inference import candidates
+
+    settings = {"points_per_side": GRID, "pred_iou_thresh": 0.4, "stability_score_thresh": 0.5, **settings}
+    one_by_one = generated(ours, **settings, output_mode="coco_rle")
+    monkeypatch.setattr(candidates, "ONE_BY_ONE", set())
+    monkeypatch.setattr(candidates, "PIXELS_TOGETHER", 200_000)
+    assert generated(ours, **settings, output_mode="coco_rle") == one_by_one
+    assert len(one_by_one) > 3
+
+
 @pytest.mark.parametrize(
     "settings", [{"points_per_batch": 5}, {"crops_per_batch": 4}, {"crops_per_batch": 100, "points_per_batch": 7}]
 )
