@@ -37,6 +37,7 @@ from samtrain.training.optim import AdamWConfig, param_groups, rate_factor, run_
 CONF = Path(__file__).resolve().parents[1] / "conf"
 MISSING = {  # what only the user knows
     "data=folder": ["data.root=."],
+    "data=shards": ["data.train={a:{urls:a.tar},b:{urls:b.tar,frame:native}}", "data.val=v.tar"],
     "data=sa1b": ["data.train.automatic.urls=a.tar", "data.val=v.tar"],
     "data=sa1b_all_stages": [
         *(f"data.train.{stage}.urls=a.tar" for stage in ("automatic", "manual", "semi_automatic")),

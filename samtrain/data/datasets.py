@@ -35,21 +35,29 @@ class Source:
     urls:        anything that `expand_urls` accepts
     weight:      10 shows each image ten times per virtual epoch, 0.5 shows half of the images
     last_counts: show only the last record of each key; an image is in several shards if masks were added to it later
+    frame:       resize or native, how these images become the model's input (`data.frame`); None: as the other sources
+    transform:   makes the samples of this source; None: the transform of the dataset
     """
 
     urls: str | Sequence[str]
     weight: float = 1.0
     last_counts: bool = False
+    frame: str | None = None
+    transform: Transform | None = None
+
+    def __post_init__(self) -> None:
+        if self.frame not in (None, "resize", "native"):
+            raise ValueError(f"a source in data.train has the frame {self.frame!r}: give resize or native, or leave it out")
 
     @classmethod
     def of(cls, value: Source | Mapping[str, Any] | str) -> Source:
-        """Returns a source from a `{urls, weight}` node of the config, from urls alone, or unchanged."""
+        """Returns a source from a `{urls, weight, frame}` node of the config, from urls alone, or unchanged."""
         if isinstance(value, Source):
             return value
         if not isinstance(value, Mapping):
             return cls(value)
-        if not {"urls"} <= set(value) <= {"urls", "weight"}:
-            raise ValueError(f"a source in data.train has the keys {', '.join(sorted(value))}: give urls and weight")
+        if not {"urls"} <= set(value) <= {"urls", "weight", "frame"}:
+            raise ValueError(f"a source in data.train has the keys {', '.join(sorted(value))}: give urls, weight and frame")
         return cls(**value)
 
 
@@ -92,7 +100,8 @@ class SamDataset(Dataset):
         self.shards = [shard for own in shards for shard in own]
         self.shard_lengths = [[len(shard) for shard in own] for own in shards]
         self.weights = [source.weight for source in self.sources]
-        self.transform, self.max_masks, self.seed, self.on_error = transform, max_masks, seed, on_error
+        self.transforms = [source.transform or transform for source, own in zip(self.sources, shards, strict=True) for _ in own]
+        self.max_masks, self.seed, self.on_error = max_masks, seed, on_error
         self.empty_images = empty_images
         self._ends = np.cumsum([len(shard) for shard in self.shards], dtype=np.int64)
         if len(self) == 0:
@@ -144,19 +153,20 @@ class SamDataset(Dataset):
 
     def record(self, index: int) -> Record:
         """Returns the record as stored: the bytes of its image, and its JSON."""
-        return read_record(*self._place(index))
+        number, i = self._place(index)
+        return read_record(self.shards[number], i)
 
     def name(self, index: int) -> str:
         """Returns the name of a record in messages."""
-        shard, i = self._place(index)
-        return f"{shard.path}, record {shard.key(i)}"
+        number, i = self._place(index)
+        return f"{self.shards[number].path}, record {self.shards[number].key(i)}"
 
-    def _place(self, index: int) -> tuple:
-        """Returns the shard of a record and its number there."""
+    def _place(self, index: int) -> tuple[int, int]:
+        """Returns the number of a record's shard, and the record's number there."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside the {len(self)} records")
         number = int(np.searchsorted(self._ends, index, side="right"))
-        return self.shards[number], index - (int(self._ends[number - 1]) if number else 0)
+        return number, index - (int(self._ends[number - 1]) if number else 0)
 
     def _sample(self, index: int, rng: np.random.Generator) -> Sample | None:
         """Returns the sample of a record, None for an image without objects that is not wanted."""
@@ -164,7 +174,7 @@ class SamDataset(Dataset):
         if not annotations and not self.empty_images:
             return None
         try:
-            sample = self.transform(image, annotations, self.max_masks, rng)
+            sample = self.transforms[self._place(index)[0]](image, annotations, self.max_masks, rng)
         except ValueError as error:
             name = self.name(index)
             raise ValueError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error

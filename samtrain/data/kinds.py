@@ -61,7 +61,8 @@ class FolderConfig(DataConfig, PrepareConfig):
 class ShardsConfig(DataConfig):
     """SA-1B's tars as they are: paths, folders, globs, brace patterns, URLs, or lists of them.
 
-    train:      {name: {urls, weight}}; a weight of 10 shows these images ten times as often
+    train:      {name: {urls, weight, frame}}; a weight of 10 shows these images ten times as often, and a frame of its own
+                takes the place of `frame` for the training images of this source
     val, test:  local shards
     allow_pipe: `pipe:` URLs may run a shell
     """

@@ -12,6 +12,7 @@ from pathlib import Path
 from pytorch_lightning.loggers import Logger
 
 from samtrain.data.contents import contents_of
+from samtrain.data.datasets import Source
 from samtrain.data_engine.stages import FitRequest, FitResult
 from samtrain.files import atomic_path
 from samtrain.modeling.build import load_sam
@@ -121,7 +122,7 @@ def _data(config: Config, request: FitRequest, *, image_size: int, start_step: i
         config, image_size=image_size, native=request.native, jitter=request.large_scale_jitter
     )
     return SamDataModule(
-        train=request.train,
+        train=[_with_own_frame(config, source, image_size, request) for source in request.train],
         val=request.val,
         train_transform=for_training,
         val_transform=for_validation,
@@ -132,3 +133,12 @@ def _data(config: Config, request: FitRequest, *, image_size: int, start_step: i
         allow_pipe=data.allow_pipe,
         empty_images=data.empty_images,
     )
+
+
+def _with_own_frame(config: Config, source: Source, image_size: int, request: FitRequest) -> Source:
+    """Returns the source with the training transform of its own frame, unchanged if it has none."""
+    if source.frame is None:
+        return source
+    native = source.frame == "native"
+    transform, _ = transforms_of(config, image_size=image_size, native=native, jitter=request.large_scale_jitter)
+    return replace(source, transform=transform)

@@ -46,7 +46,7 @@ class _RankShare(Dataset):
 class SamDataModule(pl.LightningDataModule):
     """Yields training batches until `max_steps` ends the run, and each validation image once.
 
-    train:      shards or `{urls, weight}`, all local or all remote
+    train:      shards or `{urls, weight, frame}`, all local or all remote
     val:        local shards, which the ranks divide among themselves
     start_step: batches that this rank has seen in an earlier process; training continues behind them
     empty_images: train on images without objects, too; otherwise other images take their places
@@ -127,6 +127,8 @@ class SamDataModule(pl.LightningDataModule):
             return self._make_dataset(self.train, self.train_transform, self.loader.max_masks, self.empty_images)
         if not all(remote):
             raise ValueError("data.train mixes remote and local shards, which have no common order: download the remote ones")
+        if any(source.frame for source in self.train):
+            raise ValueError("a source in data.train has a frame of its own and is streamed: download it, or set data.frame")
         rank, world_size = self._rank_and_world_size()
         dataset = RemoteSamDataset(
             urls,

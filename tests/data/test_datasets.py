@@ -45,6 +45,17 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index(tmp_path, write_set):
         assert not all(equal(draw, other.get(e, 2)) for e, draw in enumerate(draws))
 
 
+def test_a_source_has_its_own_transform(tmp_path, write_set):
+    write_set(tmp_path / "a", n=2, max_count=1, prefix="a")
+    write_set(tmp_path / "b", n=2, max_count=1, prefix="b")
+    crop = NativeCrop(image_size=32)
+    a, b = Source(str(tmp_path / "a")), Source(str(tmp_path / "b"))
+    dataset = SamDataset([a, Source(b.urls, frame="native", transform=crop)], RESIZE)
+    assert equal(dataset[1], SamDataset([a, b], RESIZE)[1])
+    assert equal(dataset[3], SamDataset([a, b], crop)[3])
+    assert (dataset[1].input_size, dataset[3].input_size) == ((21, 32), (32, 32))
+
+
 def test_sources_and_weights(tmp_path, write_set):
     write_set(tmp_path / "a", n=2, prefix="a")
     write_set(tmp_path / "b", n=3, prefix="b")
@@ -52,8 +63,10 @@ def test_sources_and_weights(tmp_path, write_set):
     dataset = SamDataset(sources, RESIZE)
     assert [dataset[i].key for i in range(5)] == ["a_0", "a_1", "b_0", "b_1", "b_2"]
     assert (dataset.shard_lengths, dataset.weights) == ([[2], [3]], [1.0, 10])
-    with pytest.raises(ValueError, match="has the keys url: give urls and weight"):
+    with pytest.raises(ValueError, match="has the keys url: give urls, weight and frame"):
         SamDataset([{"url": "x"}], RESIZE)
+    with pytest.raises(ValueError, match="has the frame 'tiles': give resize or native"):
+        SamDataset([{"urls": f"{tmp_path}/b/*.tar", "frame": "tiles"}], RESIZE)
     with pytest.raises(ValueError, match="has to be streamed"):
         SamDataset(["https://host/a.tar"], RESIZE)
 

@@ -10,6 +10,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 
+from samtrain.data.datasets import Source
+from samtrain.data.transforms import NativeCrop, ResizeLongestSide
 from samtrain.data_engine.stages import FitRequest
 from samtrain.run import trainer, training
 from samtrain.run.settings import Config, read
@@ -59,6 +61,18 @@ def test_the_last_is_the_best_and_is_copied_whole_or_not_at_all(tmp_path: Path, 
         train(config, job, [])
     assert not job.best.exists()
     assert train(config, job, []).checkpoint.read_bytes() == b"whole"
+
+
+def test_a_source_is_shown_in_its_own_frame() -> None:
+    config = config_of("data=shards", "data.train={a:{urls:a.tar},b:{urls:b.tar,frame:native}}", "data.val=v.tar")
+    request = FitRequest(
+        directory=Path("run"), model=None, init=None, train=[Source("a.tar"), Source("b.tar", frame="native")], val=[], steps=1
+    )
+    module = training._data(config, request, image_size=32)
+    assert isinstance(module.train_transform, ResizeLongestSide) and isinstance(module.val_transform, ResizeLongestSide)
+    scenes, tiles = module.train
+    assert scenes.transform is None and isinstance(tiles.transform, NativeCrop)
+    assert (tiles.transform.image_size, tiles.transform.flip_probability) == (32, config["loader"]["flip_probability"])
 
 
 def strategy(config: Config) -> Any:
