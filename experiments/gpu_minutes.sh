@@ -21,7 +21,7 @@ samtrain() { python3 -m samtrain "$@" 2>&1; }
 say() { echo "$(date +%T) $*" | tee -a "$out/log.txt"; }
 
 say "Painting scenes and converting $images"
-samtrain task=prepare scale=gpu_minutes data.splits.public="${SCENES:-8000}" data.splits.pool=0 data_dir="$work/scenes" \
+samtrain task=prepare scale=gpu_minutes data.splits.public="${SCENES:-8000}" data.splits.pool=0 data.splits.crowded=0 data_dir="$work/scenes" \
   run_dir="$work/prepare_scenes" > "$work/scenes.txt" &
 painting=$!
 samtrain task=prepare scale=gpu_minutes data=folder data.root="$images" data.frame=native data_dir="$work/images" \
