@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_scenes import scenes, step_loss
 from torch import Tensor
 
 from samtrain.interact import BatchDecoder, interact
@@ -17,7 +18,6 @@ from samtrain.modeling.sam import SAM_CONFIGS, Sam
 from samtrain.prompts import CentreSampler, PromptSampler, seeded_generator
 from samtrain.training.lit_sam import LitSam
 from samtrain.types import Batch, Prompts
-from tests.gpu.conftest import scenes, step_loss
 
 TOLERANCE = 1e-4  # of the largest value
 
@@ -94,11 +94,11 @@ def test_prompt_encoder_and_mask_decoder(trained: Sam, device: torch.device, wit
 
 @pytest.mark.parametrize("resolution", ["input", "decoder"])
 def test_loss_and_gradients(trained: Sam, device: torch.device, resolution: str) -> None:
-    """Of clicks at the centre of the error, because random ones are others on another device."""
+    """Of a click at the centre of each object, because random clicks are others on another device."""
     found = []
     for place in (torch.device("cpu"), device):
-        sam, batch = deepcopy(trained).to(place), scenes(1000).to(place)
-        loss = step_loss(sam, batch, CentreSampler(num_points=2), SamLoss(resolution=resolution))
+        sam, batch = deepcopy(trained).to(place), scenes(1000, 2).to(place)
+        loss = step_loss(sam, batch, CentreSampler(num_points=1), SamLoss(resolution=resolution))
         loss.backward()
         found.append((loss.detach(), {name: p.grad for name, p in sam.named_parameters() if p.grad is not None}))
     (expected, gradients), (here, others) = found

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from colour_sam import ColourSam
+from PIL import Image
+from small_scenes import SIDE, scene_record
 
 from samtrain.data.shards import Record
 from samtrain.data_engine.prefill import PrefillConfig, Prefiller
@@ -16,9 +20,6 @@ from samtrain.evaluators.clicks import evaluate_clicks
 from samtrain.inference.frames import make_predictor
 from samtrain.inference.generator import SamAutomaticMaskGenerator
 from samtrain.modeling.sam import Sam
-from tests.colour_sam import ColourSam
-from tests.conftest import encode_png
-from tests.gpu.conftest import SIDE, scene_record
 
 SETTINGS: dict[str, Any] = {
     "points_per_side": 12,
@@ -84,7 +85,9 @@ def test_the_evaluator(trained: Sam, device: torch.device) -> None:
     for seed in range(2000, 2004):
         image, annotations = scene_record(seed)
         about = {"image_id": seed, "width": SIDE, "height": SIDE, "file_name": ""}
-        records.append(Record(str(seed), "png", encode_png(image), {"image": about, "annotations": annotations}, "scenes.tar"))
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "png")
+        records.append(Record(str(seed), "png", stream.getvalue(), {"image": about, "annotations": annotations}, "scenes.tar"))
     found = [evaluate_clicks(make_predictor(sam, frame=None), records, num_points=3) for sam in on_both(trained, device)]
     (expected, rows), (here, others) = found
     assert len(rows) == len(others) >= 8

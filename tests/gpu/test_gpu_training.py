@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from small_scenes import scenes, step_loss
 from tiny_training import BlobData, checkpointing, tiny_lit, tiny_trainer, weights_of
 
 from samtrain.losses import SamLoss
@@ -19,7 +20,6 @@ from samtrain.prompts import CentreSampler, PromptSampler
 from samtrain.training.fsdp import EncoderFSDPStrategy
 from samtrain.training.optim import AdamWConfig, build_optimizer
 from samtrain.training.plan import _batch, step_cost
-from tests.gpu.conftest import scenes, step_loss
 
 STEPS = 20
 
