@@ -31,8 +31,8 @@ class Launch(NamedTuple):
     num_stages: int
 
 
-# the fastest of those tried on an H100 (experiments/LOG.md)
-FORWARD, BACKWARD_QUERIES, BACKWARD_KEYS = Launch(128, 8, 3), Launch(64, 4, 2), Launch(64, 4, 2)
+# the fastest of those tried on an H200 (experiments/LOG.md)
+FORWARD, BACKWARD_QUERIES, BACKWARD_KEYS = Launch(64, 4, 3), Launch(64, 4, 2), Launch(64, 4, 2)
 
 
 class _Sizes:
@@ -152,21 +152,40 @@ def _one_hot(row, H: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SP
 
 @triton.jit
 def _scores(
-    q0, q1, k0, k1, positions, distances, queries, exists, row, valid, scale,
-    H: tl.constexpr, W: tl.constexpr, J: tl.constexpr, C1: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPREAD: tl.constexpr,
+    q0, q1, k0, k1, positions, row, scale,
+    H: tl.constexpr, W: tl.constexpr, C1: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
-    """Returns the scores of some queries with a tile of keys, times log2(e)."""
+    """Returns the scores of some queries with a tile of keys; where a row fills a tile, without the score for that row."""
     scores = tl.dot(q0, tl.trans(k0))
     if C1 > 0:
         scores += tl.dot(q1, tl.trans(k1))
-    scores *= scale
     if SPREAD > 0:
-        scores += tl.dot(positions, _one_hot(row, H, ROWS, COLUMNS, SPREAD).to(positions.dtype))
+        scores = scores * scale + tl.dot(positions, _one_hot(row, H, ROWS, COLUMNS, SPREAD).to(positions.dtype)) * LOG2E
     else:
-        of_row = tl.load(distances + queries * J + queries // W - row + H - 1, mask=exists, other=0.0)
-        scores += of_row[:, None].to(tl.float32) + positions.to(tl.float32)
-    return tl.where(valid[None, :], scores * LOG2E, float("-inf"))
+        scores = scores * scale + positions
+    if (W < COLUMNS) | (H % ROWS > 0):
+        _, valid = _keys(row, H, W, ROWS, COLUMNS)
+        scores = tl.where(valid[None, :], scores, float("-inf"))
+    return scores
+
+
+@triton.jit
+def _of_row(distances, queries, exists, row, H: tl.constexpr, W: tl.constexpr, J: tl.constexpr, SPREAD: tl.constexpr):
+    """Returns the score of each query for the row that fills a tile, and 0 where several rows share it."""
+    if SPREAD > 0:
+        return tl.zeros(queries.shape, tl.float32)
+    else:
+        place = queries * J + queries // W - row + H - 1
+        return tl.load(distances + place, mask=exists, other=0.0).to(tl.float32) * LOG2E
+
+
+@triton.jit
+def _scaled(positions, SPREAD: tl.constexpr):
+    """Returns the scores of columns as they are added; those that a product spreads stay in its precision."""
+    if SPREAD > 0:
+        return positions
+    else:
+        return positions.to(tl.float32) * LOG2E
 
 
 # ---- forward
@@ -193,6 +212,7 @@ def _forward(
         q1 = _load(qkv, queries, exists, stride, C0, C1, C)
     place, used = _place(queries, H, W, COLUMNS, SPREAD)
     positions = tl.load(distances + queries[:, None] * J + place, mask=used & exists[:, None], other=0.0)
+    positions = _scaled(positions, SPREAD)
 
     # Sum the values of all tiles, and rescale the sums whenever a larger score appears
     largest = tl.full([QUERIES], float("-inf"), tl.float32)
@@ -204,10 +224,10 @@ def _forward(
         k0, k1 = _load(qkv + n * C, keys, valid, stride, 0, C0, C), 0.0
         if C1 > 0:
             k1 = _load(qkv + n * C, keys, valid, stride, C0, C1, C)
-        scores = _scores(q0, q1, k0, k1, positions, distances, queries, exists, row, valid, scale,
-                         H, W, J, C1, ROWS, COLUMNS, SPREAD)  # fmt: skip
-        new_largest = tl.maximum(largest, tl.max(scores, axis=1))
-        attention = tl.exp2(scores - new_largest[:, None])
+        of_row = _of_row(distances, queries, exists, row, H, W, J, SPREAD)
+        scores = _scores(q0, q1, k0, k1, positions, row, scale * LOG2E, H, W, C1, ROWS, COLUMNS, SPREAD)
+        new_largest = tl.maximum(largest, tl.max(scores, axis=1) + of_row)
+        attention = tl.exp2(scores - (new_largest - of_row)[:, None])
         shrink = tl.exp2(largest - new_largest)
         total = total * shrink + tl.sum(attention, axis=1)
         attention = attention.to(q0.dtype)
@@ -263,6 +283,7 @@ def _backward_queries(
     used = used & exists[:, None]
     positions = tl.load(distances + queries[:, None] * J + place, mask=used, other=0.0)
     tl.store(kept + own[:, None] * KEPT + tl.arange(0, KEPT)[None, :], positions, mask=exists[:, None])
+    positions = _scaled(positions, SPREAD)
     logarithm = tl.load(log_sum + own, mask=exists, other=0.0)
 
     grad_q0 = tl.zeros([QUERIES, C0], tl.float32)
@@ -277,9 +298,9 @@ def _backward_queries(
             k1 = _load(qkv + n * C, keys, valid, stride, C0, C1, C)
             v1 = _load(qkv + 2 * n * C, keys, valid, stride, C0, C1, C)
             grad_attention += tl.dot(g1, tl.trans(v1))
-        scores = _scores(q0, q1, k0, k1, positions, distances, queries, exists, row, valid, scale,
-                         H, W, J, C1, ROWS, COLUMNS, SPREAD)  # fmt: skip
-        grad_scores = tl.exp2(scores - logarithm[:, None]) * (grad_attention - average[:, None])
+        of_row = _of_row(distances, queries, exists, row, H, W, J, SPREAD)
+        scores = _scores(q0, q1, k0, k1, positions, row, scale * LOG2E, H, W, C1, ROWS, COLUMNS, SPREAD)
+        grad_scores = tl.exp2(scores - (logarithm - of_row)[:, None]) * (grad_attention - average[:, None])
         rounded = grad_scores.to(q0.dtype)
         grad_q0 = tl.dot(rounded, k0, grad_q0)
         if C1 > 0:
@@ -289,8 +310,8 @@ def _backward_queries(
             grad_positions = tl.dot(rounded, tl.trans(one_hot), grad_positions)
         else:
             grad_positions += grad_scores
-            of_row = tl.sum(grad_scores, axis=1).to(q0.dtype)
-            tl.store(grad_distances + queries * J + queries // W - row + H - 1, of_row, mask=exists)
+            grad_of_row = tl.sum(grad_scores, axis=1).to(q0.dtype)
+            tl.store(grad_distances + queries * J + queries // W - row + H - 1, grad_of_row, mask=exists)
 
     _store(grad_qkv, queries, exists, stride, grad_q0 * scale, 0, C0, C)
     if C1 > 0:
@@ -337,10 +358,10 @@ def _backward_keys(
             q1 = _load(qkv, queries, exists, stride, C0, C1, C)
             g1 = _load(grad, queries, exists, n * C, C0, C1, C)
             grad_attention += tl.dot(g1, tl.trans(v1))
-        positions = _load(kept, own, exists, KEPT, 0, KEPT, KEPT)
-        scores = _scores(q0, q1, k0, k1, positions, distances, queries, exists, row, valid, scale,
-                         H, W, J, C1, ROWS, COLUMNS, SPREAD)  # fmt: skip
-        attention = tl.exp2(scores - tl.load(log_sum + own, mask=exists, other=0.0)[:, None])
+        positions = _scaled(_load(kept, own, exists, KEPT, 0, KEPT, KEPT), SPREAD)
+        of_row = _of_row(distances, queries, exists, row, H, W, J, SPREAD)
+        scores = _scores(q0, q1, k0, k1, positions, row, scale * LOG2E, H, W, C1, ROWS, COLUMNS, SPREAD)
+        attention = tl.exp2(scores - (tl.load(log_sum + own, mask=exists, other=0.0) - of_row)[:, None])
         average = tl.load(mean + own, mask=exists, other=0.0)
         grad_scores = (attention * (grad_attention - average[:, None])).to(q0.dtype)
         attention = attention.to(q0.dtype)
