@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--interactions", type=int, default=11)
     parser.add_argument("--peers", action="store_true", help="also time segment_anything and transformers")
     parser.add_argument("--compile", action="store_true", help="also time our encoder with its blocks compiled")
-    parser.add_argument("--tune", action="store_true", help="also time other launches of the attention kernels")
+    parser.add_argument("--tune", choices=("forward", "all"), help="also time other launches of the attention kernels")
     parser.add_argument("--profile", action="store_true", help="print the kernels that take most of encoder and step")
     parser.add_argument("--peak-tflops", type=float, default=None)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu is for trying out the script")
@@ -355,29 +355,29 @@ def flex_attention_with_bias() -> Callable[..., Tensor]:
 
 
 def tune(bench: Bench, inputs: list[Tensor], outer: Tensor, scale: float, what: str) -> None:
-    """Times each kernel with other numbers of queries, warps and stages."""
+    """Times the kernels with other numbers of queries, warps and stages; the fastest forward kernel stays."""
     from samtrain.ops import rel_pos_kernels as kernels
 
     qkv, rel_h, rel_w = (each.detach() for each in inputs)
     B, N, _, n, C = qkv.shape
     grad = outer.view(B, N, n, C)
     out, log_sum = kernels.forward(qkv, rel_h, rel_w, scale)
-    launches = [(64, 4, 2), (64, 4, 3), (128, 4, 2), (128, 8, 2), (128, 8, 3), (128, 8, 4)]
-    for launch in launches:
-        kernels.FORWARD = kernels.Launch(*launch)
-        bench.row(what, f"forward {launch}", bench.seconds(lambda: kernels.forward(qkv, rel_h, rel_w, scale), 20))
-    kernels.FORWARD = kernels.Launch(128, 8, 3)
-    for name in ("BACKWARD_QUERIES", "BACKWARD_KEYS"):
-        best = getattr(kernels, name)
-        for launch in [(64, 4, 1), (64, 4, 2), (64, 8, 2), (128, 8, 1), (128, 8, 2)]:
+    forward = "FORWARD_ROW" if N >= kernels.FULL_ROW**2 else "FORWARD_ROWS"
+    jobs = {forward: lambda: kernels.forward(qkv, rel_h, rel_w, scale)}
+    if bench.options.tune == "all":
+        backward = lambda: kernels.backward(grad, out, log_sum, qkv, rel_h, rel_w, scale)  # noqa: E731
+        jobs |= {"BACKWARD_QUERIES": backward, "BACKWARD_KEYS": backward}
+    for name, job in jobs.items():
+        found = {}
+        for launch in [(64, 4, 2), (64, 4, 3), (64, 4, 4), (64, 8, 2), (128, 8, 2), (128, 8, 3)]:
             setattr(kernels, name, kernels.Launch(*launch))
             try:
-                seconds = bench.seconds(lambda: kernels.backward(grad, out, log_sum, qkv, rel_h, rel_w, scale), 10)
+                found[bench.seconds(job, 10)] = launch
             except Exception as error:
-                bench.row(what, f"backward, {name} {launch}", note=str(error)[:80])
+                bench.row(what, f"{name} {launch}", note=str(error)[:80])
             else:
-                bench.row(what, f"backward, {name} {launch}", seconds)
-        setattr(kernels, name, best)
+                bench.row(what, f"{name} {launch}", max(found, key=lambda seconds: found[seconds] == launch))
+        setattr(kernels, name, kernels.Launch(*found[min(found)]))
 
 
 # ---- models and operations

@@ -65,6 +65,9 @@ class EncoderBlock(Block):
     def _qkv(self, x: Tensor) -> Tensor:
         """Returns queries, keys and values, (B, H, W, 3 C), or those of the windows if the block is windowed."""
         y = self.norm1(x)
+        if torch.is_autocast_enabled(x.device.type):
+            # the product would do it next, but windows are half as large to copy then
+            y = y.to(torch.get_autocast_dtype(x.device.type))
         return self.attn.qkv(window_partition(y, self.window_size)[0] if self.window_size > 0 else y)
 
     def _mlp(self, x: Tensor) -> Tensor:
@@ -121,7 +124,7 @@ class ImageEncoder(VisionTransformerSAM):
     def forward(self, images_B3SS: Tensor) -> Tensor:
         """Returns (B, C, g, g) embeddings of (B, 3, S, S) normalised images."""
         # Patches and absolute positions
-        x = self.patch_embed(images_B3SS).contiguous() + self.pos_embed
+        x = self._patches(images_B3SS).contiguous() + self.pos_embed
 
         # Blocks, windowed except at `global_attn_indexes`
         for block in self.blocks:
@@ -129,12 +132,15 @@ class ImageEncoder(VisionTransformerSAM):
             x = checkpoint(block, x, use_reentrant=False) if checkpointed else block(x)
 
         # Neck: two convolutions that bring the width down to the prompts'
-        x = x.permute(0, 3, 1, 2)
-        for layer in self.neck:
-            if x.is_cuda and isinstance(layer, nn.Conv2d):
-                # x has its channels last; with weights in the other order cuDNN takes a kernel that is 20 times slower
-                weight = layer.weight.contiguous(memory_format=torch.channels_last)
-                x = F.conv2d(x, weight, layer.bias, layer.stride, layer.padding)
-            else:
-                x = layer(x)
-        return x
+        return self.neck(x.permute(0, 3, 1, 2))
+
+    def _patches(self, images_B3SS: Tensor) -> Tensor:
+        """Returns (B, g, g, D), the embedding of each patch."""
+        if not images_B3SS.is_cuda:
+            return self.patch_embed(images_B3SS)
+        # a matrix product: for three input channels cuDNN has no convolution that uses tensor cores
+        proj = self.patch_embed.proj
+        assert isinstance(proj, nn.Conv2d)
+        p = proj.kernel_size[0]
+        pixels = images_B3SS.unflatten(3, (-1, p)).unflatten(2, (-1, p)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+        return F.linear(pixels, proj.weight.flatten(1), proj.bias)

@@ -15,7 +15,6 @@ The first two are custom operators, which `torch.compile` leaves as they are.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
@@ -57,7 +56,7 @@ def _way(qkv: Tensor) -> str:
     return way
 
 
-@lru_cache
+@torch.compiler.assume_constant_result
 def _kernels_run_on(device: torch.device) -> bool:
     """Returns whether Triton is installed and the GPU is of the Ampere generation or newer."""
     if device.type != "cuda":  # the planner's tensors, which stand for those of a GPU

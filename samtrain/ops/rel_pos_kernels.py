@@ -31,8 +31,9 @@ class Launch(NamedTuple):
     num_stages: int
 
 
-# the fastest of those tried on an H200 (experiments/LOG.md)
-FORWARD, BACKWARD_QUERIES, BACKWARD_KEYS = Launch(64, 4, 3), Launch(64, 4, 2), Launch(64, 4, 2)
+# the fastest of those tried on an H200 (experiments/LOG.md); a tile holds one row of keys, or several
+FORWARD_ROW, FORWARD_ROWS = Launch(64, 4, 3), Launch(64, 4, 3)
+BACKWARD_QUERIES, BACKWARD_KEYS = Launch(64, 4, 2), Launch(64, 4, 2)
 
 
 class _Sizes:
@@ -58,7 +59,7 @@ def forward(qkv_BN3nC: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, scale: floa
     sizes = _sizes(rel_pos_h, rel_pos_w, distances)
     out = qkv_BN3nC.new_empty(B, N, n, C)
     log_sum = qkv_BN3nC.new_empty(B, n, N, dtype=torch.float32)
-    launch = FORWARD
+    launch = FORWARD_ROWS if sizes.spread else FORWARD_ROW
     _forward[(triton.cdiv(N, launch.queries), B * n)](
         qkv_BN3nC, distances, out, log_sum, scale, B, n,
         **sizes.arguments, QUERIES=launch.queries, num_warps=launch.num_warps, num_stages=launch.num_stages,

@@ -57,14 +57,24 @@ def test_the_predictor(trained: Sam, device: torch.device, frame: str) -> None:
             assert a.dtype == b.dtype and np.abs(a - b).max() <= 1e-4 * np.abs(a).max()
 
 
-def assert_same_records(expected: list[dict], here: list[dict]) -> None:
-    assert len(expected) == len(here) >= 5, "too few masks to show anything"
-    for a, b in zip(expected, here, strict=True):
-        assert a["point_coords"] == b["point_coords"] and a["crop_box"] == b["crop_box"]
-        assert a["predicted_iou"] == pytest.approx(b["predicted_iou"], abs=1e-4)
-        assert a["stability_score"] == pytest.approx(b["stability_score"], abs=5e-3)
-        assert np.allclose(a["bbox"], b["bbox"], atol=1)
-        assert a["area"] == pytest.approx(b["area"], rel=2e-3, abs=2)
+def same(a: dict, b: dict) -> bool:
+    """Returns whether two records are of the same click and crop, with the same scores and the same mask but for its edge."""
+    return (
+        a["point_coords"] == b["point_coords"]
+        and a["crop_box"] == b["crop_box"]
+        and a["predicted_iou"] == pytest.approx(b["predicted_iou"], abs=1e-4)
+        and a["stability_score"] == pytest.approx(b["stability_score"], abs=5e-3)
+        and np.allclose(a["bbox"], b["bbox"], atol=1)
+        and a["area"] == pytest.approx(b["area"], rel=2e-3, abs=2)
+    )
+
+
+def assert_same_records(expected: list[dict], here: list[dict], share: float) -> None:
+    """At least `share` of the records of either side are also on the other."""
+    assert min(len(expected), len(here)) >= 5, "too few masks to show anything"
+    for one, other in ((expected, here), (here, expected)):
+        missing = [a for a in one if not any(same(a, b) for b in other)]
+        assert len(missing) <= (1 - share) * len(one), f"{len(missing)} of {len(one)} records: {missing[:3]}"
 
 
 @pytest.mark.parametrize("model", ["trained", "colours"])
@@ -76,7 +86,8 @@ def test_the_automatic_generator(trained: Sam, device: torch.device, model: str,
     settings = {**SETTINGS, "frame": frame, "crop_n_layers": int(frame == "resize")}
     sam = trained if model == "trained" else ColourSam().eval()
     expected, here = (SamAutomaticMaskGenerator(each, **settings).generate(image) for each in on_both(sam, device))
-    assert_same_records(expected, here)
+    # of two masks of almost the same score, or next to a threshold, another one may be kept; colours have no such ties
+    assert_same_records(expected, here, share=0.95 if model == "trained" else 1.0)
 
 
 def test_the_evaluator(trained: Sam, device: torch.device) -> None:
