@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[1, 4], help="images per step")
     parser.add_argument("--masks", type=int, default=64, help="masks per image of a step")
     parser.add_argument("--interactions", type=int, default=11)
-    parser.add_argument("--peers", action="store_true", help="also time segment_anything and transformers")
+    parser.add_argument("--peers", nargs="+", choices=PARTS, default=[], help="parts that time others, too")
     parser.add_argument("--compile", action="store_true", help="also time our encoder with its blocks compiled")
     parser.add_argument("--tune", choices=("forward", "all"), help="also time other launches of the attention kernels")
     parser.add_argument("--profile", action="store_true", help="print the kernels that take most of encoder and step")
@@ -139,7 +139,7 @@ class Bench:
                 yield "ours, compiled, autocast", encoder, torch.float32
             with converted(encoder), compiled(encoder):
                 yield "ours, compiled, bf16 weights", encoder, torch.bfloat16
-        if self.options.peers:
+        if "encoder" in self.options.peers:
             yield "segment_anything, autocast", self.official.image_encoder, torch.float32
             yield "transformers, autocast", transformers_encoder(self.config).to(self.device), torch.float32
 
@@ -164,7 +164,7 @@ class Bench:
                 with converted(encoder), compiled(encoder):
                     graph = graphed(encoder, torch.zeros(1, 3, side, side, device=self.device, dtype=torch.bfloat16))
                     self.row("one image, array to embedding", "ours, compiled, CUDA graph", self.seconds(lambda: run(graph)))
-        if self.options.peers:
+        if "latency" in self.options.peers:
             self.row(
                 "one image, array to embedding", "segment_anything", self.seconds(lambda: run(self.official.image_encoder))
             )
@@ -213,7 +213,7 @@ class Bench:
                              tflop=(encoder + decoder) * count, GB=round(peak_gb(own), 2))  # fmt: skip
         self.ours.zero_grad(set_to_none=True)
         self.ours.eval()
-        if self.options.peers:
+        if "step" in self.options.peers:
             self._their_step(what, encoder, decoder)
 
     def _their_step(self, what: str, encoder: float, decoder: float) -> None:
@@ -265,7 +265,7 @@ class Bench:
             self.row(what, "ours", self.seconds(ourselves, 3), records=len(found["own"]))
             if self.options.profile:
                 profile(ourselves)
-            if self.options.peers:
+            if "generator" in self.options.peers:
                 peer()
                 seconds = statistics.median(timed(peer) for _ in range(3))
                 self.row(what, "segment_anything", seconds, equality=same_records(found["theirs"], found["own"]))
@@ -315,7 +315,7 @@ def attention_rows(bench: Bench, side: int, images: int) -> None:
     rows("ours", rel_pos_attention.rel_pos_attention)
     with way_of(rel_pos_attention, "folded", bench.device):
         rows("bias folded into scaled_dot_product_attention", rel_pos_attention.rel_pos_attention)
-    if bench.options.peers and bench.device.type == "cuda":
+    if "attention" in bench.options.peers and bench.device.type == "cuda":
         rows("FlexAttention, bias computed before", flex_attention_with_bias(), errors=False)
     if bench.options.tune and bench.device.type == "cuda":
         tune(bench, inputs, outer, width**-0.5, f"attention {side} x {side}, {images} images")
