@@ -102,7 +102,7 @@ def test_the_evaluator(trained: Sam, device: torch.device) -> None:
     found = [evaluate_clicks(make_predictor(sam, frame=None), records, num_points=3) for sam in on_both(trained, device)]
     (expected, rows), (here, others) = found
     assert len(rows) == len(others) >= 8
-    assert here == pytest.approx(expected, abs=5e-3)
+    assert here == pytest.approx(expected, abs=1e-2)
     assert expected["miou_1"] > 0.3, "the model is trained too little to show anything"
 
 

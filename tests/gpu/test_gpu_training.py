@@ -65,21 +65,21 @@ def test_a_killed_training_resumes_as_if_never_killed(tmp_path: Path, device: to
 
 
 def test_fsdp_on_one_rank_trains_as_one_process(tmp_path: Path, device: torch.device) -> None:
-    """And resumes from its own checkpoint, which any strategy can read."""
+    """And resumes from its own checkpoint, as does one process. Without clipping, because norms are rounded differently."""
     try:
-        train(tmp_path / "fsdp", device, steps=8, strategy=EncoderFSDPStrategy())
+        train(tmp_path / "fsdp", device, steps=8, strategy=EncoderFSDPStrategy(), gradient_clip_val=None)
         shutil.copytree(tmp_path / "fsdp", tmp_path / "resumed")
-        train(tmp_path / "resumed", device, steps=12, strategy=EncoderFSDPStrategy())
+        train(tmp_path / "resumed", device, steps=12, strategy=EncoderFSDPStrategy(), gradient_clip_val=None)
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    train(tmp_path / "plain", device, steps=8)
+    train(tmp_path / "plain", device, steps=8, gradient_clip_val=None)
     shutil.copytree(tmp_path / "fsdp", tmp_path / "switched")
-    train(tmp_path / "switched", device, steps=12)
+    train(tmp_path / "switched", device, steps=12, gradient_clip_val=None)
     for one, other in (("plain", "fsdp"), ("resumed", "switched")):
         expected, found = (weights_of(tmp_path / run / "checkpoints" / "last.ckpt") for run in (one, other))
         for key, value in expected.items():
-            assert torch.allclose(value, found[key], atol=1e-5), f"{one}, {other}: {key}"
+            assert (value - found[key]).abs().max().item() <= 1e-5, f"{one}, {other}: {key}"
 
 
 @pytest.mark.parametrize("bf16", [False, True])
