@@ -7,11 +7,15 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from samtrain.data.prepare.cvat import CvatImages, is_cvat
 from samtrain.data.prepare.formats import BinaryMasks, CocoInstances, LabelMaps, MaskSource, Sa1bFolder, Unlabelled
 from samtrain.data.prepare.label_maps import LabelRules
+from samtrain.data.prepare.label_studio import LabelStudioTasks
 from samtrain.data.prepare.mask_files import files_below
+from samtrain.data.prepare.yolo import YoloPolygons
 
-Form = Literal["auto", "sa1b", "coco", "label_maps", "binary_masks", "unlabelled"]
+Form = Literal["auto", "sa1b", "coco", "label_maps", "binary_masks", "yolo", "cvat", "label_studio", "unlabelled"]
+OF_FILE = {"coco": CocoInstances, "cvat": CvatImages, "label_studio": LabelStudioTasks}  # forms with one file for all images
 
 
 @dataclass(frozen=True)
@@ -19,11 +23,11 @@ class PrepareConfig:
     """Which images and masks are prepared, and how; every field is a key of `data=folder`.
 
     root:         folder that holds the images, at any depth
-    form:         sa1b (a JSON beside each image), coco (`annotations` names the JSON), label_maps or binary_masks
-                  (`masks` says where they are), or unlabelled, images without masks that people will annotate; auto chooses
-                  coco if `annotations` is set, else sa1b
+    form:         sa1b (a JSON beside each image), coco, cvat or label_studio (`annotations` names the file), label_maps or
+                  binary_masks (`masks` says where they are), yolo (labels beside images), or unlabelled, images without masks
+                  that people will annotate; auto chooses coco if `annotations` is set, cvat if it is an XML, else sa1b
     masks:        folder or glob of mask files, see `MaskFinder`
-    annotations:  COCO or LVIS instance JSON; a list is refused with what to do instead
+    annotations:  COCO or LVIS instance JSON, CVAT's XML, Label Studio's JSON; a list is refused with what to do instead
     background:   the value of a label map's background; None: 0, or a negative value that looks like it
     ignore_values: values of label maps that are no object; None: 255 if it looks like VOC's void
     components:   each connected region of a mask or of a label is an object
@@ -66,10 +70,10 @@ class PrepareConfig:
             )
         if self.crowds not in ("ignore", "objects"):
             raise ValueError(f"data.crowds is {self.crowds!r}: choose ignore or objects")
-        if self.categories is not None and self.annotations is None:
+        if self.categories is not None and self.annotations is None and self.form != "yolo":
             raise ValueError(
-                f"data.categories is {self.categories}, and only data.form=coco has categories: set data.annotations=<json>, "
-                "or data.categories=null"
+                f"data.categories is {self.categories}, and only data.form=coco has categories (or cvat, label_studio, yolo): "
+                "set data.annotations=<json>, or data.categories=null"
             )
         _check_masks(self)
         if min(self.val, self.test) < 0 or self.val + self.test >= 1:
@@ -134,17 +138,20 @@ def mask_source(config: PrepareConfig) -> MaskSource:
                 "files, set data.form=label_maps or binary_masks and data.masks, for COCO set data.annotations=<json>. If they "
                 "have none yet, let people annotate them: +experiment=stage1 annotator=web data=folder data.root=<folder>"
             )
-        form = "coco" if annotations else "sa1b"
+        form = "sa1b" if not annotations else "cvat" if is_cvat(Path(annotations)) else "coco"
     if form == "unlabelled":
         return Unlabelled(folder)
     if form == "sa1b":
         return Sa1bFolder(folder)
-    if form == "coco":
+    if form == "yolo":
+        return YoloPolygons(folder, config.categories)
+    if form in OF_FILE:
         if not annotations or not Path(annotations).is_file():
+            wanted = {"coco": "the instance JSON", "cvat": "the XML", "label_studio": "the JSON"}[form]
             raise ValueError(
-                f"data.form is coco and data.annotations is {annotations!r}, which is not a file: give the instance JSON"
+                f"data.form is {form} and data.annotations is {annotations!r}, which is not a file: give {wanted}"
             )
-        return CocoInstances(folder, Path(annotations), config.categories)
+        return OF_FILE[form](folder, Path(annotations), config.categories)
     if not config.masks:
         raise ValueError(
             f"data.form is {form} and data.masks is not set: give the folder of the masks, or a glob with {{stem}} in it"
