@@ -215,8 +215,12 @@ def printable(name: str) -> str:
 
 
 def digest(path: str | Path) -> str:
-    """Returns the sha256 of a file as hex."""
+    """Returns the sha256 of a file as hex, or that of the names and contents of all files in a folder."""
     state = hashlib.sha256()
+    if os.path.isdir(path):
+        for each in sorted(each for each in Path(path).rglob("*") if each.is_file()):
+            state.update(f"{each.relative_to(path)} {digest(each)}\n".encode(errors="surrogateescape"))
+        return state.hexdigest()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             state.update(chunk)

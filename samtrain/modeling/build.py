@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from samtrain.modeling.checkpoints import Weights, read_weights
-from samtrain.modeling.sam import INPUT_FIELDS, SAM_CONFIGS, Sam, SamConfig
+from samtrain.modeling.foreign_files import file_of_folder
+from samtrain.modeling.relatives import relative
+from samtrain.modeling.sam import INPUT_FIELDS, MOBILE_SAM, SAM_CONFIGS, Sam, SamConfig
 from samtrain.modeling.timm_encoder import is_timm, timm_sizes
 from samtrain.modeling.weights import StateDict, config_differences, infer_config, resize_positions
 
@@ -62,7 +64,8 @@ def load_sam(path: str | Path, *, image_size: int | None = None) -> Sam:
     as in the paper, resized. No code in the file is ever executed.
 
     Args:
-        path: Meta's `.pth`, a Lightning `.ckpt` of ours, `.safetensors` under our or Meta's names, or transformers' SamModel.
+        path: Meta's `.pth`, a Lightning `.ckpt` of ours, `.safetensors` under our or Meta's names, or a folder of transformers'
+            SamModel.
         image_size: side of the network input in pixels; None takes the file's own. For another size positions are resized.
 
     Returns:
@@ -78,7 +81,8 @@ def load_sam(path: str | Path, *, image_size: int | None = None) -> Sam:
 
 def checkpoint_config(path: str | Path) -> SamConfig:
     """Returns the sizes of the SAM that a file holds, without building it; raises ValueError as `load_sam` does."""
-    status = Path(path).stat() if Path(path).is_file() else None
+    file = file_of_folder(Path(path))
+    status = file.stat() if file.is_file() else None
     return _checkpoint_config(str(path), status and (status.st_mtime_ns, status.st_size))
 
 
@@ -89,12 +93,13 @@ def _checkpoint_config(path: str, _stamp: tuple[int, int] | None) -> SamConfig:
 
 def sam_config(model: str, *, image_size: int | None = None, **overrides: Any) -> SamConfig:
     """Returns the sizes of a named model, some of them overridden; raises ValueError for an unknown model or field."""
-    if model not in SAM_CONFIGS and not is_timm(model):
+    if model not in (*SAM_CONFIGS, MOBILE_SAM.model) and not is_timm(model):
         raise ValueError(f"{model!r} is not a model (model.name): choose from {', '.join(sorted(SAM_CONFIGS))}, or timm/NAME")
     known = [field.name for field in fields(SamConfig) if field.name != "model"]
     if unknown := sorted(set(overrides) - set(known)):
         raise ValueError(f"a model has no settings named {', '.join(unknown)}: choose from {', '.join(known)}")
-    config = SamConfig(model=model, **timm_sizes(model)) if is_timm(model) else SAM_CONFIGS[model]
+    known_sizes = SAM_CONFIGS | {MOBILE_SAM.model: MOBILE_SAM}
+    config = SamConfig(model=model, **timm_sizes(model)) if is_timm(model) else known_sizes[model]
     return replace(config, image_size=config.image_size if image_size is None else image_size, **overrides)
 
 
@@ -103,14 +108,15 @@ def _config_of(weights: Weights, asked: SamConfig | None = None) -> SamConfig:
     if weights.config is not None:
         return weights.config
     try:
-        config = infer_config(weights.state_dict, asked)
+        config = replace(infer_config(weights.state_dict, asked), **weights.hints)
         mean = weights.normalisation.get("pixel_mean", config.pixel_mean)
         std = weights.normalisation.get("pixel_std", config.pixel_std)
         if (mean, std) != (config.pixel_mean, config.pixel_std):
             log.warning("%s has its own normalisation of pixels, which is used: mean %s, std %s.", weights.path, mean, std)
         return replace(config, pixel_mean=mean, pixel_std=std)
     except ValueError as error:
-        raise ValueError(f"{weights.path} (checkpoint): {error}") from error
+        kind = relative(weights.state_dict)
+        raise ValueError(f"{weights.path} (checkpoint): {error}{kind and f'. They look like those of {kind}'}") from error
 
 
 def _describe(config: SamConfig) -> str:
@@ -151,7 +157,8 @@ def check_state_dict(module: torch.nn.Module, state: StateDict, source: str) -> 
     }
     if any(problems.values()):
         found = "; ".join(f"{what}: {_listed(keys)}" for what, keys in problems.items() if keys)
-        raise ValueError(f"{source} does not fit the model (checkpoint): {found}")
+        kind = relative(state)
+        raise ValueError(f"{source} does not fit the model (checkpoint): {found}{kind and f'. It looks like {kind}'}")
 
 
 def _listed(keys: list[str], limit: int = 20) -> str:

@@ -29,9 +29,11 @@ from samtrain.modeling.foreign_files import (
     unwrap,
     without_prefix,
 )
+from samtrain.modeling.relatives import without_extras
 from samtrain.modeling.sam import Sam, SamConfig
 from samtrain.modeling.trained_on import KEY as TRAINED_ON
 from samtrain.modeling.trained_on import digests_to_tensor
+from samtrain.modeling.transformers_folder import INDEX, folder_hints, read_shards
 from samtrain.modeling.weights import StateDict, official_state_dict, to_our_layout
 
 log = logging.getLogger(__name__)
@@ -45,12 +47,14 @@ class Weights:
     """Holds the tensors of a file in our layout, and the config if the file carries one.
 
     normalisation: `pixel_mean` and `pixel_std`, where the file has them as tensors
+    hints: fields of the config that a folder of transformers sets and no tensor shows
     """
 
     path: Path
     state_dict: StateDict
     config: SamConfig | None
     normalisation: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    hints: dict[str, Any] = field(default_factory=dict)
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -61,20 +65,29 @@ def read_weights(path: str | Path) -> Weights:
     finite or without tensors, and for one that would execute code if it were loaded by other programs; nothing in it is
     executed here.
     """
+    hints = folder_hints(Path(path)) if Path(path).is_dir() else {}
     path = file_of_folder(Path(path))
     if not path.is_file():
         raise ValueError(f"there is no file {path} (checkpoint): set the path of a .pth, .ckpt or .safetensors file")
     check_is_file_of_weights(path)
-    with path.open("rb") as file:
-        is_safetensors = file.read(9)[8:] == b"{"  # eight bytes of length, then a JSON header
-    state, config = _read_safetensors(path) if is_safetensors else _read_torch(path)
+    state, config = _read_tensors(path)
     state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}  # added by torch.compile
     if not state:
         raise ValueError(f"{path} holds no tensors (checkpoint): set a file that holds a SAM's state_dict")
     state = without_prefix(state, str(path))
     check_finite(state, str(path))
     normalisation = pop_normalisation(state)
-    return Weights(path, to_our_layout(state), _sam_config(path, config) if config else None, normalisation)
+    state = without_extras(state, str(path))
+    return Weights(path, to_our_layout(state), _sam_config(path, config) if config else None, normalisation, hints)
+
+
+def _read_tensors(path: Path) -> tuple[StateDict, dict | None]:
+    """Returns the tensors of a file of any kind, and the config that it carries."""
+    if path.name == INDEX:
+        return read_shards(path), None
+    with path.open("rb") as file:
+        is_safetensors = file.read(9)[8:] == b"{"  # eight bytes of length, then a JSON header
+    return _read_safetensors(path) if is_safetensors else _read_torch(path)
 
 
 def _sam_config(path: Path, values: Any) -> SamConfig:

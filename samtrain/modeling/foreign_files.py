@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samtrain.modeling.transformers_folder import INDEX
+
 log = logging.getLogger(__name__)
 
 # keys under which programs store the weights, beside an optimiser or a number of epochs; where several hold a SAM, such as an
@@ -57,7 +59,7 @@ def file_of_folder(path: Path) -> Path:
     """Returns the weights in a folder as transformers writes it, or the path itself; raises ValueError for other folders."""
     if not path.is_dir():
         return path
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in ("model.safetensors", INDEX, "pytorch_model.bin"):
         if (path / name).is_file():
             return path / name
     found = ", ".join(sorted(each.name for each in path.iterdir())[:8]) or "nothing"
@@ -117,6 +119,8 @@ def without_prefix(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     (prefix,) = complete
     if not prefix:
         return state
+    if beside := [key for key in state if not key.startswith(prefix)]:
+        log.warning("%s holds more than a SAM. Left out: %s.", source, _quoted(beside))
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 

@@ -21,6 +21,7 @@ from samtrain.modeling.image_encoder import ImageEncoder
 from samtrain.modeling.mask_decoder import MLP, MaskDecoder
 from samtrain.modeling.prompt_encoder import PromptEncoder
 from samtrain.modeling.timm_encoder import TimmEncoder
+from samtrain.modeling.tiny_vit_encoder import TinyVitEncoder
 from samtrain.modeling.transformer import Attention, MLPBlock
 
 ENCODER_GAIN = 0.5**0.5  # 0.02 is 0.55 of what keeps the variance of 768 channels
@@ -30,17 +31,20 @@ CLASSIFIER_SCALE = 0.2  # learning starts earlier than with 1 (experiments/LOG.m
 
 @torch.no_grad()
 def init_from_scratch(
-    image_encoder: ImageEncoder | TimmEncoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder
+    image_encoder: ImageEncoder | TimmEncoder | TinyVitEncoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder
 ) -> None:
     """Sets the weights of all layers in place; tokens keep PyTorch's unit normal, relative positions their zeros."""
     # All layers keep the variance of their input, those of the encoder half of it
-    for part, gain in ((image_encoder, ENCODER_GAIN), (prompt_encoder, 1.0), (mask_decoder, 1.0)):
+    # TinyViT is initialised by timm: its convolutions have groups, and norms behind them
+    encoder = image_encoder.neck if isinstance(image_encoder, TinyVitEncoder) else image_encoder
+    for part, gain in ((encoder, ENCODER_GAIN), (prompt_encoder, 1.0), (mask_decoder, 1.0)):
         for module in part.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
                 _keep_variance(module, gain)
 
-    # Absolute positions
-    nn.init.trunc_normal_(image_encoder.pos_embed, std=0.02)
+    # Absolute positions, which TinyViT does not have
+    if not isinstance(image_encoder, TinyVitEncoder):
+        nn.init.trunc_normal_(image_encoder.pos_embed, std=0.02)
 
     # Layers before a ReLU, which halves the variance (He et al. 2015)
     for module in mask_decoder.modules():

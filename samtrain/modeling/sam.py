@@ -15,6 +15,7 @@ from samtrain.modeling.initialise import init_from_scratch
 from samtrain.modeling.mask_decoder import MaskDecoder
 from samtrain.modeling.prompt_encoder import PromptEncoder
 from samtrain.modeling.timm_encoder import TimmEncoder, is_timm
+from samtrain.modeling.tiny_vit_encoder import DEPTHS, DIMS, HEADS, MODEL, WINDOWS, TinyVitEncoder
 from samtrain.types import Prompts, SamOutput, valid_pixels
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # of ImageNet, for pixels of 0 to 255 (segment_anything)
@@ -138,8 +139,14 @@ SAM_CONFIGS = {
 }
 
 
-def make_image_encoder(config: SamConfig) -> ImageEncoder | TimmEncoder:
-    """Returns the first box of the figure: SAM's ViT, or a ViT of timm where the model's name begins with "timm/"."""
+# MobileSAM: a small encoder that was distilled from ViT-H, with SAM's prompt encoder and mask decoder
+MOBILE_SAM = SamConfig(MODEL, DIMS[-1], sum(DEPTHS), HEADS[-1], (), window_size=WINDOWS[-1])
+
+
+def make_image_encoder(config: SamConfig) -> ImageEncoder | TimmEncoder | TinyVitEncoder:
+    """Returns the first box of the figure: SAM's ViT, a ViT of timm for a name that begins with "timm/", or MobileSAM's."""
+    if config.model == MODEL:
+        return TinyVitEncoder(out_chans=config.prompt_dim, drop_path=config.drop_path)
     if is_timm(config.model):
         return TimmEncoder(
             model=config.model,
@@ -198,6 +205,8 @@ class Sam(nn.Module):
 
     def register_constants(self) -> None:
         """Registers the buffers that checkpoints do not hold; called again for a model that was built on the "meta" device."""
+        if isinstance(self.image_encoder, TinyVitEncoder):
+            self.image_encoder.register_constants()
         self.register_buffer("pixel_mean", torch.tensor(self.config.pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(self.config.pixel_std).view(-1, 1, 1), persistent=False)
 

@@ -1,21 +1,23 @@
 """Translates the names of SAM weights, infers a model's sizes from their shapes, and resizes positions.
 
-Three layouts are known: ours (timm's names in the encoder: `mlp.fc1`), Meta's official one (`mlp.lin1`), and that of
-transformers' SamModel. All functions except `to_our_layout` take ours.
+Four layouts are known: ours (timm's names in the encoder: `mlp.fc1`), Meta's official one (`mlp.lin1`), that of transformers'
+SamModel, and MobileSAM's. All functions except `to_our_layout` take ours.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor
 
-from samtrain.modeling.sam import INPUT_FIELDS, SAM_CONFIGS, Sam, SamConfig
+from samtrain.modeling.sam import INPUT_FIELDS, MOBILE_SAM, SAM_CONFIGS, Sam, SamConfig
 from samtrain.modeling.timm_encoder import is_timm, resize_timm_positions
+from samtrain.modeling.tiny_vit_encoder import from_mobile_sam
 
 StateDict = dict[str, Tensor]
 
@@ -47,12 +49,33 @@ _TRANSFORMERS = [
 ]
 _TRANSFORMERS_DUPLICATE = "prompt_encoder.shared_embedding.positional_embedding"  # the same as shared_image_embedding
 
+# patterns of our names and transformers', applied in this order
+_TO_TRANSFORMERS: list[tuple[str, Any]] = [
+    (r"^prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix", "shared_image_embedding.positional_embedding"),
+    (r"^image_encoder\.blocks\.", "vision_encoder.layers."),
+    (r"^image_encoder\.", "vision_encoder."),
+    (r"patch_embed\.proj\.", "patch_embed.projection."),
+    (r"mlp\.fc([12])\.", r"mlp.lin\1."),
+    (r"neck\.([02])\.", lambda found: f"neck.conv{int(found[1]) // 2 + 1}."),
+    (r"neck\.([13])\.", lambda found: f"neck.layer_norm{int(found[1]) // 2 + 1}."),
+    (r"mask_downscaling\.([036])\.", lambda found: f"mask_embed.conv{int(found[1]) // 3 + 1}."),
+    (r"mask_downscaling\.([14])\.", lambda found: f"mask_embed.layer_norm{int(found[1]) // 3 + 1}."),
+    (r"\.point_embeddings\.", ".point_embed."),
+    (r"\.norm(\d|_final_attn)\.", r".layer_norm\1."),
+    (r"output_upscaling\.0\.", "upscale_conv1."),
+    (r"output_upscaling\.1\.", "upscale_layer_norm."),
+    (r"output_upscaling\.3\.", "upscale_conv2."),
+    (r"(mlps\.\d|iou_prediction_head)\.layers\.0\.", r"\1.proj_in."),
+    (r"(mlps\.\d|iou_prediction_head)\.layers\.2\.", r"\1.proj_out."),
+    (r"((?:mlps\.\d|iou_prediction_head)\.layers)\.1\.", r"\1.0."),
+]
+
 
 def to_our_layout(state: StateDict) -> StateDict:
-    """Returns the same tensors under our names, from any of the three layouts."""
+    """Returns the same tensors under our names, from any of the four layouts."""
     if any(key.startswith("vision_encoder.") for key in state):
         state = {_from_transformers(key): value for key, value in state.items() if key != _TRANSFORMERS_DUPLICATE}
-    return {_ENCODER_MLP.sub(r"\1.fc\3.", key): value for key, value in state.items()}
+    return {_ENCODER_MLP.sub(r"\1.fc\3.", key): value for key, value in from_mobile_sam(state).items()}
 
 
 def official_state_dict(sam: Sam) -> StateDict:
@@ -60,7 +83,7 @@ def official_state_dict(sam: Sam) -> StateDict:
 
     Raises ValueError for a decoder that `segment_anything` cannot build.
     """
-    if is_timm(sam.config.model):
+    if not _has_official_encoder(sam.config):
         raise ValueError(
             f"the official layout has no place for the encoder {sam.config.model} (export.path): write a .safetensors file"
         )
@@ -71,6 +94,31 @@ def official_state_dict(sam: Sam) -> StateDict:
         )
     state = {_ENCODER_MLP.sub(r"\1.lin\3.", key): value for key, value in sam.state_dict().items()}
     return {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in state.items()}
+
+
+def transformers_state_dict(sam: Sam) -> StateDict:
+    """Returns the model's tensors under the names of transformers' SamModel, in float32 on the CPU.
+
+    Raises ValueError for an encoder that SamModel does not have.
+    """
+    if not _has_official_encoder(sam.config):
+        raise ValueError(
+            f"SamModel of transformers has no place for the encoder {sam.config.model} (export.formats): write safetensors, "
+            "which keeps our own names, instead of huggingface"
+        )
+    tensors = {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in sam.state_dict().items()}
+    return {_to_transformers(key): value for key, value in tensors.items()}
+
+
+def _has_official_encoder(config: SamConfig) -> bool:
+    return not is_timm(config.model) and config.model != MOBILE_SAM.model
+
+
+def _to_transformers(key: str) -> str:
+    """Returns transformers' name for a name of ours."""
+    for pattern, replacement in _TO_TRANSFORMERS:
+        key = re.sub(pattern, replacement, key)
+    return key
 
 
 def _from_transformers(key: str) -> str:
@@ -97,6 +145,8 @@ def infer_config(state: StateDict, asked: SamConfig | None = None) -> SamConfig:
     model in `SAM_CONFIGS` with equal shapes; otherwise the heads are 8, as in all official models. Raises ValueError if the
     tensors are not those of a SAM.
     """
+    if "image_encoder.stages.0.blocks.0.conv1.conv.weight" in state:
+        return _mobile_config(state, asked)
     facts, image_size = _facts_of_tensors(state)
 
     # a known model with equal shapes
@@ -119,6 +169,12 @@ def infer_config(state: StateDict, asked: SamConfig | None = None) -> SamConfig:
         window_size=(windows.pop() + 1) // 2 if windows else grid,
         **facts,
     )
+
+
+def _mobile_config(state: StateDict, asked: SamConfig | None) -> SamConfig:
+    """Returns the sizes of a MobileSAM; no tensor shows the size of its input, which is MobileSAM's own unless asked for."""
+    side = asked.image_size if asked and asked.model == MOBILE_SAM.model else MOBILE_SAM.image_size
+    return replace(MOBILE_SAM, image_size=side, **_decoder_facts(state))
 
 
 def _facts_of_config(config: SamConfig) -> dict:
@@ -144,14 +200,21 @@ def _facts_of_tensors(state: StateDict) -> tuple[dict, int]:
         "encoder_depth": depth,
         "encoder_heads": dim // head_dim,
         "patch_size": patch,
+        **_decoder_facts(state),
+        "relative_position_tables": [_shape(state, key, 0)[0] for key in tables],
+    }
+    return facts, _shape(state, "image_encoder.pos_embed", 1)[0] * patch
+
+
+def _decoder_facts(state: StateDict) -> dict:
+    """Returns the sizes of prompt encoder, mask decoder and the encoder's neck that the tensors' shapes show."""
+    return {
         "prompt_dim": _shape(state, "image_encoder.neck.0.weight", 0)[0],
         "mask_in_chans": _shape(state, "prompt_encoder.mask_downscaling.3.weight", 0)[0],
         "decoder_depth": _count(state, r"^mask_decoder\.transformer\.layers\.(\d+)\."),
         "decoder_mlp_dim": _shape(state, "mask_decoder.transformer.layers.0.mlp.lin1.weight", 0)[0],
         "iou_head_dim": _shape(state, "mask_decoder.iou_prediction_head.layers.0.weight", 0)[0],
-        "relative_position_tables": [_shape(state, key, 0)[0] for key in tables],
     }
-    return facts, _shape(state, "image_encoder.pos_embed", 1)[0] * patch
 
 
 def _count(state: StateDict, pattern: str) -> int:

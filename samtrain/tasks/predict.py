@@ -103,7 +103,7 @@ def _check(config: Config, settings: PredictConfig) -> Path:
     for key, value in (("checkpoint", config["checkpoint"]), ("predict.image", settings.image)):
         if value is None:
             raise ValueError(f"{key} is null: task=predict needs checkpoint=FILE predict.image=IMAGE")
-        if not Path(value).is_file():
+        if not (Path(value).is_file() or (key == "checkpoint" and Path(value).is_dir())):
             raise ValueError(f"{key} is {value!r}, which is not a file: set it to one that exists")
     if not settings.points and settings.box is None:
         raise ValueError("There are no prompts: give predict.points='[[x, y, 1]]' or predict.box='[x0, y0, x1, y1]'")
