@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from samtrain.export.huggingface import save_huggingface
     from samtrain.inference.embeddings import EmbeddingStore, load_embedding, save_embedding
     from samtrain.inference.generator import SamAutomaticMaskGenerator
     from samtrain.inference.predictor import SamPredictor
@@ -25,6 +26,7 @@ __all__ = [
     "load_embedding",
     "load_sam",
     "save_embedding",
+    "save_huggingface",
     "save_official",
     "save_safetensors",
 ]
@@ -34,6 +36,7 @@ _MODULES = {
     "load_sam": "samtrain.modeling.build",
     "save_official": "samtrain.modeling.checkpoints",
     "save_safetensors": "samtrain.modeling.checkpoints",
+    "save_huggingface": "samtrain.export.huggingface",
     "SamAutomaticMaskGenerator": "samtrain.inference.generator",
     "SamPredictor": "samtrain.inference.predictor",
     "TiledPredictor": "samtrain.inference.tiled",

@@ -220,6 +220,8 @@ def test_results_name_commits_of_this_repository() -> None:
 
 # ---- keys
 
+FILE_ENDINGS = (".py", ".yaml", ".json", ".csv", ".png", ".pth", ".safetensors")
+
 
 @cache
 def known_keys() -> set[str]:
@@ -243,7 +245,7 @@ def test_keys_that_pages_name_exist(page: Path) -> None:
     text = BLOCK.sub("", page.read_text())
     for code in re.findall(r"`([^`\n]+)`", text):
         found = re.match(r"(?P<key>[a-z_]+(\.[a-z_0-9]+)+)(=.*)?$", code)
-        if found and found["key"].split(".")[0] in top and not found["key"].endswith((".py", ".yaml", ".json", ".csv", ".png")):
+        if found and found["key"].split(".")[0] in top and not found["key"].endswith(FILE_ENDINGS):
             assert found["key"] in known_keys(), f"{page.name} names {found['key']}"
 
 

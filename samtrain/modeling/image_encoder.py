@@ -72,7 +72,7 @@ class EncoderBlock(Block):
 
     def _mlp(self, x: Tensor) -> Tensor:
         """Returns the block's MLP of x, (B, H, W, C)."""
-        if torch.is_grad_enabled() or x.device.type != "cpu":
+        if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_exporting():
             return recompute_in_backward(self._contract, recompute_in_backward(self._expand, x))
         # in parts, so that the encoder's widest tensor stays small and its memory is reused by the processor's cache
         parts = x.flatten(0, 2).split(TOKENS_AT_A_TIME)

@@ -99,9 +99,9 @@ class PromptedImage:
 
     def cells(self) -> Tensor:
         """Returns the cells (N, G, C), one copy per prompt: the second layer changes them prompt by prompt."""
-        N, base = len(self.owner_N), self.cache.embeddings_BGC + self.everywhere_1C
+        N, base = self.owner_N.shape[0], self.cache.embeddings_BGC + self.everywhere_1C
         # index_select keeps the backward reproducible on CPU
-        own = base.expand(N, -1, -1) if len(base) == 1 else base.index_select(0, self.owner_N)
+        own = base.expand(N, -1, -1) if base.shape[0] == 1 else base.index_select(0, self.owner_N)
         if self.detail_NGm is None or self.mix_Cm is None:
             return own
         return torch.baddbmm(own, self.detail_NGm, self.mix_Cm.T.expand(N, -1, -1))
@@ -109,7 +109,7 @@ class PromptedImage:
     def _by_owner(self, x_NRK: Tensor, y_BKM: Tensor) -> Tensor:
         """Returns (N, R, M), each row of x times the matrix of the image that it belongs to."""
         N, R, K = x_NRK.shape
-        if len(y_BKM) == 1:
+        if y_BKM.shape[0] == 1:
             return (x_NRK.reshape(N * R, K) @ y_BKM[0]).view(N, R, y_BKM.shape[2])
         return torch.bmm(x_NRK, y_BKM.index_select(0, self.owner_N))
 

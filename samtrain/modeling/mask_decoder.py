@@ -73,15 +73,18 @@ class MaskDecoder(nn.Module):
 
     def forward(self, image: PromptedImage, sparse_NKC: Tensor, multimask_output: bool) -> SamOutput:
         """Returns masks (N, M, 4g, 4g) and predicted IoUs (N, M) for N prompts; M is 3 with `multimask_output`, else 1."""
+        return self.predict(image, sparse_NKC, range(1, NUM_MULTIMASK_OUTPUTS + 1) if multimask_output else range(1))
+
+    def predict(self, image: PromptedImage, sparse_NKC: Tensor, chosen: range) -> SamOutput:
+        """Returns masks and predicted IoUs as `forward` does, of the chosen mask tokens (0 to 3)."""
         # Put the output tokens before the prompt tokens
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens = torch.cat([output_tokens.expand(len(sparse_NKC), -1, -1), sparse_NKC], dim=1)
+        tokens = torch.cat([output_tokens.expand(sparse_NKC.shape[0], -1, -1), sparse_NKC], dim=1)
 
         # Update tokens and image in the two-way transformer
         tokens, cells = self.transformer(tokens, image)
 
         # Turn each mask token into a linear classifier, and classify the pixels of the upscaled image
-        chosen = range(1, NUM_MULTIMASK_OUTPUTS + 1) if multimask_output else range(1)
         weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen], dim=1)
         masks = self._classify_pixels(cells, weights)
 
@@ -97,7 +100,7 @@ class MaskDecoder(nn.Module):
         """
         (N, M), G, g = weights_NMc.shape[:2], image_NGC.shape[1], math.isqrt(image_NGC.shape[1])
         double, double_again = self._upscaling()
-        if image_NGC.device.type == "cpu" and not torch.is_grad_enabled():
+        if image_NGC.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_exporting():
             # a few cells at a time, so that the intermediate tensors, 32 times as large, stay in the processor's cache
             masks = image_NGC.new_empty(N, M, G * 16)
             for image_GC, weights_Mc, out in zip(image_NGC, weights_NMc, masks, strict=True):

@@ -22,11 +22,14 @@ def digests_to_tensor(digests: Iterable[str]) -> Tensor:
 
 
 def images_trained_on(path: str | Path) -> set[str]:
-    """Returns the digests of the images that a file's weights were trained on; none for files that do not say.
+    """Returns the digests of the images that the weights of a file or folder were trained on; none if it does not say.
 
     Only the digests are read from the disk. Files that cannot be read are the business of `load_sam`, which says why.
     """
-    if Path(path).suffix == ".safetensors":
+    path = Path(path)
+    if path.is_dir():
+        path /= "model.safetensors"  # of transformers
+    if path.suffix == ".safetensors":
         return _of_safetensors(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -60,17 +60,24 @@ class Attention(nn.Module):
 
     def split_heads(self, x_NTD: Tensor) -> Tensor:
         """Returns (N, R, D), one row per head and token with zeros in the channels of the other heads."""
-        return (x_NTD[:, None] * head_channels(self.num_heads, x_NTD.shape[-1], x_NTD.dtype, x_NTD.device)).flatten(1, 2)
+        return (x_NTD[:, None] * own_channels(self.num_heads, x_NTD.shape[-1], x_NTD.dtype, x_NTD.device)).flatten(1, 2)
 
     def merge_heads(self, x_NRD: Tensor) -> Tensor:
         """Returns (N, T, D), each channel taken from the row of its head."""
-        own = head_channels(self.num_heads, x_NRD.shape[-1], x_NRD.dtype, x_NRD.device)
+        own = own_channels(self.num_heads, x_NRD.shape[-1], x_NRD.dtype, x_NRD.device)
         return (x_NRD.unflatten(1, (self.num_heads, -1)) * own).sum(dim=1)
+
+
+def own_channels(heads: int, D: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Returns (heads, 1, D), 1 in the channels of each head and 0 elsewhere."""
+    # tensors made during an export have no numbers, and must not be found later
+    make = head_channels.__wrapped__ if torch.compiler.is_exporting() else head_channels
+    return make(heads, D, dtype, device)
 
 
 @lru_cache(maxsize=64)
 def head_channels(heads: int, D: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Returns (heads, 1, D), 1 in the channels of each head and 0 elsewhere."""
+    """Returns the tensor of `own_channels`, which is made once."""
     # a tensor made during a validation in inference mode could not be used by the next training step
     with torch.inference_mode(False):
         return torch.eye(heads, dtype=dtype, device=device).repeat_interleave(D // heads, dim=1)[:, None]

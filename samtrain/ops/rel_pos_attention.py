@@ -50,6 +50,8 @@ def distance_table(rel_pos: Tensor) -> Tensor:
 
 
 def _way(qkv: Tensor) -> str:
+    if torch.compiler.is_exporting():  # an exported graph must run without samtrain, so that it cannot hold our operators
+        return "folded"
     way = WAYS.get(qkv.device.type, "folded")
     if way == "in kernels" and (qkv.dtype not in (torch.bfloat16, torch.float16) or not _kernels_run_on(qkv.device)):
         return "folded"

@@ -29,7 +29,7 @@ TASKS = {
     "audit": "Measure automatic masks against corrected ones",
     "compare": "Put several runs side by side on one page",
     "dashboard": "Write the W&B dashboard of these runs and save it on the server",
-    "export": "Convert a checkpoint to the official layout or to safetensors",
+    "export": "Write a checkpoint in the formats of other programs, and check it there",
 }
 
 
@@ -44,7 +44,7 @@ NODES = {
     "validate": "samtrain.tasks.validate_dataset:ValidateConfig",
     "compare": "samtrain.tasks.compare:CompareConfig",
     "dashboard": "samtrain.tasks.dashboard:DashboardConfig",
-    "export": "samtrain.tasks.export:ExportConfig",
+    "export": "samtrain.export.config:ExportConfig",
 }
 
 

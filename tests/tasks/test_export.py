@@ -31,11 +31,12 @@ def test_an_exported_model_is_the_one_that_was_given(checkpoint: Path, tmp_path:
     assert all(torch.equal(state[key], value) for key, value in given.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "huggingface"])
 def test_an_exported_model_still_says_which_images_it_was_trained_on(checkpoint: Path, tmp_path: Path, name: str) -> None:
     seen = {"00000000000000ff", "ffffffffffffff00"}
     first = save_official(load_sam(checkpoint), tmp_path / "first.pth", trained_on=seen)
-    export.run({"checkpoint": str(first), "export": {"path": str(tmp_path / name)}}, tmp_path)
+    node = {"path": str(tmp_path / name)} if "." in name else {"path": str(tmp_path), "formats": [name]}
+    export.run({"checkpoint": str(first), "export": node}, tmp_path)
     assert images_trained_on(tmp_path / name) == seen
     assert load_sam(tmp_path / name).config == load_sam(checkpoint).config
     assert images_trained_on(checkpoint) == set()
