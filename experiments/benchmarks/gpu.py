@@ -9,6 +9,7 @@ Weights are random: they prove that results agree, and have the same speed as tr
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import traceback
 from collections.abc import Callable, Iterator
@@ -456,7 +457,7 @@ def transformers_encoder(config: SamConfig) -> nn.Module:
 def forward_tflop(config: SamConfig) -> float:
     """Returns the operations of the encoder's forward pass on one image: linear layers and attention, 2 per product."""
     D, g, w = config.encoder_dim, config.grid, config.window_size
-    windows = -((-g // w) ** 2)
+    windows = math.ceil(g / w) ** 2
     cells, padded, whole = g * g, windows * w * w, len(config.global_attn_indexes)
     windowed = config.encoder_depth - whole
     linear = config.encoder_depth * 8 * cells * D * D + windowed * (3 * padded + cells) * D * D + whole * 4 * cells * D * D

@@ -124,7 +124,8 @@ class ImageEncoder(VisionTransformerSAM):
     def forward(self, images_B3SS: Tensor) -> Tensor:
         """Returns (B, C, g, g) embeddings of (B, 3, S, S) normalised images."""
         # Patches and absolute positions
-        x = self._patches(images_B3SS).contiguous() + self.pos_embed
+        embed = self._patches_in_a_product if images_B3SS.is_cuda else self.patch_embed
+        x = embed(images_B3SS).contiguous() + self.pos_embed
 
         # Blocks, windowed except at `global_attn_indexes`
         for block in self.blocks:
@@ -134,11 +135,8 @@ class ImageEncoder(VisionTransformerSAM):
         # Neck: two convolutions that bring the width down to the prompts'
         return self.neck(x.permute(0, 3, 1, 2))
 
-    def _patches(self, images_B3SS: Tensor) -> Tensor:
-        """Returns (B, g, g, D), the embedding of each patch."""
-        if not images_B3SS.is_cuda:
-            return self.patch_embed(images_B3SS)
-        # a matrix product: for three input channels cuDNN has no convolution that uses tensor cores
+    def _patches_in_a_product(self, images_B3SS: Tensor) -> Tensor:
+        """Returns (B, g, g, D), what `patch_embed` computes: for three channels cuDNN has no convolution on tensor cores."""
         proj = self.patch_embed.proj
         assert isinstance(proj, nn.Conv2d)
         p = proj.kernel_size[0]

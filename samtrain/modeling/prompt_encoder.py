@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
@@ -82,8 +83,29 @@ class PromptEncoder(nn.Module):
         # the last layer is a 1 x 1 convolution, which `PromptedImage` applies where it is cheap
         last = self.mask_downscaling[-1]
         assert isinstance(last, nn.Conv2d) and last.bias is not None
-        detail_Nmgg = recompute_in_backward(self.mask_downscaling[:-1], prompts.mask_logits)
-        return last.bias[None], detail_Nmgg.flatten(2).transpose(1, 2), last.weight.flatten(1)
+        if prompts.mask_logits.device.type == "cpu":
+            detail_Nmgg = recompute_in_backward(self.mask_downscaling[:-1], prompts.mask_logits)
+            detail_NGm = detail_Nmgg.flatten(2).transpose(1, 2)
+        else:
+            detail_NGm = recompute_in_backward(self._downscale_in_products, prompts.mask_logits)
+        return last.bias[None], detail_NGm, last.weight.flatten(1)
+
+    def _downscale_in_products(self, mask_logits_N1hw: Tensor) -> Tensor:
+        """Returns (N, G, m), what `mask_downscaling` computes before its last layer, with channels last.
+
+        A convolution with kernel and stride 2 is a matrix product of squares of 2 x 2 pixels. For one or four channels in
+        bfloat16 cuDNN falls back to a kernel that is many times slower (pytorch/pytorch#128936).
+        """
+        x = mask_logits_N1hw.permute(0, 2, 3, 1)
+        for layer in self.mask_downscaling[:-1]:
+            if isinstance(layer, nn.Conv2d):
+                squares = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 5, 2, 4).flatten(3)
+                x = F.linear(squares, layer.weight.flatten(1), layer.bias)
+            elif isinstance(layer, LayerNorm2d):
+                x = F.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+            else:
+                x = layer(x)
+        return x.flatten(1, 2)
 
     def dense_pe(self) -> Tensor:
         """Returns (1, C, g, g), the encoded positions of the image embedding's cells."""

@@ -168,3 +168,16 @@ def test_recomputing_in_the_backward_pass_gives_equal_gradients(monkeypatch):
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
     assert len(calls) > 4
+
+
+@torch.no_grad()
+def test_products_that_replace_convolutions_on_a_gpu() -> None:
+    """The patch embedding, and the first layers of the mask prompt."""
+    torch.manual_seed(0)
+    sam = Sam(SAM_CONFIGS["vit_tiny"])
+    images = torch.randn(2, 3, 96, 96)
+    encoder = sam.image_encoder
+    torch.testing.assert_close(encoder._patches_in_a_product(images), encoder.patch_embed(images), rtol=1e-5, atol=1e-5)
+    masks = 5 * torch.randn(3, 1, 48, 48)
+    expected = sam.prompt_encoder.mask_downscaling[:-1](masks).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(sam.prompt_encoder._downscale_in_products(masks), expected, rtol=1e-5, atol=1e-5)
