@@ -23,8 +23,8 @@ from samtrain.modeling.sam import Sam
 
 SETTINGS: dict[str, Any] = {
     "points_per_side": 12,
-    "pred_iou_thresh": 0.5,
-    "stability_score_thresh": 0.5,
+    "pred_iou_thresh": 0.1,  # a model of 300 steps is sure of little
+    "stability_score_thresh": 0.1,
     "min_mask_region_area": 4,
     "crop_n_layers": 1,
     "output_mode": "coco_rle",
