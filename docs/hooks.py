@@ -19,7 +19,7 @@ FIGURES = ("stage1_round6.png", "facades_round10.jpg", "annotate.jpg")
 # config groups in the order in which a reader meets them; sa23.yaml is a list of datasets and has a page of its own
 GROUPS = (
     "data", "prompts", "loss", "trainer", "callbacks", "logger", "recipe", "annotator", "engine", "prefill", "detector",
-    "generator", "generate", "generate/release", "tune", "scale", "experiment", "hydra/launcher",
+    "clip_training", "generator", "generate", "generate/release", "tune", "scale", "experiment", "hydra/launcher",
 )  # fmt: skip
 NOT_LISTED = {"zero_shot_sets"}
 

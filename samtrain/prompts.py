@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Protocol
 
 import numpy as np
@@ -31,9 +32,7 @@ class Sampler(Protocol):
         """Returns the first prompt of each object."""
         ...
 
-    def next(
-        self, prompts: Prompts, masks: Tensor, logits: Tensor, valid: Tensor, generator: torch.Generator
-    ) -> Prompts:
+    def next(self, prompts: Prompts, masks: Tensor, logits: Tensor, valid: Tensor, generator: torch.Generator) -> Prompts:
         """Returns the prompts with one more click where the mask of the (N, H, W) `logits` is wrong."""
         ...
 
@@ -92,9 +91,7 @@ class PromptSampler:
         draw = torch.rand(len(masks), generator=generator, device=masks.device)
         return first_prompts(points, boxes, draw < self.box_probability, found)
 
-    def next(
-        self, prompts: Prompts, masks: Tensor, logits: Tensor, valid: Tensor, generator: torch.Generator
-    ) -> Prompts:
+    def next(self, prompts: Prompts, masks: Tensor, logits: Tensor, valid: Tensor, generator: torch.Generator) -> Prompts:
         """Returns the prompts with one more click, drawn uniformly from the pixels where the prediction is wrong."""
         predicted = logits > 0
         region = _where_to_click(masks & valid, (predicted != masks) & valid, valid)
@@ -114,6 +111,63 @@ class PromptSampler:
         # thin objects keep their true box where the noise would leave no area
         vanished = (noisy[:, 2:] <= noisy[:, :2]).any(dim=1)
         return torch.where(vanished[:, None], clean, noisy)
+
+
+class TextSampler(PromptSampler):
+    """Begins with a text, with a text beside a click, or as `PromptSampler` does (paper, section 7.5 and appendix D.5).
+
+    What stands for the text in training is CLIP's embedding of the object's crop. `with_text` gives the embeddings of a batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        text_probability: float = 1.0,  # of a text as the first prompt, for each object (appendix D.5: always)
+        click_and_text_probability: float = 0.0,  # of a text beside the first click; the paper has none
+        num_points: int = 8,
+        box_probability: float = 0.5,
+        num_mask_only: int = 2,
+        box_noise: float = 0.1,
+        box_noise_max: float = 20 / 1024,
+    ) -> None:
+        super().__init__(
+            num_points=num_points,
+            box_probability=box_probability,
+            num_mask_only=num_mask_only,
+            box_noise=box_noise,
+            box_noise_max=box_noise_max,
+        )
+        if not (0 <= text_probability <= 1 and 0 <= click_and_text_probability <= 1 - text_probability):
+            raise ValueError(
+                f"prompts.text_probability is {text_probability} and prompts.click_and_text_probability is "
+                f"{click_and_text_probability}: set probabilities from 0 to 1, together at most 1"
+            )
+        self.text_probability, self.click_and_text_probability = text_probability, click_and_text_probability
+        self.text_NE: Tensor | None = None
+
+    def with_text(self, text_NE: Tensor) -> TextSampler:
+        """Returns a sampler that prompts the N objects of a batch with these embeddings."""
+        sampler = copy(self)
+        sampler.text_NE = text_NE
+        return sampler
+
+    def first(self, masks: Tensor, valid: Tensor, generator: torch.Generator) -> Prompts:
+        """Returns a text, a click with a text, a click or a noisy box for each object."""
+        prompts = super().first(masks, valid, generator)
+        assert self.text_NE is not None, "the embeddings of the batch are missing: call with_text first"
+        draw = torch.rand(len(masks), generator=generator, device=masks.device)
+        alone = draw < self.text_probability
+        # a box has two tokens already, so a text goes with clicks only
+        has_room = (prompts.labels == PointLabel.PADDING).any(dim=1)
+        beside = ~alone & (draw < self.text_probability + self.click_and_text_probability) & has_room
+        labels = prompts.labels.masked_fill(alone[:, None], int(PointLabel.PADDING))
+        return Prompts(prompts.coords, labels).with_text(self.text_NE, alone | beside)
+
+
+def text_prompts(text_NE: Tensor) -> Prompts:
+    """Returns a text as the only prompt of each object: the tokens are the text and a padding token."""
+    labels = torch.tensor([PointLabel.TEXT, PointLabel.PADDING], device=text_NE.device).repeat(len(text_NE), 1)
+    return Prompts(torch.zeros(len(text_NE), 2, 2, device=text_NE.device), labels, None, text_NE)
 
 
 class CentreSampler:

@@ -7,9 +7,10 @@ letter meaning
 ====== =========================================================================================
 B      images of a batch
 N      objects, each with one prompt; the objects of all images of a batch form one list
-K      prompt tokens per object: clicks, the two corners of a box, the padding token
+K      prompt tokens per object: clicks, the two corners of a box, a text, the padding token
 M      masks per prompt: 3 for an ambiguous prompt, 1 otherwise
 C      channels
+E      length of an embedding of CLIP
 S      side of the square network input, in pixels (1024 in the paper)
 H W    height and width of the frame in question
 h w    height and width of the decoder's own mask grid (256 x 256 in the paper)
@@ -23,7 +24,7 @@ pixels of the image as stored.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from typing import Any
 
@@ -41,6 +42,7 @@ class PointLabel(IntEnum):
     FOREGROUND = 1
     BOX_TOP_LEFT = 2
     BOX_BOTTOM_RIGHT = 3
+    TEXT = 4  # ours
 
 
 @dataclass
@@ -48,16 +50,18 @@ class Prompts:
     """Holds the prompts of N objects, all with equally many tokens.
 
     A click is one token and a box is two. An object without a box carries a padding token, so that objects prompted by a click
-    and objects prompted by a box have the same number of tokens and fit into one batch.
+    and objects prompted by a box have the same number of tokens and fit into one batch. A text takes the place of the padding.
 
     coords:       (N, K, 2) float32, (x, y) in the input frame
     labels:       (N, K) int64, `PointLabel`
     mask_logits:  (N, 1, h, w) float32, logits of an earlier prediction before any threshold, or None
+    text:         (N, E) float32, an embedding of CLIP of length 1 for each object with a text token, or None if there is none
     """
 
     coords: Tensor
     labels: Tensor
     mask_logits: Tensor | None = None
+    text: Tensor | None = None
 
     def __len__(self) -> int:
         return self.coords.shape[0]
@@ -74,10 +78,24 @@ class Prompts:
         """Returns the same clicks and boxes together with the logits of an earlier prediction."""
         return replace(self, mask_logits=logits_N1hw)
 
+    def with_text(self, text_NE: Tensor, rows_N: Tensor | None = None) -> Prompts:
+        """Returns the prompts with a text in place of the first padding token of the objects in `rows_N` (bool, None: all).
+
+        If one of them has no padding token, all objects get one more token.
+        """
+        rows_N = torch.ones_like(self.labels[:, 0], dtype=torch.bool) if rows_N is None else rows_N
+        coords, labels = self.coords, self.labels
+        if not bool(((labels == PointLabel.PADDING).any(dim=1) | ~rows_N).all()):
+            coords = torch.cat([coords, torch.zeros_like(coords[:, :1])], dim=1)
+            labels = torch.cat([labels, torch.full_like(labels[:, :1], PointLabel.PADDING)], dim=1)
+        padding = labels == PointLabel.PADDING
+        labels = labels.masked_fill(padding & (padding.cumsum(dim=1) == 1) & rows_N[:, None], int(PointLabel.TEXT))
+        return replace(self, coords=coords, labels=labels, text=text_NE)
+
     def select(self, rows: Tensor | slice) -> Prompts:
         """Returns the prompts of the objects in `rows`."""
-        mask = None if self.mask_logits is None else self.mask_logits[rows]
-        return Prompts(self.coords[rows], self.labels[rows], mask)
+        mask, text = (None if each is None else each[rows] for each in (self.mask_logits, self.text))
+        return Prompts(self.coords[rows], self.labels[rows], mask, text)
 
 
 @dataclass
@@ -91,6 +109,7 @@ class Batch:
     input_sizes:     (B, 2) int64, (H, W) of the part that is not padding
     original_sizes:  (B, 2) int64, (H, W) of the image as stored
     keys:            B names of the images, for logs and panels
+    objects:         for each image the numbers of its objects among the annotations of its record; empty if nobody needs them
     """
 
     images: Tensor
@@ -100,6 +119,7 @@ class Batch:
     input_sizes: Tensor
     original_sizes: Tensor
     keys: list[str]
+    objects: list[list[int]] = field(default_factory=list)
 
     def valid(self) -> Tensor:
         """Returns (B, S, S) bool, False in the padding of each image."""

@@ -206,6 +206,17 @@ OWN = {
         "mae": "model.mae",
         "large_scale_jitter": "loader.large_scale_jitter",
     },
+    "text": {
+        "text.model": "model.name",
+        "image_size": "model.image_size",
+        "mae": "model.mae",
+        **{f"text.{name}": f"loader.{name}" for name in ("batch_size", "large_scale_jitter", "min_mask_area")},
+        **{f"text.{name}": f"prompts.{name}" for name in ("num_points", "num_mask_only")},
+        **{f"text.{name}": f"prompts.{name}" for name in ("text_probability", "click_and_text_probability")},
+        "text.images_per_step": "trainer.images_per_step",
+        "text.trainable": "optim.trainable",
+    },
+    "clip": {},
     "stage3": {},
     "zero_shot_points": {},
     "zero_shot_sa23": {},
@@ -215,6 +226,7 @@ OWN = {
     "zero_shot_proposals": {},
     "zero_shot_instances": {},
     "zero_shot_edges": {},
+    "zero_shot_text": {},
     "detector": {
         f"detector.{name}": f"detector.{name}"
         for name in (
@@ -246,7 +258,7 @@ ROUNDS = {"stage1": ASSISTED, "stage2": SEMI_AUTOMATIC, "data_engine": ASSISTED 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_numbers_of_the_scale_win(experiment: str, scale: str) -> None:
     config = experiment_of(experiment, scale)
-    untrained = experiment.startswith(("stage3", "zero_shot", "fairness", "learning_curve"))
+    untrained = experiment.startswith(("stage3", "zero_shot", "fairness", "learning_curve", "clip"))
     training = "pretrain" if experiment in ROUNDS or untrained else experiment  # its first model's, the default
     pairs = COMMON | OWN[experiment]
     if experiment != "detector":  # its numbers stand in a node of its own
@@ -275,7 +287,7 @@ def test_experiments_set_no_number_that_a_scale_sets(experiment: str) -> None:
 def test_no_number_of_a_scale_goes_unasked() -> None:
     """Each one stands above with the place where it wins, so that none is written in vain."""
     known = {*COMMON, *(key for pairs in (*OWN.values(), *ROUNDS.values()) for key in pairs)}
-    trainings = ("pretrain", "finetune", "overfit", "sa1b", "generator_model")
+    trainings = ("pretrain", "finetune", "overfit", "sa1b", "generator_model", "text")
     known |= {f"{name}.{key}" for name in trainings for key in ("steps", "learning_rate_factor")}
     body = yaml.safe_load((CONF / "scale" / "laptop.yaml").read_text())
     assert {key for key, _ in leaves(body)} <= known
@@ -307,6 +319,8 @@ def test_no_file_repeats_a_number_that_a_scale_sets() -> None:
         ("sa1b", "loader.flip_probability"),  # appendix A at every scale
         ("zero_shot_instances", "size_limits"), ("zero_shot_proposals", "size_limits"),  # COCO's
         ("config", "loader.large_scale_jitter"),  # null: +experiment=generator_model alone takes the scale's
+        ("config", "loader.min_mask_area"), ("overfit", "loader.min_mask_area"),  # +experiment=text alone takes the scale's
+        ("config", "optim.trainable"), ("finetune", "optim.trainable"),
         ("finetune", "model.name"), ("finetune", "model.image_size"), ("finetune", "model.mae"),  # the checkpoint's own
     }  # fmt: skip
 
@@ -533,6 +547,16 @@ def test_rates_fall_with_depth_and_drop_paths_rise(model: str) -> None:
     for name in ("image_encoder.neck.0.weight", "prompt_encoder.no_mask_embed.weight", "mask_decoder.iou_token.weight"):
         assert names[name] == pytest.approx(rate)
     assert sam.config.drop_path == drop_path
+
+
+def test_text_prompts_are_trained_as_appendix_d5_says() -> None:
+    config = experiment_of("text", "paper")
+    assert config["text"]["box_scale"] == [1.0, 2.0] and config["text"]["zero_background"] == 0.5
+    assert config["text"]["mask_attention"] is True
+    assert config["loader"]["min_mask_area"] == 100 * 100 and config["loader"]["large_scale_jitter"] == [0.1, 2.0]
+    assert config["trainer"]["max_steps"] == 120_000 and config["trainer"]["images_per_step"] == 128
+    assert config["prompts"]["text_probability"] == 1.0 and config["prompts"]["num_points"] == 8
+    assert micro_batches(config, "vit_h") == 1 and config["optim"]["trainable"] is None
 
 
 def test_interactions_masks_and_precision_are_the_papers() -> None:

@@ -37,7 +37,8 @@ EXECUTABLES = {"python3", "python", ".", "pip", "bash", "ruff", "mypy", "mkdocs"
 PLACEHOLDERS = ("IMAGES/labels",)  # folders of the user's that commands name and that have to exist
 # config groups that add keys which the default config has not: pages may name those keys, too
 KEY_SOURCES = (
-    (), ("logger=wandb",), ("data=folder",), ("data=sa1b_all_stages",), ("+experiment=data_engine",), ("annotator=web",)
+    (), ("prompts=text",), ("logger=wandb",), ("data=folder",), ("data=sa1b_all_stages",), ("+experiment=data_engine",),
+    ("annotator=web",),
 )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ OUTSIDE = {
     "hydra": 5, "omegaconf": 6,
     "pytorch_lightning": 3, "lightning": 3, "lightning_fabric": 3,
     "fastapi": 4, "starlette": 4, "uvicorn": 4, "sqlalchemy": 4, "psycopg": 4,
-    "timm": 1, "webdataset": 1,
+    "timm": 1, "webdataset": 1, "open_clip": 1,
 }  # fmt: skip
 LIGHT = {"torch", "triton", "numpy", "pycocotools", "scipy", "yaml", "rich"}  # what layer 0 may know
 

@@ -237,4 +237,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
         input_sizes=torch.tensor([s.input_size for s in samples]),
         original_sizes=torch.tensor([s.original_size for s in samples]),
         keys=[s.key for s in samples],
+        objects=[s.objects for s in samples],
     )

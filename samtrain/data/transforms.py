@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class Sample:
     masks:         (N, S, S) bool
     input_size:    (H, W) of the part that is not padding
     original_size: (H, W) of the stored image
+    objects:       the numbers of the masks among the annotations of the record
     """
 
     image: Tensor
@@ -39,6 +40,7 @@ class Sample:
     input_size: tuple[int, int]
     original_size: tuple[int, int]
     key: str = ""
+    objects: list[int] = field(default_factory=list)
 
 
 class WindowTransform(ABC):
@@ -84,19 +86,21 @@ class WindowTransform(ABC):
         # choose the window, and draw objects that are visible in it, by their boxes alone
         window = self.window(size, boxes_N4, rng)
         visible = kept[self._visible(areas_N[kept], boxes_N4, window)]
-        masks = self._draw(rng.permutation(visible).tolist(), max_masks, annotations, size, window)
+        found = self._draw(rng.permutation(visible).tolist(), max_masks, annotations, size, window)
+        masks = list(found.values())
 
         # render the image, and mirror both at random
         pixels, reduction = image.decode(max(window.scale)) if isinstance(image, StoredImage) else (image, 1)
         sample = Sample(*self._pad(render_image(pixels, window, reduction), masks), window.size, tuple(size))
+        sample.objects = list(found)
         if self.flip_probability > 0 and rng.random() < self.flip_probability:
             _mirror(sample)
         return sample
 
     def _draw(
         self, order: list[int], max_masks: int, annotations: Sequence[Annotation], size: tuple[int, int], window: Window
-    ) -> list[MaskPatch]:
-        """Decodes the masks in this order until `max_masks` fit; returns them in the order of the annotations.
+    ) -> dict[int, MaskPatch]:
+        """Decodes the masks in this order until `max_masks` fit; returns them by their numbers, in the annotations' order.
 
         The visible part of a mask may be too small or too large. Then the next one takes its place.
         """
@@ -108,7 +112,7 @@ class WindowTransform(ABC):
             mask = render_mask(annotations[i]["segmentation"], size, window)
             if self.min_mask_area <= mask.area <= largest:
                 found[i] = mask
-        return [found[i] for i in sorted(found)]
+        return {i: found[i] for i in sorted(found)}
 
     def _visible(self, areas_N: np.ndarray, boxes_N4: np.ndarray, window: Window) -> np.ndarray:
         """Returns (N,) bool: the box overlaps the window, and the whole object would be large enough in it."""

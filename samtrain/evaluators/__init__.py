@@ -8,6 +8,7 @@ from samtrain.evaluators.instances import Instances
 from samtrain.evaluators.learning_curve import LearningCurve
 from samtrain.evaluators.points import Points
 from samtrain.evaluators.proposals import Proposals
+from samtrain.evaluators.text import Text
 
 EVALUATORS: dict[str, type[Evaluator]] = {  # by zero_shot.protocol
     "points": Points,
@@ -17,9 +18,10 @@ EVALUATORS: dict[str, type[Evaluator]] = {  # by zero_shot.protocol
     "automatic": Automatic,
     "fairness": Fairness,
     "learning_curve": LearningCurve,
+    "text": Text,
 }
 
 __all__ = [
     "EVALUATORS", "Automatic", "Edges", "Evaluator", "Fairness", "Instances", "LearningCurve", "Part", "Points", "Proposals",
-    "Row",
+    "Row", "Text",
 ]  # fmt: skip

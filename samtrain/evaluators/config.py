@@ -36,7 +36,7 @@ class KnownSet:
 class ZeroShotConfig:
     """The `zero_shot` node: which experiment runs, and on what."""
 
-    protocol: Literal["points", "proposals", "instances", "edges", "automatic", "fairness", "learning_curve"] = "points"
+    protocol: Literal["points", "proposals", "instances", "edges", "automatic", "fairness", "learning_curve", "text"] = "points"
     sets: dict[str, str | list[str] | KnownSet] = field(default_factory=dict)
     max_masks: int | None = None
     native: bool | None = None

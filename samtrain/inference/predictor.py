@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from samtrain.inference.prompt_arrays import as_array, as_labels, make_prompts
 from samtrain.inference.transforms import ResizeLongestSide, as_rgb
 from samtrain.modeling.image_tokens import ProjectionCache
 from samtrain.modeling.sam import Sam
+from samtrain.prompts import text_prompts
+from samtrain.text.clip import Clip
 from samtrain.types import Prompts, SamOutput, Size
 
 OBJECTS_AT_A_TIME = 64  # objects decoded together, as in segment_anything's generator
@@ -28,7 +31,10 @@ class SamPredictor:
 
     Args:
         sam_model: the model, in evaluation mode, on any device.
+        clip: the CLIP that turns sentences into prompts, for a model that was trained to take them.
     """
+
+    takes_text = True
 
     def __new__(cls, sam_model: Sam | None = None, **_: Any) -> SamPredictor:
         """Returns an object without content; its class follows from the model's frame. Copies are made without a model."""
@@ -38,8 +44,8 @@ class SamPredictor:
             return super().__new__(TiledPredictor)
         return super().__new__(cls)
 
-    def __init__(self, sam_model: Sam) -> None:
-        self.model = sam_model
+    def __init__(self, sam_model: Sam, clip: Clip | None = None) -> None:
+        self.model, self.clip = sam_model, clip
         self.transform = ResizeLongestSide(sam_model.config.image_size)
         self.original_size: Size = (0, 0)
         self.input_size: Size = (0, 0)
@@ -115,6 +121,7 @@ class SamPredictor:
         mask_input: np.ndarray | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
+        text: str | Any | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Predicts masks of one object; prompts are in the original frame.
 
@@ -127,6 +134,7 @@ class SamPredictor:
             mask_input: (1, h, w) low-resolution logits of an earlier prediction.
             multimask_output: three masks, for an ambiguous prompt such as one click (paper, section 3), or one mask.
             return_logits: float32 logits instead of bool masks.
+            text: a sentence, or its (E,) embedding by CLIP, alone or beside clicks or a box.
 
         Returns:
             Masks (M, H, W) bool or float32 in the original frame, IoU predictions (M,) float32, and low-resolution logits
@@ -134,7 +142,8 @@ class SamPredictor:
 
         Raises:
             RuntimeError: before `set_image`.
-            ValueError: for prompts of another shape, for NaN, and for unknown labels.
+            ValueError: for prompts of another shape, for NaN, and for unknown labels; for a text if the model takes none, and
+                for a sentence if the predictor has no CLIP.
         """
         self._check_image_set()
         corners = as_array(box, "box")
@@ -146,7 +155,7 @@ class SamPredictor:
             None if corners is None else corners.reshape(1, 4),
             _one(as_array(mask_input, "mask_input")),
         )
-        answers = self.predict_torch(*prompts, multimask_output, return_logits)
+        answers = self.predict_torch(*prompts, multimask_output, return_logits, self._embedding(text))
         found, ious, low_res = (answer[0].cpu().numpy() for answer in answers)
         return found, ious, low_res
 
@@ -207,6 +216,7 @@ class SamPredictor:
         mask_input: Tensor | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
+        text: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Predicts masks of N objects from tensors; prompts are in the input frame, where `transform` brings them.
 
@@ -217,6 +227,7 @@ class SamPredictor:
             mask_input: (N, 1, h, w) low-resolution logits of an earlier prediction.
             multimask_output: three masks per object instead of one.
             return_logits: logits instead of bool masks.
+            text: (N, E) embeddings of CLIP.
 
         Returns:
             Masks (N, M, H, W) bool or logits in the original frame, IoU predictions (N, M), and low-resolution logits
@@ -228,6 +239,9 @@ class SamPredictor:
         """
         self._check_image_set()
         prompts = self._prompts(point_coords, point_labels, boxes, mask_input)
+        if text is not None:
+            alone = prompts.labels.shape[1] == 0
+            prompts = text_prompts(text).with_mask(prompts.mask_logits) if alone else prompts.with_text(text)
         logits, output = self.answer_in_frame(prompts, multimask_output)
         masks = logits if return_logits else logits > self.model.mask_threshold
         return masks, output.iou_predictions, output.low_res_logits
@@ -313,6 +327,18 @@ class SamPredictor:
             device=self.device,
         )
 
+    def _embedding(self, text: str | Any | None) -> Tensor | None:
+        """Returns (1, E), the embedding of a sentence, or the one that is given."""
+        if text is None:
+            return None
+        if not self.takes_text:
+            raise ValueError("a text has no place in an image that is cut into tiles: use make_predictor(sam, frame='resize')")
+        if isinstance(text, str):
+            if self.clip is None:
+                raise ValueError(f"the text {text!r} needs a CLIP: SamPredictor(sam, clip=load_clip(FILE))")
+            return self.clip.to(self.device).embed_texts([text])
+        return torch.as_tensor(text, dtype=torch.float32, device=self.device).reshape(1, -1)
+
 
 def _one(array: np.ndarray | None) -> np.ndarray | None:
     """Returns the prompt of one object as that of a list of objects."""
@@ -334,7 +360,7 @@ class ImageDecoder:
         """Returns low-resolution masks for prompts in the original frame."""
         predictor = self.predictor
         coords = predictor.transform.apply_coords_torch(prompts.coords, predictor.original_size)
-        scaled = Prompts(coords.to(predictor.device), prompts.labels.to(predictor.device), prompts.mask_logits)
+        scaled = replace(prompts, coords=coords.to(predictor.device), labels=prompts.labels.to(predictor.device))
         rows = chunks(len(prompts), self.points_per_batch)
         return concatenated([predictor.answer(scaled.select(chunk), multimask_output) for chunk in rows])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -51,6 +52,8 @@ class TiledPredictor(SamPredictor):
     Raises:
         ValueError: for an overlap out of range.
     """
+
+    takes_text = False  # a text has no place, from which the tile would follow
 
     def __init__(self, sam_model: Sam, *, overlap: float = 0.5, tiles_per_batch: int = 4) -> None:
         if not 0 <= overlap < 1:
@@ -174,7 +177,7 @@ class TiledPredictor(SamPredictor):
         # up to half a pixel beyond the tile still belongs to its last pixel
         unseen = ~is_box & ((coords - clipped).abs() > 0.5).any(dim=2)
         labels = prompts.labels.masked_fill(unseen, int(PointLabel.PADDING))
-        return Prompts(torch.where(is_box[..., None], clipped, coords), labels, prompts.mask_logits)
+        return replace(prompts, coords=torch.where(is_box[..., None], clipped, coords), labels=labels)
 
 
 class TiledDecoder(ImageDecoder):
@@ -185,7 +188,7 @@ class TiledDecoder(ImageDecoder):
     def decode(self, prompts: Prompts, multimask_output: bool) -> SamOutput:
         """Returns low-resolution masks, in each object's tile, for prompts in the original frame."""
         device = self.predictor.device
-        prompts = Prompts(prompts.coords.to(device), prompts.labels.to(device), prompts.mask_logits)
+        prompts = replace(prompts, coords=prompts.coords.to(device), labels=prompts.labels.to(device))
         self.tiles_N = self.predictor.tile_of(_anchors(prompts, first=-1))
         rows = chunks(len(prompts), self.points_per_batch)
         return concatenated(

@@ -51,8 +51,8 @@ def build_sam(
             f"{', '.join(differences)}. Set the model that fits the file, or another checkpoint. load_sam takes the "
             "model from the file"
         )
-    # how images are shown is not asked for by the model's name, so it is the file's
-    shown = {name: getattr(found, name) for name in INPUT_FIELDS if name not in overrides}
+    # how images are shown, and whether texts prompt, is not asked for by the model's name, so it is the file's
+    shown = {name: getattr(found, name) for name in (*INPUT_FIELDS, "text_dim") if name not in overrides}
     return _fill(replace(config, **shown), weights)
 
 

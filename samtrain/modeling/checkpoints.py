@@ -8,7 +8,7 @@ import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,7 @@ def save_official(sam: Sam, path: str | Path, *, trained_on: Collection[str] = (
         ValueError: for a decoder that `segment_anything` cannot build (`decoder_depth` other than 2).
     """
     state = OrderedDict(official_state_dict(sam))
-    setattr(state, CONFIG_KEY, sam.config.to_dict())
+    setattr(state, CONFIG_KEY, replace(sam.config, text_dim=0).to_dict())  # the layout has no place for text prompts
     if trained_on:
         setattr(state, TRAINED_ON, digests_to_tensor(trained_on))
     with explain_full_disk(Path(path), EXPORT_CURE, (RuntimeError,)), atomic_path(path) as temporary:

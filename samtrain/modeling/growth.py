@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,11 +47,7 @@ def grow(parent: Sam, config: SamConfig, *, seed: int = 0, key: str = "model") -
     child = _seeded(config, seed)
 
     # Copy everything outside the blocks
-    state = {
-        name: value
-        for name, value in parent.state_dict().items()
-        if not name.startswith("image_encoder.blocks.")
-    }
+    state = {name: value for name, value in parent.state_dict().items() if not name.startswith("image_encoder.blocks.")}
     child.load_state_dict(state, strict=False)
 
     # Copy the parent's blocks to their places, and turn the other blocks into identities
@@ -118,3 +115,20 @@ def _seeded(config: SamConfig, seed: int) -> Sam:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Sam(config)
+
+
+def with_text(parent: Sam, text_dim: int, *, seed: int = 0) -> Sam:
+    """Returns the same model with a new map from embeddings of CLIP to tokens; `seed` decides its weights.
+
+    A model with such a map for embeddings of this length is returned as it is. Raises ValueError for one of another length.
+    """
+    if parent.config.text_dim == text_dim:
+        return parent
+    if parent.config.text_dim:
+        raise ValueError(
+            f"the model was trained with a CLIP of {parent.config.text_dim} numbers per embedding, and this one has {text_dim} "
+            "(clip): give the CLIP that it was trained with"
+        )
+    child = _seeded(replace(parent.config, text_dim=text_dim), seed)
+    child.load_state_dict(parent.state_dict(), strict=False)
+    return child.to(parent.device).train(parent.training)

@@ -1,4 +1,4 @@
-"""Implements the prompt encoder: clicks and boxes become tokens, a mask becomes a dense embedding (paper, appendix A)."""
+"""Implements the prompt encoder: clicks, boxes and texts become tokens, a mask a dense embedding (paper, appendix A)."""
 
 from __future__ import annotations
 
@@ -41,9 +41,12 @@ class RandomPositionEncoding(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """Encodes clicks and boxes as tokens, and masks as additions to the image; parameters are named as in segment_anything."""
+    """Encodes clicks and boxes as tokens, and masks as additions to the image; parameters are named as in segment_anything.
 
-    def __init__(self, *, dim: int, image_size: int, grid: int, mask_in_chans: int) -> None:
+    With `text_dim` there is a linear map from embeddings of CLIP to tokens, which segment_anything does not have.
+    """
+
+    def __init__(self, *, dim: int, image_size: int, grid: int, mask_in_chans: int, text_dim: int = 0) -> None:
         super().__init__()
         self.image_size = image_size
         self.grid = grid
@@ -60,6 +63,7 @@ class PromptEncoder(nn.Module):
             nn.Conv2d(mask_in_chans, dim, kernel_size=1),
         )
         self.no_mask_embed = nn.Embedding(1, dim)
+        self.text_embedding = nn.Linear(text_dim, dim) if text_dim else None
 
     def forward(self, prompts: Prompts, cache: ProjectionCache, image_index_N: Tensor) -> tuple[Tensor, PromptedImage]:
         """Returns the tokens (N, K, C), and the image with the mask prompts added, as the decoder takes it."""
@@ -69,8 +73,26 @@ class PromptEncoder(nn.Module):
         """Returns (N, K, C), the position plus the learned embedding of its kind for each token; padding has no position."""
         encoding = self.pe_layer((prompts.coords + 0.5) / self.image_size)  # + 0.5: the centre of the pixel
         kinds = torch.cat([e.weight for e in (self.not_a_point_embed, *self.point_embeddings)])
-        kind = kinds.index_select(0, (prompts.labels + 1).flatten()).view(*prompts.labels.shape, kinds.shape[1])
-        return torch.where((prompts.labels == PointLabel.PADDING)[..., None], kind, encoding + kind)
+        is_text = prompts.labels == PointLabel.TEXT
+        labels = prompts.labels if prompts.text is None else prompts.labels.masked_fill(is_text, int(PointLabel.PADDING))
+        kind = kinds.index_select(0, (labels + 1).flatten()).view(*labels.shape, kinds.shape[1])
+        tokens = torch.where((labels == PointLabel.PADDING)[..., None], kind, encoding + kind)
+        if prompts.text is None:
+            return tokens
+        return torch.where(is_text[..., None], self.embed_text(prompts.text)[:, None].to(tokens.dtype), tokens)
+
+    def embed_text(self, text_NE: Tensor) -> Tensor:
+        """Returns (N, C), the tokens of l2-normalised embeddings, which are scaled so that their numbers are about 1.
+
+        Raises ValueError for a model that takes no text, and for embeddings of another CLIP.
+        """
+        if self.text_embedding is None:
+            raise ValueError(
+                "this model takes no text prompts: train it to with +experiment=text, or rank its masks with SamTextGenerator"
+            )
+        if text_NE.shape[-1] != (length := self.text_embedding.in_features):
+            raise ValueError(f"the text has {text_NE.shape[-1]} numbers, the model was trained with a CLIP of {length} (clip)")
+        return self.text_embedding(text_NE.to(self.text_embedding.weight.dtype) * math.sqrt(length))
 
     def embed_masks(self, prompts: Prompts) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Returns what is added to the cells of the image, in the parts that `PromptedImage` takes.

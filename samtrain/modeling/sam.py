@@ -47,6 +47,7 @@ class SamConfig:
     decoder_heads: int = 8
     decoder_mlp_dim: int = 2048
     iou_head_dim: int = 256
+    text_dim: int = 0  # of the embeddings of CLIP that text prompts are made of; 0: the model takes no text
     drop_path: float = 0.0  # in the encoder, growing linearly with depth; 0.4 to 0.6 in the paper
     dropout: float = 0.0  # in the decoder; 0.1 in the paper
     # resize: the longest side becomes image_size, as in the paper; native: tiles of image_size pixels of the image itself
@@ -191,6 +192,7 @@ class Sam(nn.Module):
             image_size=config.image_size,
             grid=config.grid,
             mask_in_chans=config.mask_in_chans,
+            text_dim=config.text_dim,
         )
         self.mask_decoder = MaskDecoder(
             dim=config.prompt_dim,
@@ -299,7 +301,5 @@ class Sam(nn.Module):
             masks = F.interpolate(masks, (self.config.image_size,) * 2, mode="bilinear", align_corners=False)
 
         # to the image
-        masks = F.interpolate(
-            masks[..., : input_size[0], : input_size[1]], original_size, mode="bilinear", align_corners=False
-        )
+        masks = F.interpolate(masks[..., : input_size[0], : input_size[1]], original_size, mode="bilinear", align_corners=False)
         return masks.to(low_res_logits_NMhw.dtype)

@@ -6,6 +6,7 @@ SamModel, and MobileSAM's. All functions except `to_our_layout` take ours.
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor
 from samtrain.modeling.sam import INPUT_FIELDS, MOBILE_SAM, SAM_CONFIGS, Sam, SamConfig
 from samtrain.modeling.timm_encoder import is_timm, resize_timm_positions
 from samtrain.modeling.tiny_vit_encoder import from_mobile_sam
+
+log = logging.getLogger(__name__)
 
 StateDict = dict[str, Tensor]
 
@@ -92,8 +95,7 @@ def official_state_dict(sam: Sam) -> StateDict:
             f"the official layout knows decoders of 2 layers, this one has {sam.config.decoder_depth} "
             "(model.decoder_depth): segment_anything could not load it. Write it with save_safetensors instead"
         )
-    state = {_ENCODER_MLP.sub(r"\1.lin\3.", key): value for key, value in sam.state_dict().items()}
-    return {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in state.items()}
+    return {_ENCODER_MLP.sub(r"\1.lin\3.", key): value for key, value in _without_text(sam, "The official layout").items()}
 
 
 def transformers_state_dict(sam: Sam) -> StateDict:
@@ -106,8 +108,15 @@ def transformers_state_dict(sam: Sam) -> StateDict:
             f"SamModel of transformers has no place for the encoder {sam.config.model} (export.formats): write safetensors, "
             "which keeps our own names, instead of huggingface"
         )
-    tensors = {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in sam.state_dict().items()}
-    return {_to_transformers(key): value for key, value in tensors.items()}
+    return {_to_transformers(key): value for key, value in _without_text(sam, "SamModel of transformers").items()}
+
+
+def _without_text(sam: Sam, layout: str) -> StateDict:
+    """Returns the tensors in float32 on the CPU, without the map of text prompts, which the layout has no place for."""
+    if sam.config.text_dim:
+        log.warning("%s has no place for text prompts, so they are left out: safetensors under our names keep them.", layout)
+    own = {key: value for key, value in sam.state_dict().items() if not key.startswith(TEXT)}
+    return {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in own.items()}
 
 
 def _has_official_encoder(config: SamConfig) -> bool:
@@ -129,7 +138,8 @@ def _from_transformers(key: str) -> str:
 
 
 # settings in which a file may differ from the model: positions are resized, the others have no tensors
-_FREE_FIELDS = ("model", "image_size", "drop_path", "dropout", *INPUT_FIELDS)
+_FREE_FIELDS = ("model", "image_size", "drop_path", "dropout", "text_dim", *INPUT_FIELDS)
+TEXT = "prompt_encoder.text_embedding."  # the map of text prompts, which only our layout has
 
 
 def config_differences(found: SamConfig, asked: SamConfig) -> list[str]:
@@ -148,11 +158,12 @@ def infer_config(state: StateDict, asked: SamConfig | None = None) -> SamConfig:
     if "image_encoder.stages.0.blocks.0.conv1.conv.weight" in state:
         return _mobile_config(state, asked)
     facts, image_size = _facts_of_tensors(state)
+    text_dim = state[f"{TEXT}weight"].shape[1] if f"{TEXT}weight" in state else 0
 
     # a known model with equal shapes
     for config in [*([asked] if asked else []), *SAM_CONFIGS.values()]:
         if image_size % config.patch_size == 0:
-            candidate = replace(config, image_size=image_size)
+            candidate = replace(config, image_size=image_size, text_dim=text_dim)
             if _facts_of_config(candidate) == facts:
                 return candidate
 
@@ -167,6 +178,7 @@ def infer_config(state: StateDict, asked: SamConfig | None = None) -> SamConfig:
         image_size=image_size,
         global_attn_indexes=tuple(i for i, length in enumerate(tables) if length not in windows),
         window_size=(windows.pop() + 1) // 2 if windows else grid,
+        text_dim=text_dim,
         **facts,
     )
 

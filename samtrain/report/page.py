@@ -18,7 +18,7 @@ from samtrain.report.paper import paper_table
 from samtrain.report.people import people_section
 from samtrain.report.round_charts import round_charts
 from samtrain.report.run_files import Panel, RunFiles, read_run
-from samtrain.report.tables import duration, ledger_table, metrics_table, other_metrics
+from samtrain.report.tables import duration, ledger_table, metrics_table, other_metrics, text_table
 from samtrain.report.tuning import tuning_section
 from samtrain.report.zero_shot import missing_sets, zero_shot_table
 
@@ -47,6 +47,7 @@ def build_page(run: RunFiles) -> str:
         section("Sweep", tuning_section(run.tune)),
         section("Results", metrics_table(run) + charts(clicks_charts(run))),
         section("Zero-shot", zero_shot_table(run) + clicked + missing_sets(run)),
+        section("Text prompts", text_table(run)),
         section("Rounds of the data engine", rounds),
         section("People", people_section(run)),
         section("Beside the paper", paper_table(run)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -20,6 +20,18 @@ METRICS = (
     ("ceiling_miou_1", "upper bound for one mask per click"),
     ("flood_fill_miou_1", "baseline: flood fill of the clicked colour"),
 )
+TEXT_METRICS = (
+    ("text_miou", "its text; the mask of highest predicted IoU plus similarity with the text"),
+    ("text_head_miou", "its text; the mask of highest predicted IoU"),
+    ("text_oracle_miou", "its text; best of the three masks"),
+    ("text_foreign_miou", "control: the text of another image"),
+    ("text_foreign_oracle_miou", "control: the text of another image; best of the three masks"),
+    ("text_other_miou", "control: the text of another object of the image"),
+    ("text_click_miou", "1 click"),
+    ("text_with_click_miou", "1 click and its text"),
+    ("text_ranked_miou", "its text ranks the automatic masks"),
+    ("text_ranked_oracle_miou", "best of the automatic masks"),
+)
 SPLITS = (("val/", "validation"), ("test/start_", "test, before the rounds of this run"), ("test/", "test"))
 
 
@@ -32,6 +44,23 @@ def metrics_table(run: RunFiles) -> str:
         if any(prefix + name in run.metrics for prefix, _ in splits)
     ]
     return table(["mean IoU after", *(words for _, words in splits)], rows) if rows else ""
+
+
+def text_table(run: RunFiles) -> str:
+    """Returns the mean IoUs of sentences and of the controls, with their 95 % intervals over images, for each set."""
+    sets = list(dict.fromkeys(key.rpartition("/")[0] for key in run.metrics if key.endswith("/text_ranked_miou")))
+    rows = [
+        [escape(words), *(_with_interval(run.metrics, f"{name}/{metric}") for name in sets)]
+        for metric, words in TEXT_METRICS
+        if any(f"{name}/{metric}" in run.metrics for name in sets)
+    ]
+    note = """<p class="note">Mean IoU of objects with a caption or name that no other object of their image has.</p>"""
+    return table(["an object is prompted by", *map(escape, sets)], rows) + note if rows else ""
+
+
+def _with_interval(metrics: Mapping[str, float | None], name: str) -> str:
+    low, high = (number(metrics.get(f"{name}_{end}"), 3) for end in ("low", "high"))
+    return number(metrics.get(name), 3) + (f" ({low} to {high})" if f"{name}_low" in metrics else "")
 
 
 def other_metrics(run: RunFiles) -> str:

@@ -27,6 +27,7 @@ from samtrain.training.optim import AdamWConfig, OptimConfig, Recipe
 
 log = logging.getLogger(__name__)
 
+
 def make_sam(config: Config, *, model: str | None, init: str | Path | None, key: str = "model.name") -> Sam:
     """Returns a model to train: a new one, or the one in `init`, grown where it is to become larger.
 
@@ -47,7 +48,8 @@ def make_sam(config: Config, *, model: str | None, init: str | Path | None, key:
     if model == parent.config.model:
         return _with_rates(parent, recipe)
     log.info("%s grows into %s.", parent.config.model, model)
-    target = sam_config(model, image_size=parent.config.image_size, decoder_depth=parent.config.decoder_depth, **_rates(recipe))
+    kept = {name: getattr(parent.config, name) for name in ("image_size", "decoder_depth", "text_dim")}
+    target = sam_config(model, **kept, **_rates(recipe))
     check_growth(config, parent.config, target, key=key)
     return next_model(parent, target, _mae(recipe, model) if settings.mae else None, seed=config["seed"], key=key)
 
@@ -108,9 +110,7 @@ def _rates(recipe: Recipe) -> dict[str, Any]:
 
 def _mae(recipe: Recipe, model: str) -> str:
     if not recipe.mae:
-        raise ValueError(
-            f"model.mae is true and {model} has no MAE weights: set recipes.{model}.mae, or model.mae=false"
-        )
+        raise ValueError(f"model.mae is true and {model} has no MAE weights: set recipes.{model}.mae, or model.mae=false")
     return recipe.mae
 
 

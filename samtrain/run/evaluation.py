@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+
+import numpy as np
 
 from samtrain.data.difficulty import best_single_mask_miou, decoded_images, flood_fill_miou
 from samtrain.data.image_set import ImageSet, count_records, records
-from samtrain.evaluators.clicks import evaluate_clicks
+from samtrain.evaluators.clicks import Row, evaluate_clicks
+from samtrain.evaluators.config import ZeroShotConfig
+from samtrain.evaluators.text import Text
 from samtrain.inference.frames import make_predictor
 from samtrain.modeling.sam import Sam
+from samtrain.panels import save_image, tile_panels
 from samtrain.run.build import device_of
 from samtrain.run.image_sets import data_config
 from samtrain.run.settings import Config, EvaluatorConfig, read
+from samtrain.run.targets import build
+from samtrain.run.text import text_settings
 from samtrain.terminal import follow
+from samtrain.text.names import unique_names
 
 log = logging.getLogger(__name__)
+
+SENTENCES = 8  # that are drawn with their masks
 
 
 def test_metrics(config: Config, sam: Sam, images: ImageSet, *, frame: str | None = None) -> dict[str, float]:
@@ -36,6 +47,39 @@ def test_metrics(config: Config, sam: Sam, images: ImageSet, *, frame: str | Non
     )
     found = {f"test/{name}": value for name, value in metrics.items()}
     log.info("%s on the test images: %s.", sam.config.model, ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    return found
+
+
+def text_metrics(config: Config, sam: Sam, images: ImageSet, run_dir: Path) -> dict[str, float]:
+    """Returns `test/text_miou`, ... of sentences instead of clicks, by `Text`; empty without names of objects, or a CLIP.
+
+    The masks of some sentences are drawn in `panels/sentences.png`.
+    """
+    on_error = data_config(config["data"]).on_error
+    named = any(unique_names(record.annotation["annotations"]) for record in records(images.test, on_error))
+    if config["clip"] is None or not named:
+        return {}
+    max_masks = read(EvaluatorConfig, config, "evaluator").max_masks
+    evaluator = Text(
+        ZeroShotConfig(protocol="text", max_masks=max_masks),
+        seed=config["seed"],
+        on_error=on_error,
+        make_generator=build(config["generator"], "generator"),
+        **text_settings(config),
+    )
+    evaluator.load(sam.to(device_of(config)))
+    shown = follow(records(images.test, on_error), "measuring sentences", count_records(images.test))
+    rows: list[Row] = []
+    tiles: list[list[np.ndarray]] = []
+    for record in shown:
+        rows += evaluator.rows(record)
+        tiles += evaluator.panels(record) if len(tiles) < SENTENCES else []
+    if tiles:
+        save_image(run_dir / "panels" / "sentences.png", tile_panels(tiles[:SENTENCES]))
+    summary = evaluator.summary(rows)
+    found = {f"test/{name}": value for name, value in summary.items() if name.startswith("text_")}
+    means = {name: value for name, value in found.items() if not name.endswith(("_low", "_high"))}
+    log.info("Sentences on the test images: %s.", ", ".join(f"{name} {value:.3f}" for name, value in means.items()))
     return found
 
 

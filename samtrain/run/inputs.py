@@ -20,6 +20,7 @@ from samtrain.files import digest, write_text
 from samtrain.run.directory import is_first_rank
 from samtrain.run.environment import started_by
 from samtrain.run.settings import Config
+from samtrain.text.loading import clip_files
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ def check_inputs(config: Config, run_dir: Path, images: ImageSet | None = None, 
 def _files(config: Config) -> dict[str, Input]:
     """Returns the files of weights that the config names."""
     names = {"checkpoint": config.get("checkpoint")}
+    if clip := config.get("clip"):
+        names |= {f"clip ({Path(file).name})": file for file in clip_files(clip) if os.path.isfile(file)}
     if config.get("model", {}).get("mae"):
         names |= {f"recipes.{model}.mae": recipe.get("mae") for model, recipe in config["recipes"].items()}
     return {key: {"name": str(name), "digest": digest(name)} for key, name in names.items() if name and os.path.isfile(name)}

@@ -27,8 +27,11 @@ from samtrain.modeling.timm_encoder import is_timm
 from samtrain.plain import from_plain, suggestion
 from samtrain.run.image_sets import data_config
 from samtrain.run.targets import check_target
+from samtrain.text.config import TextConfig
+from samtrain.training.clip_training import ClipRecipe
 from samtrain.training.config import CallbacksConfig, LoaderConfig, TrainerConfig, is_trainer_argument
 from samtrain.training.lit_sam import METRICS
+from samtrain.training.lit_text import TEXT_METRICS
 from samtrain.training.loggers import LoggerConfig
 from samtrain.training.optim import OptimConfig, Recipe
 from samtrain.training.plan import PlanConfig
@@ -54,6 +57,7 @@ class RunConfig:
     size_limits: tuple[float, float]
     stage1_run: str | None
     checkpoint: str | None
+    clip: str | None = None  # a run that was stored before this key existed has none
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -188,13 +192,13 @@ def _read_callbacks(node: Any, name: str) -> CallbacksConfig:
     """Reads the `callbacks` node; a metric that validation does not measure is refused, unless a user's callback may."""
     settings = from_plain(CallbacksConfig, node, name)
     if not settings.extra:
-        _check_metric(f"{name}.monitor", settings.monitor)
+        _check_metric(f"{name}.monitor", settings.monitor, TEXT_METRICS)
     return settings
 
 
 def _read_engine(node: Any, name: str) -> EngineConfig:
     settings = from_plain(EngineConfig, node, name)
-    _check_metric(f"{name}.promote_metric", settings.promote_metric)
+    _check_metric(f"{name}.promote_metric", settings.promote_metric, METRICS)
     return settings
 
 
@@ -210,9 +214,9 @@ def _read_tune(node: Any, name: str) -> TuneConfig:
     return settings
 
 
-def _check_metric(key: str, metric: str) -> None:
-    if metric not in METRICS:
-        raise ValueError(f"{key} is {metric!r}, which validation does not measure: choose one of {', '.join(METRICS)}")
+def _check_metric(key: str, metric: str, known: tuple[str, ...]) -> None:
+    if metric not in known:
+        raise ValueError(f"{key} is {metric!r}, which validation does not measure: choose one of {', '.join(known)}")
 
 
 _TRAINING = keys("model", "steps", "learning_rate_factor")
@@ -229,6 +233,8 @@ NODES: dict[str, Reader] = {
     "logger": plain(LoggerConfig),
     "evaluator": plain(EvaluatorConfig),
     "detector": plain(DetectorRecipe),
+    "clip_training": plain(ClipRecipe),
+    "text": plain(TextConfig),
     "plan": plain(PlanConfig),
     "prompts": target(),
     "loss": target(),
@@ -248,6 +254,10 @@ NODES: dict[str, Reader] = {
         "schedule", "val_every_steps", "val_batch_size", "checkpoint_every_steps", "log_every_steps", "max_val_masks",
         "large_scale_jitter", "flip_probability", "size_limits", "max_clicks", "probe_images", "probe_images_stage_2",
         **dict.fromkeys(("pretrain", "sa1b", "generator_model"), _TRAINING),
+        text=keys(
+            "model", "steps", "learning_rate_factor", "batch_size", "images_per_step", "large_scale_jitter", "min_mask_area",
+            "num_points", "num_mask_only", "text_probability", "click_and_text_probability", "trainable",
+        ),
         finetune=keys("steps", "learning_rate_factor", "val_every_steps"),
         overfit=keys("model", "steps", "learning_rate_factor", "num_points", "flip_probability"),
         rounds=each(keys(*_ROUND)),

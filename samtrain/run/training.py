@@ -6,7 +6,9 @@ import logging
 import shutil
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pytorch_lightning.loggers import Logger
@@ -16,18 +18,22 @@ from samtrain.data.datasets import Source
 from samtrain.data_engine.stages import FitRequest, FitResult
 from samtrain.files import atomic_path
 from samtrain.modeling.build import load_sam
+from samtrain.modeling.growth import with_text
 from samtrain.modeling.sam import Sam
 from samtrain.modeling.trained_on import images_trained_on
 from samtrain.run.build import make_loss, make_prompts, make_sam, optimizer_config, transforms_of
 from samtrain.run.image_sets import data_config
 from samtrain.run.seen_images import tars_of
 from samtrain.run.settings import Config, read, recipe_of
+from samtrain.run.text import crops_of
 from samtrain.run.trainer import make_callbacks, make_trainer, make_validator
 from samtrain.terminal import counted
+from samtrain.text.crops import Crops
 from samtrain.training.callbacks import BestCheckpoint, TrainedOn, batches_seen
 from samtrain.training.config import LoaderConfig, TrainerConfig
 from samtrain.training.datamodule import SamDataModule
 from samtrain.training.lit_sam import LitSam
+from samtrain.training.lit_text import LitTextSam
 from samtrain.training.optim import OptimConfig
 
 log = logging.getLogger(__name__)
@@ -43,11 +49,14 @@ def train(config: Config, request: FitRequest, loggers: list[Logger]) -> FitResu
     begin = time.perf_counter()
     # the model, its data, and where an earlier process stopped
     sam = make_sam(config, model=request.model, init=request.init, key=request.model_key)
+    crops = crops_of(config)
+    if crops is not None:
+        sam = with_text(sam, crops.dim, seed=config["seed"])
     sam.config = replace(sam.config, frame=request.frame)  # the checkpoints tell everyone who uses the model
     model = sam.config.model
     steps = request.steps or recipe_of(config, model).max_steps
     resume = request.last if request.last.is_file() else None
-    lit = _lit_sam(config, request, sam)
+    lit = _lit_sam(config, request, sam, crops)
     data = _data(config, request, image_size=sam.config.image_size, start_step=batches_seen(resume))
     data.check_validation()
 
@@ -97,11 +106,12 @@ def validate(config: Config, checkpoint: Path, val: list[str], *, native: bool) 
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def _lit_sam(config: Config, request: FitRequest, sam: Sam) -> LitSam:
+def _lit_sam(config: Config, request: FitRequest, sam: Sam, crops: Crops | None) -> LitSam:
     optim, trainer = read(OptimConfig, config, "optim"), read(TrainerConfig, config, "trainer")
     recipe = recipe_of(config, sam.config.model)
     rate = recipe.learning_rate * request.learning_rate_factor
-    return LitSam(
+    kind: Callable[..., LitSam] = LitSam if crops is None else partial(LitTextSam, crops=crops)
+    return kind(
         sam=sam,
         prompts=make_prompts(config),
         loss=make_loss(config),

@@ -15,6 +15,7 @@ TASKS = {
     "fit": "Train one model",
     "rounds": "Run the data engine: annotate, retrain, measure and promote",
     "detector": "Train and measure the detector of the semi-automatic stage",
+    "clip": "Train a small CLIP on the captions of the synthetic scenes",
     "prepare": "Turn images with masks into shards",
     "plan": "Estimate the GPU memory and the hours that a training needs",
     "preview": "Draw a contact sheet of images, masks and simulated prompts",

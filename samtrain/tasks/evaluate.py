@@ -6,7 +6,7 @@ from pathlib import Path
 
 from samtrain.modeling.build import load_sam
 from samtrain.run.directory import Metrics, write_metrics
-from samtrain.run.evaluation import difficulty_metrics, test_metrics
+from samtrain.run.evaluation import difficulty_metrics, test_metrics, text_metrics
 from samtrain.run.image_sets import asked_frame, open_set
 from samtrain.run.measured_data import log_measured, with_measured_data
 from samtrain.run.seen_images import check_unseen
@@ -23,6 +23,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     check_unseen(config, images.test, "data.test", config["checkpoint"])
     sam = load_sam(config["checkpoint"])
     metrics: Metrics = {**test_metrics(config, sam, images, frame=asked_frame(config["data"]))}
+    metrics.update(text_metrics(config, sam, images, run_dir))
     metrics.update(difficulty_metrics(config, images))
     write_metrics(run_dir, metrics)
     return metrics

@@ -20,12 +20,13 @@ from samtrain.run.build import loggers_of, sam_config_of, transforms_of
 from samtrain.run.by_checkpoint import say_what_follows
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, is_first_rank, write_metrics
-from samtrain.run.evaluation import check_test_images, difficulty_metrics, test_metrics
+from samtrain.run.evaluation import check_test_images, difficulty_metrics, test_metrics, text_metrics
 from samtrain.run.image_sets import data_config, is_native, open_set
 from samtrain.run.inputs import check_inputs
 from samtrain.run.preflight import check_images
 from samtrain.run.seen_images import check_splits
 from samtrain.run.settings import Config, ModelConfig, read
+from samtrain.run.text import with_clip
 from samtrain.run.training import train
 from samtrain.training.config import LoaderConfig, TrainerConfig
 from samtrain.training.loggers import finish
@@ -48,12 +49,15 @@ def run(config: Config, run_dir: Path) -> Metrics:
     if is_first_rank():
         check_images(config, images, image_size=sam_config_of(config).image_size, native=request.native)
     loggers = loggers_of(config, run_dir)
+    config = with_clip(config, run_dir)
     result = train(config, request, loggers)
     if not is_first_rank():
         return {}
     # measure the best checkpoint on the test images
     metrics: Metrics = {**result.metrics}
-    metrics.update(test_metrics(config, load_sam(result.checkpoint), images))
+    sam = load_sam(result.checkpoint)
+    metrics.update(test_metrics(config, sam, images))
+    metrics.update(text_metrics(config, sam, images, run_dir))
     metrics.update(difficulty_metrics(config, images))
     metrics.update(costs(run_dir, begin))
     write_metrics(run_dir, metrics)

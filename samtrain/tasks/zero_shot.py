@@ -25,6 +25,7 @@ from samtrain.run.processes import CONTEXT, as_worker, run_together
 from samtrain.run.seen_images import check_unseen
 from samtrain.run.settings import Config, read
 from samtrain.run.targets import build
+from samtrain.run.text import text_settings
 from samtrain.training.loggers import finish
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ def make_evaluator(config: Config) -> Evaluator:
         size_limits=(small, large),
         on_error=data_config(config["data"]).on_error,
         make_generator=build(config["generator"], "generator"),
+        **(text_settings(config) if settings.protocol == "text" else {}),
     )
 
 
@@ -161,9 +163,7 @@ def _write_parquet(path: Path, objects: list[Row]) -> None:
             pq.write_table(pa.Table.from_pylist(objects), temporary)
 
 
-def _write_sets(
-    run_dir: Path, evaluator: Evaluator, sets: Mapping[str, list[str]], missing: Mapping[str, KnownSet]
-) -> None:
+def _write_sets(run_dir: Path, evaluator: Evaluator, sets: Mapping[str, list[str]], missing: Mapping[str, KnownSet]) -> None:
     """Writes `zero_shot.json` for the report: what was measured, and which known sets are missing."""
     milestones = evaluator.milestones if isinstance(evaluator, LearningCurve) else []
     content = {

@@ -31,10 +31,14 @@ PROMPTS, SCHEDULE, LAYERS, VALIDATION = range(1, 5)
 class LitSam(pl.LightningModule):
     """Trains a Sam as the paper does, and validates it by clicks at the centre of the error.
 
+    `sampler_of` says who prompts a batch, and `measure` what validation measures: `LitTextSam` has others.
+
     Its state is the weights, the optimiser and two counts. Every random draw is a function of (seed, micro-batch, rank), so a
     resumed run equals one that was never stopped. Lightning's callback ``EMAWeightAveraging(use_buffers=False)`` averages the
     weights: validation and the ``state_dict`` of checkpoints then hold the average.
     """
+
+    metrics: tuple[str, ...] = METRICS  # what validation measures
 
     def __init__(
         self,
@@ -67,7 +71,7 @@ class LitSam(pl.LightningModule):
         )
         self._terms: list[Tensor] = []  # of the step's micro-batches
         self._objects: list[Tensor] = []
-        self._sums = torch.zeros(len(METRICS), 2)  # of IoUs and of weights
+        self._sums = torch.zeros(len(self.metrics), 2)  # of IoUs and of weights
         self._encoder_trains = any(p.requires_grad for p in sam.image_encoder.parameters())
 
     # ---- training
@@ -84,13 +88,14 @@ class LitSam(pl.LightningModule):
         schedule = self.prompts.schedule(seeded_generator("cpu", self.seed, SCHEDULE, step))  # the same on all ranks
         generator = seeded_generator(self.device, self.seed, PROMPTS, step, self.global_rank)
         mean_objects = self.trainer.strategy.reduce(batch.weights.sum(), reduce_op="mean")
+        sampler = self.sampler_of(batch, step)
 
         def losses(embeddings: Tensor) -> Any:
             return interaction_losses(
                 self.sam,
                 embeddings,
                 batch,
-                self.prompts,
+                sampler,
                 self.loss,
                 schedule=schedule,
                 generator=generator,
@@ -105,6 +110,10 @@ class LitSam(pl.LightningModule):
         self.loss_watch.add(self.trainer.global_step + 1, total, batch.keys)
         self.log("train/loss", total.detach(), logger=False, batch_size=1)
         return total * mean_objects if self.trainer.accumulate_grad_batches > 1 else total
+
+    def sampler_of(self, batch: Batch, step: int) -> Sampler:
+        """Returns who prompts the objects of a training batch."""
+        return self.prompts
 
     def encode(self, batch: Batch) -> Tensor:
         """Returns (B, C, g, g) image embeddings; a frozen encoder stores nothing for a backward pass."""
@@ -195,12 +204,15 @@ class LitSam(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._seed_layers(VALIDATION, self.trainer.global_step)
-        self._sums = torch.zeros(len(METRICS), 2, dtype=torch.float64, device=self.device)
+        self._sums = torch.zeros(len(self.metrics), 2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> list[Interaction]:
         """Adds up IoUs without the padding, and returns the interactions by clicks, which MaskPanels draws."""
-        decoder = BatchDecoder(self.sam, self.encode(batch), batch)
         valid = batch.valid().index_select(0, batch.image_index)
+        return self.measure(BatchDecoder(self.sam, self.encode(batch), batch), batch, valid)
+
+    def measure(self, decoder: BatchDecoder, batch: Batch, valid: Tensor) -> list[Interaction]:
+        """Adds up the IoUs of a batch, and returns the interactions by clicks."""
         clicks = self._interact(decoder, batch, valid, CentreSampler(num_points=max(CLICKS)))
         box = self._interact(decoder, batch, valid, CentreSampler(num_points=1, first="box"))[0]
         iou = self._iou_with(decoder, batch.masks, valid)
@@ -222,7 +234,7 @@ class LitSam(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs means over all objects of all ranks; callbacks find them in `trainer.callback_metrics`."""
         sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
-        means = dict(zip(METRICS, (sums[:, 0] / sums[:, 1].clamp(min=1)).tolist(), strict=True))
+        means = dict(zip(self.metrics, (sums[:, 0] / sums[:, 1].clamp(min=1)).tolist(), strict=True))
         self.log_dict(means, logger=False, rank_zero_only=False)
         if not self.trainer.sanity_checking:
             self.log_row(means, self.trainer.global_step)
@@ -237,7 +249,7 @@ class LitSam(pl.LightningModule):
 
     def _add(self, name: str, values_N: Tensor, batch: Batch) -> None:
         sums = torch.stack([(values_N * batch.weights).sum(), batch.weights.sum()])
-        self._sums[METRICS.index(name)] += sums
+        self._sums[self.metrics.index(name)] += sums
 
     # ---- optimiser and checkpoints
 

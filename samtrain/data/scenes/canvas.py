@@ -15,7 +15,7 @@ SHADOW = 8.0  # reach of a shadow in pixels of a 128 x 128 scene
 
 @dataclass
 class Patch:
-    """One object while it is painted: its window on the canvas, and its distance field there."""
+    """One object while it is painted: its window on the canvas, its distance field there, and the name of its shape."""
 
     rows: slice
     columns: slice
@@ -23,6 +23,7 @@ class Patch:
     centre: tuple[float, float]
     radius: float
     surface: Surface
+    shape: str
 
 
 @dataclass
@@ -30,6 +31,8 @@ class Canvas:
     """Holds the float32 image painted so far, and the full-size masks of its objects.
 
     areas: pixels of each object before anything hid it
+    shapes: the names of the objects' shapes
+    hues:  the hues of their surfaces, from 0 to 1
     x, y:  (H, W) pixel coordinates
     unit:  pixels per pixel of a 128 x 128 scene
     """
@@ -43,6 +46,8 @@ class Canvas:
     areas: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     levels: list[int] = field(default_factory=list)
+    shapes: list[str] = field(default_factory=list)
+    hues: list[float] = field(default_factory=list)
 
     @property
     def min_area(self) -> float:
@@ -61,7 +66,7 @@ def draw_patch(
     x, y = canvas.x[rows, columns] - centre[0], canvas.y[rows, columns] - centre[1]
     stretch = canvas.rng.uniform(1.0, 1.8)
     shape = draw_shape(canvas.rng, kind, x, y, radius, angle=angle, stretch=stretch)
-    return cropped(Patch(rows, columns, shape.astype(np.float32), centre, radius, surface), SHADOW * canvas.unit)
+    return cropped(Patch(rows, columns, shape.astype(np.float32), centre, radius, surface, str(kind)), SHADOW * canvas.unit)
 
 
 def cropped(patch: Patch, margin: float) -> Patch:
@@ -86,6 +91,8 @@ def put(canvas: Canvas, patch: Patch, parent: int) -> int:
     window = (patch.rows, patch.columns)
     alpha = np.clip(0.5 - patch.field, 0, 1)[..., None]
     canvas.image[window] += alpha * (_colours(canvas, patch) - canvas.image[window])
+    canvas.shapes.append(patch.shape)
+    canvas.hues.append(patch.surface.hue)
     return _add_mask(canvas, window, patch.field < 0, parent)
 
 

@@ -9,34 +9,34 @@ from samtrain.data.scenes.shapes import draw_shape
 from samtrain.data.scenes.surfaces import Surface
 
 
-def _inner(owner: Patch, inner: np.ndarray, surface: Surface, radius: float | None = None) -> Patch:
+def _inner(owner: Patch, inner: np.ndarray, surface: Surface, shape: str, radius: float | None = None) -> Patch:
     """Returns a part in its owner's window, clipped to the owner; its centre is the mean of its pixels."""
     inner = np.maximum(inner, owner.field)
     rows, columns = np.nonzero(inner < 0)
     centre = owner.centre
     if len(rows):
         centre = (columns.mean() + owner.columns.start, rows.mean() + owner.rows.start)
-    return cropped(Patch(owner.rows, owner.columns, inner, centre, radius or owner.radius * 0.6, surface), 1.0)
+    return cropped(Patch(owner.rows, owner.columns, inner, centre, radius or owner.radius * 0.6, surface, shape), 1.0)
 
 
 def core(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
     """Returns the inside of an outline parallel to the owner's, like a plate's bottom or a screen."""
     depth = -owner.field.min() * canvas.rng.uniform(0.14, 0.3)
-    return [_inner(owner, owner.field + depth, surface)]
+    return [_inner(owner, owner.field + depth, surface, "core")]
 
 
 def cap(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
     """Returns the part on one side of a straight cut, like a roof or a lid."""
     along = _along(canvas, owner)
     cut = np.quantile(along[owner.field < 0], canvas.rng.uniform(0.36, 0.5))
-    return [_inner(owner, along - cut, surface)]
+    return [_inner(owner, along - cut, surface, "cap")]
 
 
 def band(canvas: Canvas, owner: Patch, surface: Surface) -> list[Patch]:
     """Returns a strip across the owner, like a belt or a label."""
     along, start = _along(canvas, owner), canvas.rng.uniform(0.05, 0.15)
     low, high = np.quantile(along[owner.field < 0], (start, start + canvas.rng.uniform(0.34, 0.46)))
-    return [_inner(owner, np.maximum(low - along, along - high), surface)]
+    return [_inner(owner, np.maximum(low - along, along - high), surface, "band")]
 
 
 def _along(canvas: Canvas, owner: Patch) -> np.ndarray:
@@ -79,7 +79,7 @@ def _placed(
     """Returns a shape around a pixel (row, column) of the owner's window, clipped one pixel inside the owner's outline."""
     x, y = canvas.x[owner.rows, owner.columns], canvas.y[owner.rows, owner.columns]
     inner = draw_shape(canvas.rng, kind, x - x[0, place[1]], y - y[place[0], 0], radius, angle=angle, stretch=1.0)
-    return _inner(owner, np.maximum(inner, owner.field + canvas.unit).astype(np.float32), surface, radius)
+    return _inner(owner, np.maximum(inner, owner.field + canvas.unit).astype(np.float32), surface, kind, radius)
 
 
 LAYOUTS = [core, cap, band, inset]  # these fit any object; windows need a large one

@@ -16,7 +16,7 @@ from samtrain.data.scenes.parts import LAYOUTS, windows
 from samtrain.data.scenes.shapes import SHAPES
 from samtrain.data.scenes.surfaces import Surface, camera, draw_ground, draw_surface, light, paint
 
-SCENES_VERSION = 10  # raise it if a seed gives another scene: the folder of a set is named by it
+SCENES_VERSION = 11  # raise it if a seed gives another record: the folder of a set is named by it
 NATIVE_SIDE = 128  # the sizes below are in pixels of a scene with this side, and are scaled for others
 MIN_VISIBLE = 0.4  # visible share below which an object is not annotated: a sliver looks like a part of its neighbour
 MAX_SHARE = 0.65  # a part that covers more of its visible whole would be a duplicate of it
@@ -48,12 +48,16 @@ class Scene:
     masks:    (H, W) bool for each object, its visible pixels; a whole's mask includes its parts
     parents:  for each object the index of the object that it is a part of, -1 for wholes
     levels:   for each object 0 (whole), 1 (part) or 2 (subpart)
+    shapes:   for each object the name of its outline: one of `SHAPES`, or core, cap or band for a part cut out of its whole
+    hues:     for each object the hue of its surface on a circle of length 1
     """
 
     image: np.ndarray
     masks: list[np.ndarray] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     levels: list[int] = field(default_factory=list)
+    shapes: list[str] = field(default_factory=list)
+    hues: list[float] = field(default_factory=list)
 
 
 def generate_scene(
@@ -138,4 +142,6 @@ def _visible(canvas: Canvas) -> Scene:
         scene.masks.append(mask)
         scene.parents.append(parent)
         scene.levels.append(scene.levels[parent] + 1 if parent >= 0 else 0)
+        scene.shapes.append(canvas.shapes[index])
+        scene.hues.append(canvas.hues[index])
     return scene

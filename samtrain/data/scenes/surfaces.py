@@ -23,12 +23,13 @@ PATTERNS = ("stripes", "bands", "checker", "dots", "clouds", "grain")
 
 @dataclass(frozen=True)
 class Surface:
-    """Two RGB colours in [0, 255], the name of the pattern that mixes them, and whether their hue is warm."""
+    """Two RGB colours in [0, 255], the name of the pattern that mixes them, whether their hue is warm, and the hue (0 to 1)."""
 
     first: np.ndarray
     second: np.ndarray
     pattern: str
     warm: bool = False
+    hue: float = 0.0
 
 
 def draw_ground(rng: np.random.Generator) -> Surface:
@@ -48,7 +49,7 @@ def draw_surface(rng: np.random.Generator, around: Surface) -> Surface:
     tones = [pure * dark, pure * bright]
     if rng.random() < 0.5:
         tones.reverse()
-    return Surface(tones[0], tones[1], _draw_pattern(rng), warm)
+    return Surface(tones[0], tones[1], _draw_pattern(rng), warm, hue)
 
 
 def _draw_pattern(rng: np.random.Generator) -> str:

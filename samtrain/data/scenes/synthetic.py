@@ -19,6 +19,7 @@ from PIL import Image
 from rich.progress import track
 
 from samtrain.data.scenes import CROWDED, SCENES_VERSION, SPARSE, Scene, generate_scene
+from samtrain.data.scenes.captions import describe, hue_name
 from samtrain.data.shards import ShardWriter
 from samtrain.files import build_once
 from samtrain.ops.rle import encode_mask, rle_to_box_xywh
@@ -115,7 +116,10 @@ def paint_record(job: Job) -> tuple[str, bytes, str, dict[str, Any]]:
 
 
 def scene_annotation(scene: Scene, image_id: int, key: str) -> dict[str, Any]:
-    """Returns the scene in SA-1B's form; `parent_id` (-1: none) and `level` say how its objects are nested."""
+    """Returns the scene in SA-1B's form; `parent_id` (-1: none) and `level` say how its objects are nested.
+
+    `hue`, `shape` and `caption` say in words what an object looks like.
+    """
     height, width = scene.image.shape[:2]
     ids = [image_id * 1000 + number for number in range(len(scene.masks))]  # no scene has 1000 objects
     annotations = [
@@ -126,6 +130,9 @@ def scene_annotation(scene: Scene, image_id: int, key: str) -> dict[str, Any]:
             "area": int(mask.sum()),
             "parent_id": ids[parent] if parent >= 0 else -1,
             "level": level,
+            "hue": hue_name(scene.hues[number]),
+            "shape": scene.shapes[number],
+            "caption": describe(scene, number),
         }
         for number, (mask, parent, level) in enumerate(zip(scene.masks, scene.parents, scene.levels, strict=True))
     ]
