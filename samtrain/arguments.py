@@ -17,7 +17,7 @@ PATHS = {
     "run_dir", "data_dir", "checkpoint", "stage1_run", "data.root", "data.masks", "data.annotations", "predict.image",
     "embed.images", "embed.output", "generate.input", "generate.output", "generate.truth", "export.path", "export.image",
     "export.dataset", "validate.dataset", "audit.dataset", "audit.corrected", "audit.truth", "zero_shot.boxes",
-    "zero_shot.groups", "zero_shot.run",
+    "zero_shot.groups", "zero_shot.run", "evaluator.general",
 }  # fmt: skip
 CONFIG_OPTIONS = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp")
 WITH_VALUE = (*CONFIG_OPTIONS, "--cfg", "-c", "--package", "-p", "--info", "-i")

@@ -12,7 +12,7 @@ from samtrain.report.run_files import RunFiles
 CLICKS = re.compile(r"miou_(\d+)")  # matches neither `oracle_miou_1` nor `box_miou`
 LINES = (
     ("test/", "test", 1),
-    ("test/start_", "test, before the rounds of this run", 2),
+    ("test/start_", "test, before this run", 2),
     ("val/", "validation", 3),
 )
 

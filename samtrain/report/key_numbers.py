@@ -23,7 +23,7 @@ def _quality(run: RunFiles) -> Iterator[Card]:
     for name, words in (("miou_1", "mean IoU, 1 click"), ("oracle_miou_1", "mean IoU, best of three")):
         value, start = run.metrics.get(f"test/{name}"), run.metrics.get(f"test/start_{name}")
         if value is not None:
-            yield f"{value:.3f}", words, f"test; {start:.3f} before the rounds of this run" if start is not None else "test"
+            yield f"{value:.3f}", words, f"test; {start:.3f} before this run" if start is not None else "test"
 
 
 def _rounds(run: RunFiles) -> Iterator[Card]:

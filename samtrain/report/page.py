@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from samtrain.report.advice import advice
 from samtrain.report.clicks import clicks_charts, zero_shot_clicks
 from samtrain.report.curves import training_charts
 from samtrain.report.frame import charts, document, facts, section, write_page
@@ -45,7 +46,7 @@ def build_page(run: RunFiles) -> str:
     sections = [
         section("", key_numbers(run)),
         section("Sweep", tuning_section(run.tune)),
-        section("Results", metrics_table(run) + charts(clicks_charts(run))),
+        section("Results", metrics_table(run) + _advice(run) + charts(clicks_charts(run))),
         section("Zero-shot", zero_shot_table(run) + clicked + missing_sets(run)),
         section("Text prompts", text_table(run)),
         section("Rounds of the data engine", rounds),
@@ -75,6 +76,11 @@ def _header(run: RunFiles) -> str:
     ]
     unfinished = "" if run.metrics else '<p class="warning">This run has not ended, so there are no final numbers yet.</p>'
     return f"<header><p>samtrain run</p><h1>{escape(run.name)}</h1>{unfinished}{facts(listed)}</header>"
+
+
+def _advice(run: RunFiles) -> str:
+    """Returns what is wrong with the trained model, in words."""
+    return "".join(f'<p class="warning">{escape(sentence)}</p>' for sentence in advice(run.metrics))
 
 
 def _panels(panels: Sequence[Panel]) -> str:

@@ -32,7 +32,13 @@ TEXT_METRICS = (
     ("text_ranked_miou", "its text ranks the automatic masks"),
     ("text_ranked_oracle_miou", "best of the automatic masks"),
 )
-SPLITS = (("val/", "validation"), ("test/start_", "test, before the rounds of this run"), ("test/", "test"))
+SPLITS = (
+    ("val/", "validation"),
+    ("test/start_", "test, before this run"),
+    ("test/", "test"),
+    ("general/start_", "general images, before this run"),
+    ("general/", "general images"),
+)
 
 
 def metrics_table(run: RunFiles) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from samtrain.data.difficulty import best_single_mask_miou, decoded_images, flood_fill_miou
 from samtrain.data.image_set import ImageSet, count_records, records
+from samtrain.data.shards import expand_urls
 from samtrain.evaluators.clicks import Row, evaluate_clicks
 from samtrain.evaluators.config import ZeroShotConfig
 from samtrain.evaluators.text import Text
@@ -36,17 +37,40 @@ def test_metrics(config: Config, sam: Sam, images: ImageSet, *, frame: str | Non
     if not images.test:
         log.warning("There are no test/* metrics, because no images are held back for the test (data.test).")
         return {}
+    return _measure(config, sam, images.test, "test", frame)
+
+
+def start_metrics(config: Config, start: Sam, images: ImageSet, *, frame: str) -> dict[str, float]:
+    """Returns `test/start_*`, the numbers of the model that a training started from, shown images as the trained one is."""
+    found = _measure(config, start, images.test, "test", frame) if images.test else {}
+    return {name.replace("/", "/start_"): value for name, value in found.items()}
+
+
+def general_metrics(config: Config, start: Sam, trained: Sam) -> dict[str, float]:
+    """Returns `general/start_*` and `general/*`, both models on the images of `evaluator.general`; empty without any."""
+    general = read(EvaluatorConfig, config, "evaluator").general
+    if general is None:
+        return {}
+    urls = expand_urls(general, "evaluator.general")
+    before = _measure(config, start, urls, "general", trained.config.frame)
+    after = _measure(config, trained, urls, "general", None)
+    return {**{name.replace("/", "/start_"): value for name, value in before.items()}, **after}
+
+
+def _measure(config: Config, sam: Sam, urls: list[str], name: str, frame: str | None) -> dict[str, float]:
+    """Returns the model's numbers on the images of shards, as `<name>/miou_1` and so on."""
     settings, on_error = read(EvaluatorConfig, config, "evaluator"), data_config(config["data"]).on_error
     metrics, _ = evaluate_clicks(
         make_predictor(sam.to(device_of(config)), frame=frame),
-        follow(records(images.test, on_error), "measuring test images", count_records(images.test)),
+        follow(records(urls, on_error), f"measuring {name} images", count_records(urls)),
         num_points=settings.num_points,
         max_masks=settings.max_masks,
         seed=config["seed"],
         on_error=on_error,
     )
-    found = {f"test/{name}": value for name, value in metrics.items()}
-    log.info("%s on the test images: %s.", sam.config.model, ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    found = {f"{name}/{key}": value for key, value in metrics.items()}
+    shown = ", ".join(f"{key} {value:.3f}" for key, value in found.items())
+    log.info("%s on the %s images: %s.", sam.config.model, name, shown)
     return found
 
 

@@ -88,10 +88,11 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatorConfig:
-    """The `evaluator` node: how `test/*` are measured."""
+    """The `evaluator` node: how `test/*` are measured, and on which `general` shards a fine-tuned model is, too."""
 
     num_points: int = 5
     max_masks: int | None = None
+    general: str | list[str] | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_points", "max_masks"):

@@ -16,11 +16,19 @@ from samtrain.data_engine.stages import FitRequest
 from samtrain.files import build_once
 from samtrain.modeling.build import checkpoint_config, load_sam
 from samtrain.report import write_report
+from samtrain.report.advice import advice
 from samtrain.run.build import loggers_of, sam_config_of, transforms_of
 from samtrain.run.by_checkpoint import say_what_follows
 from samtrain.run.clock import costs
 from samtrain.run.directory import Metrics, is_first_rank, write_metrics
-from samtrain.run.evaluation import check_test_images, difficulty_metrics, test_metrics, text_metrics
+from samtrain.run.evaluation import (
+    check_test_images,
+    difficulty_metrics,
+    general_metrics,
+    start_metrics,
+    test_metrics,
+    text_metrics,
+)
 from samtrain.run.image_sets import data_config, is_native, open_set
 from samtrain.run.inputs import check_inputs
 from samtrain.run.preflight import check_images
@@ -55,9 +63,15 @@ def run(config: Config, run_dir: Path) -> Metrics:
         return {}
     # measure the best checkpoint on the test images
     metrics: Metrics = {**result.metrics}
-    sam = load_sam(result.checkpoint)
-    metrics.update(test_metrics(config, sam, images))
-    metrics.update(text_metrics(config, sam, images, run_dir))
+    trained = load_sam(result.checkpoint)
+    metrics.update(test_metrics(config, trained, images))
+    metrics.update(text_metrics(config, trained, images, run_dir))
+    if request.init is not None:
+        start = load_sam(request.init, image_size=trained.config.image_size)
+        metrics.update(start_metrics(config, start, images, frame=trained.config.frame))
+        metrics.update(general_metrics(config, start, trained))
+    for sentence in advice(metrics):
+        log.warning(sentence)
     metrics.update(difficulty_metrics(config, images))
     metrics.update(costs(run_dir, begin))
     write_metrics(run_dir, metrics)

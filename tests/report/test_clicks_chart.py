@@ -40,7 +40,7 @@ def test_points_come_only_from_metrics_by_clicks_in_order() -> None:
 def test_test_validation_and_the_start() -> None:
     start = {f"test/start_miou_{clicks}": 0.3 for clicks in (1, 3)}
     (figure,) = clicks_charts(run_of({**of_set("test"), **start, "val/miou_1": 0.4, "val/miou_5": 0.6}))
-    assert all(f"</i>{name}</span>" in figure for name in ("test", "test, before the rounds of this run", "validation"))
+    assert all(f"</i>{name}</span>" in figure for name in ("test", "test, before this run", "validation"))
     found = places(figure)
     assert len(found) == 5 + 2 + 2 and "test, clicks 9: 0.77" in found and not any("0.99" in each for each in found)
     ticks = re.findall(r'<tspan x="[^"]*" dy="0">(\d)</tspan>', figure)

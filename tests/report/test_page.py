@@ -78,7 +78,7 @@ def test_a_finished_run_of_the_engine(demo: Path) -> None:
         "2 CPU cores",
         "9 min",
         "5 of 6",
-        "0.473 before the rounds of this run",
+        "0.473 before this run",
         "upper bound for one mask per click",
         "baseline: flood fill",
         "not better",
