@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from pytorch_lightning.loggers import Logger
 
 from samtrain.data.contents import contents_of
@@ -32,6 +33,7 @@ from samtrain.text.crops import Crops
 from samtrain.training.callbacks import BestCheckpoint, TrainedOn, batches_seen
 from samtrain.training.config import LoaderConfig, TrainerConfig
 from samtrain.training.datamodule import SamDataModule
+from samtrain.training.embedding_cache import EmbeddingCache
 from samtrain.training.lit_sam import LitSam
 from samtrain.training.lit_text import LitTextSam
 from samtrain.training.optim import OptimConfig
@@ -122,7 +124,26 @@ def _lit_sam(config: Config, request: FitRequest, sam: Sam, crops: Crops | None)
         compile_encoder=trainer.compile,
         images_seen=request.images_seen,
         val_resolution=trainer.val_resolution,
+        embedding_cache=_embedding_cache(config, request, trainer),
     )
+
+
+def _embedding_cache(config: Config, request: FitRequest, trainer: TrainerConfig) -> EmbeddingCache | None:
+    """Returns the cache that `trainer.cache_embeddings` asks for; raises ValueError if the images change from step to step."""
+    if trainer.cache_embeddings is None:
+        return None
+    flips = read(LoaderConfig, config, "loader").flip_probability
+    changes = {
+        "loader.flip_probability=0": flips > 0,
+        "loader.large_scale_jitter=null": request.large_scale_jitter is not None,
+        "data.frame=resize": request.native,
+    }
+    if needed := [setting for setting, changed in changes.items() if changed]:
+        raise ValueError(
+            "trainer.cache_embeddings encodes each image once, but the pixels of an image are changed or cropped at random at "
+            f"every step: set {' '.join(needed)}, or trainer.cache_embeddings=null"
+        )
+    return EmbeddingCache(Path(config["data_dir"]) / "embeddings", getattr(torch, trainer.cache_embeddings))
 
 
 def _data(config: Config, request: FitRequest, *, image_size: int, start_step: int = 0) -> SamDataModule:

@@ -56,6 +56,7 @@ class TrainerConfig:
     val_resolution: Literal["input", "decoder"] = "input"
     deterministic: bool | Literal["warn"] | None = None
     activation_checkpointing: bool = False
+    cache_embeddings: Literal["float16", "float32"] | None = None
     compile: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -70,6 +71,8 @@ class TrainerConfig:
                 f"trainer.devices is {self.devices!r}: give a number of devices or a list of their indices, because the number "
                 "of micro-batches per step follows from it"
             )
+        if self.cache_embeddings is not None and self.strategy == "fsdp":
+            raise ValueError("trainer.cache_embeddings needs the whole encoder on each device: set trainer.strategy=auto")
         self._check_extra()
 
     def _check_extra(self) -> None:

@@ -16,6 +16,7 @@ from samtrain.losses import LossTerms, SamLoss
 from samtrain.modeling.sam import Sam, SamConfig
 from samtrain.ops.masks import mask_iou, shrink_masks
 from samtrain.prompts import CentreSampler, Sampler, seeded_generator
+from samtrain.training.embedding_cache import EmbeddingCache
 from samtrain.training.finite import LossWatch
 from samtrain.training.optim import AdamWConfig, build_optimizer, clip_gradients, gradient_norm, scale_gradients
 from samtrain.types import Batch
@@ -53,6 +54,7 @@ class LitSam(pl.LightningModule):
         compile_encoder: bool = False,
         images_seen: int = 0,  # in earlier rounds of an engine
         val_resolution: str = "input",  # or "decoder": IoUs on the decoder's grid, without upsampling
+        embedding_cache: EmbeddingCache | None = None,  # of a frozen encoder
     ) -> None:
         super().__init__()
         if val_resolution not in ("input", "decoder"):
@@ -73,6 +75,12 @@ class LitSam(pl.LightningModule):
         self._objects: list[Tensor] = []
         self._sums = torch.zeros(len(self.metrics), 2)  # of IoUs and of weights
         self._encoder_trains = any(p.requires_grad for p in sam.image_encoder.parameters())
+        self._embedding_cache = embedding_cache
+        if embedding_cache is not None and self._encoder_trains:
+            raise ValueError(
+                "trainer.cache_embeddings is set and the image encoder trains, so its embeddings change at every step: set "
+                "trainer.cache_embeddings=null, or optim.trainable to parts other than image_encoder, such as [mask_decoder.*]"
+            )
 
     # ---- training
 
@@ -117,8 +125,22 @@ class LitSam(pl.LightningModule):
 
     def encode(self, batch: Batch) -> Tensor:
         """Returns (B, C, g, g) image embeddings; a frozen encoder stores nothing for a backward pass."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._encoder_trains):
+        if self._encoder_trains:
             return self.sam.encode(self.sam.preprocess(batch.images, batch.input_sizes))
+        # one by one, because the last bits of an embedding depend on the images beside it, and the cache knows each one alone
+        rows = [slice(i, i + 1) for i in range(len(batch.images))]
+        with torch.no_grad():
+            return torch.cat([self._encode_frozen(batch.images[row], batch.input_sizes[row]) for row in rows])
+
+    def _encode_frozen(self, images_13SS: Tensor, input_sizes_12: Tensor) -> Tensor:
+        """Returns (1, C, g, g), from the cache if there is one."""
+
+        def encode() -> Tensor:
+            return self.sam.encode(self.sam.preprocess(images_13SS, input_sizes_12))
+
+        if self._embedding_cache is None:
+            return encode()
+        return self._embedding_cache.get(self.sam, images_13SS[0], input_sizes_12[0], encode)
 
     @property
     def micro_batch(self) -> int:
