@@ -20,6 +20,8 @@ from samtrain.data_engine.stages import FitRequest, FitResult
 from samtrain.files import atomic_path
 from samtrain.modeling.build import load_sam
 from samtrain.modeling.growth import with_text
+from samtrain.modeling.lora import KEY as LORA
+from samtrain.modeling.lora import save_adapter
 from samtrain.modeling.sam import Sam
 from samtrain.modeling.trained_on import images_trained_on
 from samtrain.run.build import make_loss, make_prompts, make_sam, optimizer_config, transforms_of
@@ -75,6 +77,9 @@ def train(config: Config, request: FitRequest, loggers: list[Logger]) -> FitResu
     if trainer.is_global_zero and not request.best.is_file():
         with atomic_path(request.best) as whole:
             shutil.copyfile(request.last, whole)
+    if trainer.is_global_zero and lit.lora is not None:
+        found = torch.load(request.best, map_location="cpu", weights_only=True)[LORA]
+        save_adapter(found["differences"], request.best.parent / "adapter", rank=found["rank"], alpha=found["alpha"])
     return FitResult(
         checkpoint=request.best,
         last=request.last,
@@ -110,6 +115,8 @@ def validate(config: Config, checkpoint: Path, val: list[str], *, native: bool) 
 
 def _lit_sam(config: Config, request: FitRequest, sam: Sam, crops: Crops | None) -> LitSam:
     optim, trainer = read(OptimConfig, config, "optim"), read(TrainerConfig, config, "trainer")
+    if optim.lora is not None and trainer.strategy == "fsdp":
+        raise ValueError("optim.lora does not work with trainer.strategy=fsdp, which shards layers: set trainer.strategy=ddp")
     recipe = recipe_of(config, sam.config.model)
     rate = recipe.learning_rate * request.learning_rate_factor
     kind: Callable[..., LitSam] = LitSam if crops is None else partial(LitTextSam, crops=crops)
@@ -125,6 +132,7 @@ def _lit_sam(config: Config, request: FitRequest, sam: Sam, crops: Crops | None)
         images_seen=request.images_seen,
         val_resolution=trainer.val_resolution,
         embedding_cache=_embedding_cache(config, request, trainer),
+        lora=optim.lora,
     )
 
 

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from samtrain.interact import BatchDecoder, Interaction, interact, interaction_losses, loss_with_flat_memory
 from samtrain.losses import LossTerms, SamLoss
+from samtrain.modeling.lora import KEY as LORA
+from samtrain.modeling.lora import add_lora, differences, from_differences, merged, unmerged
 from samtrain.modeling.sam import Sam, SamConfig
 from samtrain.ops.masks import mask_iou, shrink_masks
 from samtrain.prompts import CentreSampler, Sampler, seeded_generator
 from samtrain.training.embedding_cache import EmbeddingCache
 from samtrain.training.finite import LossWatch
-from samtrain.training.optim import AdamWConfig, build_optimizer, clip_gradients, gradient_norm, scale_gradients
+from samtrain.training.optim import AdamWConfig, LoraConfig, build_optimizer, clip_gradients, gradient_norm, scale_gradients
 from samtrain.types import Batch
 
 CLICKS = (1, 2, 3, 5)  # numbers of clicks after which validation measures IoU
@@ -55,12 +57,16 @@ class LitSam(pl.LightningModule):
         images_seen: int = 0,  # in earlier rounds of an engine
         val_resolution: str = "input",  # or "decoder": IoUs on the decoder's grid, without upsampling
         embedding_cache: EmbeddingCache | None = None,  # of a frozen encoder
+        lora: LoraConfig | None = None,  # differences of low rank to frozen layers, which train beside `trainable`
     ) -> None:
         super().__init__()
         if val_resolution not in ("input", "decoder"):
             raise ValueError(f"trainer.val_resolution is {val_resolution!r}: give input or decoder")
         self.val_resolution = val_resolution
         freeze(sam, trainable)
+        self.lora = lora
+        if lora is not None:
+            add_lora(sam, lora.layers, rank=lora.rank, alpha=lora.alpha, seed=seed)
         sam.image_encoder.set_grad_checkpointing(activation_checkpointing)
         if compile_encoder:
             sam.image_encoder.compile()  # in place: the state_dict keeps its keys
@@ -284,8 +290,17 @@ class LitSam(pl.LightningModule):
         checkpoint["sam_config"] = self.sam.config.to_dict()
         checkpoint["images_seen"], checkpoint["masks_seen"] = self.images_seen, int(self.masks_seen)
 
+        if self.lora is not None:
+            # whoever loads the checkpoint gets a model that needs no LoRA
+            checkpoint["state_dict"] = {f"sam.{key}": value for key, value in merged(self.sam).items()}
+            checkpoint[LORA] = {"rank": self.lora.rank, "alpha": self.lora.alpha, "differences": differences(self.sam)}
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the counts; raises ValueError for a checkpoint of another model."""
+        if self.lora is not None:
+            found = unmerged(self.sam, {key.removeprefix("sam."): value for key, value in checkpoint["state_dict"].items()})
+            found |= from_differences(checkpoint[LORA]["differences"])
+            checkpoint["state_dict"] = {f"sam.{key}": value for key, value in found.items()}
         here, there = self.sam.config.to_dict(), SamConfig.from_dict(checkpoint["sam_config"]).to_dict()
         if differences := [f"{k}: {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v]:
             raise ValueError(

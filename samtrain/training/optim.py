@@ -18,12 +18,30 @@ SCHEDULES = ("step", "cosine", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """The `optim.lora` node: differences of this rank to the linear layers that globs name, counted `alpha / rank` times."""
+
+    rank: int = 8
+    alpha: float = 8.0
+    layers: tuple[str, ...] = ("image_encoder.*.attn.qkv", "image_encoder.*.attn.proj")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"optim.lora.rank is {self.rank}: give 1 or more, or optim.lora=null for no LoRA")
+        if self.alpha <= 0:
+            raise ValueError(f"optim.lora.alpha is {self.alpha}: give a number above 0")
+        if not self.layers:
+            raise ValueError("optim.lora.layers is empty: give globs of linear layers, or optim.lora=null for no LoRA")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """The `optim` node: what all model sizes share. The numbers of one size are in `Recipe`.
 
     learning_rate_factor: factor on the recipe's rate
     trainable:            globs of parameter names; None trains all
     ema_decay:            of an average of the weights; None: no average
+    lora:                 differences of low rank that train beside `trainable`; None: none
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -32,6 +50,7 @@ class OptimConfig:
     learning_rate_factor: float = 1.0
     trainable: list[str] | None = None
     ema_decay: float | None = None
+    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
         if self.learning_rate_factor <= 0:
@@ -40,6 +59,8 @@ class OptimConfig:
             raise ValueError(f"optim.betas are {list(self.betas)}: give two numbers from 0 to below 1")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"optim.ema_decay is {self.ema_decay}: give a number from 0 to below 1, or null for no average")
+        if self.lora is not None and self.ema_decay is not None:
+            raise ValueError("optim.lora and optim.ema_decay are both set, but LoRA has no average: set one of them to null")
 
 
 @dataclass(frozen=True, kw_only=True)

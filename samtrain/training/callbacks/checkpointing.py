@@ -16,13 +16,14 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from samtrain.files import atomic_path
+from samtrain.modeling.lora import KEY as LORA
 from samtrain.training.callbacks.trained_on import KEY as TRAINED_ON
 from samtrain.training.finite import LossWatch
 
 CONFIG_KEYS = ("sam_config", "detector_config")  # a checkpoint has one of them
 WEIGHTS_ONLY = {
     "only": (
-        "state_dict", *CONFIG_KEYS, "images_seen", "masks_seen", TRAINED_ON, "global_step", "pytorch-lightning_version",
+        "state_dict", *CONFIG_KEYS, "images_seen", "masks_seen", TRAINED_ON, LORA, "global_step", "pytorch-lightning_version",
     )
 }
 
