@@ -144,7 +144,7 @@ def _embedding_cache(config: Config, request: FitRequest, trainer: TrainerConfig
     changes = {
         "loader.flip_probability=0": flips > 0,
         "loader.large_scale_jitter=null": request.large_scale_jitter is not None,
-        "data.frame=resize": request.native,
+        "data.frame=resize": request.native or any(source.frame == "native" for source in request.train),
     }
     if needed := [setting for setting, changed in changes.items() if changed]:
         raise ValueError(

@@ -65,10 +65,12 @@ def run(config: Config, run_dir: Path) -> Metrics:
 def _what(config: Config, settings: PlanConfig, model: SamConfig) -> str:
     """Returns a sentence that names the model, what of it trains, the steps and the devices."""
     trainer, device = read(TrainerConfig, config, "trainer"), settings.resolved_device()
-    trainable = read(OptimConfig, config, "optim").trainable
+    optim = read(OptimConfig, config, "optim")
+    parts = "all parts train" if optim.trainable is None else f"only {optim.trainable} train"
+    parts += " with LoRA" if optim.lora is not None else ""
     steps, images = steps_of(config, model)
     return (
-        f"{model.model} at {model.image_size} px, {'all parts train' if trainable is None else f'only {trainable} train'}: "
+        f"{model.model} at {model.image_size} px, {parts}: "
         f"{steps} steps of {images} images in {trainer.precision} on {trainer.num_devices} x {settings.device} with "
         f"{device.memory_gb:g} GB, {read(LoaderConfig, config, 'loader').batch_size} images per device at once."
     )
@@ -108,7 +110,8 @@ def _table(rows: list[dict[str, str]], *, own_row: int) -> Table:
 
 def cost_of(config: Config, model: SamConfig, device: Device, masks: int, activation_checkpointing: bool) -> StepCost:
     """Returns the cost of one micro-batch on one device."""
-    recipe = recipe_of(config, model.model)
+    recipe, optim = recipe_of(config, model.model), read(OptimConfig, config, "optim")
+    trainer = read(TrainerConfig, config, "trainer")
     return step_cost(
         replace(model, drop_path=recipe.drop_path, dropout=recipe.dropout),
         device=device.kind,
@@ -116,9 +119,11 @@ def cost_of(config: Config, model: SamConfig, device: Device, masks: int, activa
         masks=masks,
         sampler=make_prompts(config),
         loss=make_loss(config),
-        bf16="bf16" in str(read(TrainerConfig, config, "trainer").precision),
+        bf16="bf16" in str(trainer.precision),
         activation_checkpointing=activation_checkpointing,
-        trainable=read(OptimConfig, config, "optim").trainable or ("*",),
+        trainable=optim.trainable or ("*",),
+        lora=optim.lora,
+        cached=trainer.cache_embeddings is not None,
     )
 
 

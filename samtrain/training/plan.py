@@ -22,11 +22,13 @@ from torch.utils.flop_counter import flop_registry
 
 from samtrain.interact import interaction_losses, loss_with_flat_memory
 from samtrain.losses import SamLoss
+from samtrain.modeling.lora import add_lora
 from samtrain.modeling.sam import Sam, SamConfig
 from samtrain.modeling.transformer import head_channels
 from samtrain.ops import mask_loss, rel_pos_attention
 from samtrain.prompts import Sampler, seeded_generator
 from samtrain.training.lit_sam import freeze
+from samtrain.training.optim import LoraConfig
 from samtrain.types import Batch
 
 
@@ -118,16 +120,22 @@ def step_cost(
     bf16: bool,
     activation_checkpointing: bool,
     trainable: Sequence[str] = ("*",),
+    lora: LoraConfig | None = None,
+    cached: bool = False,
 ) -> StepCost:
     """Returns the cost of a step on `images` images with `masks` objects each, in bf16-mixed or float32.
 
     device:    "cpu" or "cuda", which use different code for attention and loss
     trainable: globs of the parameters that train; a frozen encoder stores nothing for a backward pass and has none
+    lora:      differences of low rank that train beside them
+    cached:    embeddings come from the disk
     """
     with torch.device("meta"):
         sam = Sam(config)
     sam.register_constants()
     freeze(sam, trainable)
+    if lora is not None:
+        add_lora(sam, lora.layers, rank=lora.rank, alpha=lora.alpha, seed=0)
     encoder_trains = any(p.requires_grad for p in sam.image_encoder.parameters())
     sam.train().image_encoder.set_grad_checkpointing(activation_checkpointing)
     schedule = sampler.schedule(seeded_generator("cpu", 0))
@@ -153,7 +161,10 @@ def step_cost(
         before_decoder: list[int] = []
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             with torch.set_grad_enabled(encoder_trains):
-                embeddings = sam.encode(sam.preprocess(batch.images, batch.input_sizes))
+                if cached:
+                    embeddings = torch.zeros(images, config.prompt_dim, config.grid, config.grid)
+                else:
+                    embeddings = sam.encode(sam.preprocess(batch.images, batch.input_sizes))
             total, _ = loss_with_flat_memory(sam, embeddings, losses)
         decoder = meter.operations - before_decoder[0]
         total.backward()

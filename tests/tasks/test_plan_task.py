@@ -27,6 +27,12 @@ def test_a_frozen_encoder_costs_less(tmp_path: Path) -> None:
     decoder = run(tmp_path, "optim.trainable=[mask_decoder.*]")
     for name in ("plan/memory_gb", "plan/tflop_per_image", "plan/hours"):
         assert decoder[name] < 0.8 * whole[name], name
+    # cached embeddings leave out the encoder's work; LoRA brings back most of what freezing it has saved
+    cached = run(tmp_path, "optim.trainable=[mask_decoder.*]", "trainer.cache_embeddings=float16")
+    assert cached["plan/tflop_per_image"] < 0.9 * decoder["plan/tflop_per_image"]
+    lora = run(tmp_path, "optim.trainable=[mask_decoder.*]", "optim.lora={rank:2}")
+    assert decoder["plan/tflop_per_image"] < lora["plan/tflop_per_image"] < 1.1 * whole["plan/tflop_per_image"]
+    assert decoder["plan/memory_gb"] < lora["plan/memory_gb"] < 1.1 * whole["plan/memory_gb"]
 
 
 def test_it_names_devices_and_steps_and_multiplies_hours_and_prices(

@@ -92,7 +92,7 @@ def test_images_that_change_from_step_to_step_are_refused(
     tmp_path: Path, flip: float, jitter: list[float] | None, native: bool, needed: str | None
 ) -> None:
     config: Any = {"loader": {"batch_size": 1, "flip_probability": flip}, "data_dir": str(tmp_path)}
-    request: Any = SimpleNamespace(large_scale_jitter=jitter, native=native)
+    request: Any = SimpleNamespace(large_scale_jitter=jitter, native=native, train=[])
     settings = TrainerConfig(cache_embeddings="float16")
     if needed is None:
         cache = training._embedding_cache(config, request, settings)
