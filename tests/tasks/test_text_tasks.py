@@ -19,7 +19,7 @@ from samtrain import load_clip, tasks  # noqa: E402
 from samtrain.modeling import build_sam, load_sam  # noqa: E402
 from samtrain.modeling.checkpoints import save_official, save_safetensors  # noqa: E402
 from samtrain.modeling.growth import with_text  # noqa: E402
-from tests.tiny_clip import TINY, tiny_clip_folder  # noqa: E402
+from tests.tiny_clip import TINY, hugging_face_clip, tiny_clip_folder  # noqa: E402
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 SMALL_CLIP = [f"clip_training.model={json.dumps(TINY)}".replace('"', ""), "clip_training.steps=2", "clip_training.scenes=6"]
@@ -117,6 +117,20 @@ def test_predict_finds_what_a_text_says(tmp_path: Path, trained: tuple[Path, dic
     run(tmp_path / "click", "task=predict", trained_model, clip, f"predict.image={images}/p0.png", "predict.text=a red box",
         "predict.points=[[20,20,1]]")  # fmt: skip
     assert len(json.loads((tmp_path / "click" / "masks.json").read_text())) == 3
+
+
+@pytest.mark.parity
+def test_official_weights_and_a_clip_of_transformers_find_and_are_measured(tmp_path: Path, official: Path) -> None:
+    hugging_face_clip(tmp_path / "clip")
+    given = [f"checkpoint={official}", f"clip={tmp_path / 'clip'}", *[each for each in SMALL if each.startswith("generator")]]
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(tmp_path / "p.png")
+    asked = [f"predict.image={tmp_path}/p.png", "predict.text=a box", "text.score_thresh=-1"]
+    run(tmp_path / "one", "task=predict", *given, *asked)
+    found = json.loads((tmp_path / "one" / "masks.json").read_text())
+    assert found and all(each["text"] == "a box" and each["area"] > 0 for each in found)
+    data = [each for each in SMALL if each.startswith("data")]
+    metrics = run(tmp_path / "measured", "+experiment=zero_shot_text", *given, *data)
+    assert 0 <= metrics["test/text_ranked_miou"] <= 1
 
 
 def test_stored_embeddings_train_without_clip(tmp_path: Path, official: Path) -> None:

@@ -15,7 +15,7 @@ open_clip = pytest.importorskip("open_clip")
 from samtrain.text import Clip, load_clip  # noqa: E402
 from samtrain.text.clip import attention_bias, patches_inside  # noqa: E402
 from samtrain.text.loading import new_clip  # noqa: E402
-from tests.tiny_clip import TINY, tiny_clip, tiny_clip_folder  # noqa: E402
+from tests.tiny_clip import TINY, hugging_face_clip, tiny_clip, tiny_clip_folder  # noqa: E402
 
 
 def image(seed: int = 0, height: int = 40, width: int = 60) -> torch.Tensor:
@@ -121,17 +121,7 @@ def test_a_folder_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parity
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_a_folder_of_transformers_gives_the_same_embeddings(tmp_path: Path, activation: str) -> None:
-    transformers = pytest.importorskip("transformers")
-    layers = {"num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = {"hidden_size": 32, "intermediate_size": 96, **layers, "image_size": 32, "patch_size": 8}
-    text = {"hidden_size": 16, "intermediate_size": 64, **layers, "max_position_embeddings": 16}
-    act = {"hidden_act": activation}
-    config = transformers.CLIPConfig(
-        vision_config={**vision, **act}, text_config={**text, **act, "eos_token_id": 49407}, projection_dim=24
-    )
-    torch.manual_seed(1)
-    model = transformers.CLIPModel(config).eval()
-    model.save_pretrained(tmp_path)
+    model = hugging_face_clip(tmp_path, activation)
     clip = load_clip(tmp_path)
     texts = ["a red ellipse", "an orange box"]
     with torch.no_grad():
