@@ -44,7 +44,7 @@ class SamPredictor:
             return super().__new__(TiledPredictor)
         return super().__new__(cls)
 
-    def __init__(self, sam_model: Sam, clip: Clip | None = None) -> None:
+    def __init__(self, sam_model: Sam, *, clip: Clip | None = None) -> None:
         self.model, self.clip = sam_model, clip
         self.transform = ResizeLongestSide(sam_model.config.image_size)
         self.original_size: Size = (0, 0)
@@ -121,6 +121,7 @@ class SamPredictor:
         mask_input: np.ndarray | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
+        *,
         text: str | Any | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Predicts masks of one object; prompts are in the original frame.
@@ -155,7 +156,7 @@ class SamPredictor:
             None if corners is None else corners.reshape(1, 4),
             _one(as_array(mask_input, "mask_input")),
         )
-        answers = self.predict_torch(*prompts, multimask_output, return_logits, self._embedding(text))
+        answers = self.predict_torch(*prompts, multimask_output, return_logits, text=self._embedding(text))
         found, ious, low_res = (answer[0].cpu().numpy() for answer in answers)
         return found, ious, low_res
 
@@ -216,6 +217,7 @@ class SamPredictor:
         mask_input: Tensor | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
+        *,
         text: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Predicts masks of N objects from tensors; prompts are in the input frame, where `transform` brings them.
