@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from samtrain.annotator.errors import Refused
+from samtrain.annotator.prompting import Decoded, Question, decode
 from samtrain.annotator.store import ImageRow, Model
 from samtrain.annotator.tiles import Images
 from samtrain.inference.embeddings import EmbeddingStore
@@ -61,11 +62,18 @@ class Prepared:
     model: LoadedModel
     predictor: SamPredictor
     lock: threading.Lock = field(default_factory=threading.Lock)
+    answered: tuple[Question, Decoded] | None = None  # the last question: a click often repeats the preview before it
     used: float = field(default_factory=time.monotonic)
 
     def misses(self, tile: int | None) -> bool:
         """Returns whether the embedding of a tile is still to be made."""
         return tile is not None and isinstance(self.predictor, TiledPredictor) and tile not in self.predictor.features
+
+    def decode(self, question: Question) -> Decoded:
+        """Asks the decoder, unless the same was asked just before; the caller holds the lock."""
+        if self.answered is None or self.answered[0] != question:
+            self.answered = question, decode(self.predictor, question)
+        return self.answered[1]
 
 
 @dataclass
@@ -95,6 +103,7 @@ class Encoder:
         self.images, self.store, self.device, self.report = images, store, device, report
         self.model: LoadedModel | None = None
         self.problem: str | None = None  # why there is no model
+        self.refused: str | None = None  # the digest of the last model that could not be loaded
         self.counts: Counter[str] = Counter()  # encoded, found, ahead (opened when it was ready), late (when it was not)
         self._prepared: OrderedDict[int, Prepared] = OrderedDict()
         self._encoded: set[int] = set()  # images that have an embedding of the current model, in memory or on disk
@@ -204,6 +213,7 @@ class Encoder:
         log.error("%s", sentence)
         self.report("model", {"name": about.name, "digest": about.digest, "error": sentence})
         with self._wake:
+            self.refused = about.digest
             if self.model is None:
                 self.problem = sentence
                 failed = [job for job in self._jobs.values() if job.state == "queued"]

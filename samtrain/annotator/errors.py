@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Refused(Exception):
+class Refused(ValueError):
     """Raised for a request that is not served; the page shows the sentence.
 
     extra: further fields of the answer beside `error`

@@ -6,8 +6,7 @@ Only what is needed is computed at full resolution. In a large image that is the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,22 @@ from torch import Tensor
 from samtrain.inference.predictor import SamPredictor
 from samtrain.inference.tiled import TiledPredictor
 from samtrain.ops.logit_frame import ROUNDING, LogitFrame, axis_of
-from samtrain.ops.rle import RLE, decode_rle, encode_columns, runs_of, runs_to_counts
-from samtrain.types import Prompts, Size
+from samtrain.ops.rle import (
+    RLE,
+    decode_rle,
+    encode_mask,
+    rle_area,
+    rle_difference,
+    rle_to_box_xywh,
+    rle_union,
+    runs_of,
+    runs_to_counts,
+)
+from samtrain.types import Prompts, SamOutput, Size
 
 MASK_LOGIT = 10.0  # of a pixel inside a mask that becomes a prompt, -10 outside; 2 to 30 gave the same IoU, see `mask_logits`
 STABILITY_OFFSET = 1.0  # appendix B
 WHOLE_PIXELS = 2**22  # images up to here are computed whole, to the bit as `predict` does; 2000 x 2000
-_THREADS = ThreadPoolExecutor(3, thread_name_prefix="run lengths")  # the candidates of a click at the same time
 STRIP_PIXELS = 2**22  # of a larger image are computed together: 16 MiB
 
 
@@ -68,12 +76,45 @@ class MaskAnswer:
         }  # fmt: skip
 
 
-@torch.no_grad()
-def answer(predictor: SamPredictor, question: Question, *, best: bool = False) -> list[MaskAnswer]:
-    """Returns the three masks in the model's order, or the `best` one by predicted IoU alone.
+class Decoded:
+    """What the decoder says about a question, at low resolution. A mask is brought to full resolution when it is asked for.
 
-    Raises ValueError for prompts that the model does not take.
+    scores: predicted IoU of the three masks, in the model's order
+    best:   the index of the highest score
+    made:   the masks that were asked for
     """
+
+    def __init__(
+        self, predictor: SamPredictor, output: SamOutput, corner: tuple[int, int], size: Size, refined: RLE | None
+    ) -> None:
+        self.scores: list[float] = output.iou_predictions[0].tolist()
+        self.best = max(range(len(self.scores)), key=self.scores.__getitem__)
+        self._low_res = output.low_res_logits[0]
+        self._predictor, self._corner, self._size, self._refined = predictor, corner, size, refined
+        self.made: dict[int, MaskAnswer] = {}
+
+    def mask(self, index: int) -> MaskAnswer:
+        """Returns a mask at full resolution."""
+        if index not in self.made:
+            self.made[index] = self._make(self._low_res[index], self.scores[index])
+        return self.made[index]
+
+    @torch.no_grad()
+    def _make(self, low_res_hw: Tensor, score: float) -> MaskAnswer:
+        predictor, image = self._predictor, self._predictor.original_size
+        if self._size[0] * self._size[1] > WHOLE_PIXELS:
+            return _answer(*_in_strips(low_res_hw, predictor), score, self._size)
+        # one mask at a time, because three at once no longer fit into the processor's cache and take twice as long
+        logits = predictor.model.postprocess_masks(low_res_hw[None, None], predictor.input_size, self._size)[0, 0].cpu()
+        if self._size == image:
+            return _whole(logits.numpy(), score)
+        found = _answer(*_in_tile(logits, self._corner, image), score, image)
+        return found if self._refined is None else _with_rest(found, self._refined, self._corner, self._size)
+
+
+@torch.no_grad()
+def decode(predictor: SamPredictor, question: Question) -> Decoded:
+    """Asks the decoder; raises ValueError for prompts that the model does not take."""
     coords, labels, box = question.arrays()
     tile = tile_of(predictor, question)
     mask = None if question.mask is None else mask_logits(predictor, question.mask, tile)
@@ -81,22 +122,15 @@ def answer(predictor: SamPredictor, question: Question, *, best: bool = False) -
     if isinstance(predictor, TiledPredictor):
         assert tile is not None
         output = predictor.answer_in(torch.tensor([tile], device=predictor.device), prompts, True)
-        corner = tuple(reversed(predictor.tiles[tile].tolist()))
-        size = predictor.input_size
-    else:
-        output = predictor.answer(prompts, True)
-        corner, size = (0, 0), predictor.original_size
-    scores = output.iou_predictions[0].tolist()
-    chosen = [max(range(len(scores)), key=scores.__getitem__)] if best else list(range(len(scores)))
-    low_res, chosen_scores = output.low_res_logits[0, chosen], [scores[i] for i in chosen]
-    if size[0] * size[1] > WHOLE_PIXELS:
-        made = [_in_strips(each, predictor) for each in low_res]
-        return [_answer(*each, score, size) for each, score in zip(made, chosen_scores, strict=True)]
-    logits = predictor.model.postprocess_masks(low_res[None], predictor.input_size, size)[0]
-    if size == predictor.original_size:
-        return list(_THREADS.map(_whole, logits.cpu().numpy(), chosen_scores))
-    made = [_in_tile(each, corner, predictor.original_size) for each in logits.cpu()]
-    return [_answer(*each, score, predictor.original_size) for each, score in zip(made, chosen_scores, strict=True)]
+        x, y = predictor.tiles[tile].tolist()
+        return Decoded(predictor, output, (y, x), predictor.input_size, question.mask)
+    return Decoded(predictor, predictor.answer(prompts, True), (0, 0), predictor.original_size, question.mask)
+
+
+def answer(predictor: SamPredictor, question: Question) -> list[MaskAnswer]:
+    """Returns the three masks in the model's order; raises ValueError for prompts that the model does not take."""
+    decoded = decode(predictor, question)
+    return [decoded.mask(index) for index in range(len(decoded.scores))]
 
 
 def tile_of(predictor: SamPredictor, question: Question) -> int | None:
@@ -171,10 +205,20 @@ _Made = tuple[np.ndarray, float, tuple[int, int, int, int]]  # run lengths, stab
 
 def _whole(logits_HW: np.ndarray, score: float) -> MaskAnswer:
     """Returns a mask from all its logits; with random weights it has a hundred thousand runs."""
-    # NumPy: to transpose and to count takes torch three and ten times as long
-    segmentation, area, box = encode_columns(np.ascontiguousarray((logits_HW > 0).T))
+    # NumPy: to transpose and to count takes torch three and ten times as long; run lengths go down the columns
+    mask_WH = np.ascontiguousarray((logits_HW > 0).T)
+    box = _box_of(mask_WH)
     inner, outer = (int(np.count_nonzero(logits_HW > sign * STABILITY_OFFSET)) for sign in (1, -1))
-    return MaskAnswer(segmentation, score, _ratio(inner, outer), area, box)
+    return MaskAnswer(encode_mask(mask_WH.view(np.uint8).T), score, _ratio(inner, outer), int(np.count_nonzero(mask_WH)), box)
+
+
+def _box_of(mask_WH: np.ndarray) -> tuple[int, int, int, int]:
+    """Returns the (x, y, width, height) of a mask that is stored column by column; zeros for an empty one."""
+    columns, rows = np.flatnonzero(mask_WH.any(axis=1)), np.flatnonzero(mask_WH.any(axis=0))
+    if not columns.size:
+        return 0, 0, 0, 0
+    left, top = int(columns[0]), int(rows[0])
+    return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
 
 
 def _in_tile(logits_hw: Tensor, corner: tuple[int, ...], size: Size) -> _Made:
@@ -192,6 +236,15 @@ def _in_tile(logits_hw: Tensor, corner: tuple[int, ...], size: Size) -> _Made:
     place = (corner[0] + top, corner[1] + left)
     runs = runs_of(np.ascontiguousarray(mask[top:bottom, left:right].T), place, size)
     return runs, stability, (place[1], place[0], right - left, bottom - top)
+
+
+def _with_rest(found: MaskAnswer, refined: RLE, corner: tuple[int, int], size: Size) -> MaskAnswer:
+    """Returns a tile's mask with the pixels of the refined mask beyond the tile, which the model has not seen."""
+    image = (refined["size"][0], refined["size"][1])
+    tile = runs_to_counts(runs_of(np.ones((size[1], size[0]), dtype=bool), corner, image))
+    whole = rle_union([found.segmentation, rle_difference(refined, [{"size": list(image), "counts": tile}])])
+    x, y, width, height = (int(value) for value in rle_to_box_xywh(whole))
+    return replace(found, segmentation=whole, area=rle_area(whole), bbox=(x, y, width, height))
 
 
 def _in_strips(logits_hw: Tensor, predictor: SamPredictor) -> _Made:

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from samtrain.annotator.sources import read_source
-from samtrain.annotator.store import ImageRow, Store, Work
+from samtrain.annotator.store import Store, Work
+from samtrain.annotator.tiles import read_pixels
 from samtrain.annotator.transfer.importing import import_shards
 from samtrain.annotator.transfer.review import disagreements, export_corrections, order_by_doubt
-from samtrain.data.decode import decode_image
 from samtrain.terminal import follow
 
 log = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ def begin_review(store: Store, shards: str | Sequence[str], load_predictor: Call
         if load_predictor is not None:
             predictor = load_predictor()
             for image in follow(images, "comparing masks with the model", len(images)):
-                found |= disagreements(predictor, _decoded(image), store.masks(image.id))
+                found |= disagreements(predictor, read_pixels(image), store.masks(image.id))
         order_by_doubt(store, found)
     store.set_work(Work(kind="review", message=MESSAGE))
 
@@ -45,8 +44,3 @@ def end_review(store: Store, folder: Path) -> None:
         "task=audit audit.corrected=%s.",
         *(counts[key] for key in ("images", "accepted", "corrected", "rejected", "added")), folder, folder,
     )  # fmt: skip
-
-
-def _decoded(image: ImageRow) -> Any:
-    source = read_source(image.source)
-    return decode_image(source.data, image.width, image.height, image.name)

@@ -19,7 +19,7 @@ from samtrain.annotator.config import ServeConfig
 from samtrain.annotator.encoding import AHEAD, CLICKED, OPENED, Encoder, Prepared
 from samtrain.annotator.errors import Refused, Stale
 from samtrain.annotator.events import Events
-from samtrain.annotator.prompting import MaskAnswer, Question, answer, tile_of
+from samtrain.annotator.prompting import Decoded, MaskAnswer, Question, tile_of
 from samtrain.annotator.store import ImageRow, Model, Store, Work
 from samtrain.annotator.tiles import Images
 from samtrain.files import digest
@@ -97,8 +97,10 @@ class Service:
 
     async def prompt(
         self, annotator: str, image: ImageRow, question: Question, *, seq: int, preview: bool
-    ) -> tuple[list[MaskAnswer], str]:
-        """Returns the candidates for prompts and the digest of the model that made them; waits for the image's embedding.
+    ) -> tuple[Decoded, str]:
+        """Returns what the decoder says and the digest of the model; waits for the image's embedding.
+
+        The best mask is made already, and `mask` makes the others.
 
         Raises Stale for a preview that a newer request of the same annotator has overtaken.
         """
@@ -117,18 +119,25 @@ class Service:
 
     def _answer(
         self, prepared: Prepared, question: Question, key: tuple[str, int], seq: int, preview: bool
-    ) -> tuple[int | None, list[MaskAnswer] | None]:
-        """Returns the candidates, or None and the tile that must be encoded first."""
+    ) -> tuple[int | None, Decoded | None]:
+        """Returns what the decoder says, or None and the tile that must be encoded first."""
         if preview and self._newest[key] > seq:
             raise Stale
         with prepared.lock:
             tile = tile_of(prepared.predictor, question)
             if prepared.misses(tile):
                 return tile, None
-            found = answer(prepared.predictor, question, best=preview)
-        if not all(math.isfinite(each.score) for each in found):
+            found = prepared.decode(question)
+        if not all(map(math.isfinite, found.scores)):
             raise Refused(503, "the model answers with NaN, so its weights are broken: give another checkpoint")
+        found.mask(found.best)
         return tile, found
+
+    async def mask(self, decoded: Decoded, index: int) -> MaskAnswer:
+        """Returns one of the masks at full resolution."""
+        if index in decoded.made:
+            return decoded.made[index]
+        return await asyncio.get_running_loop().run_in_executor(self.decoding, decoded.mask, index)
 
     def _check_model(self) -> None:
         if self.encoder.problem is not None:
@@ -163,6 +172,11 @@ class Service:
         """Returns the name and digest of the model that answers clicks now."""
         model = self.encoder.model
         return None if model is None else {"name": model.about.name, "digest": model.about.digest}
+
+    def is_swapping(self) -> bool:
+        """Returns whether a newer model takes over soon: no image is handed out for the old one meanwhile."""
+        newest, used = self.store.model(), self.encoder.model
+        return newest is not None and used is not None and newest.digest not in (used.about.digest, self.encoder.refused)
 
     def model_digest(self) -> str | None:
         """Returns the digest of the model that answers clicks now."""

@@ -23,6 +23,12 @@ def is_record(source: str) -> bool:
     return bool(sign) and number.isdigit() and path.endswith(".tar")
 
 
+def stamp_of(source: str) -> str:
+    """Returns a text that changes when the file of a source does; raises OSError if it is not there."""
+    status = Path(source.rpartition("#")[0] if is_record(source) else source).stat()
+    return f"{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
 def read_source(source: str) -> SourceImage:
     """Reads a file, or record INDEX of a shard for `TAR#INDEX`.
 

@@ -86,7 +86,7 @@ class Images:
     def pixels(self, image: ImageRow, level: int = 0) -> np.ndarray:
         """Returns (H, W, 3) uint8 RGB at a level; raises Refused with the reason if the image cannot be read."""
         if level == 0:
-            return self._levels.get((image.id, 0), lambda: _read(image))
+            return self._levels.get((image.id, 0), lambda: read_pixels(image))
         return self._levels.get((image.id, level), lambda: _half(self.pixels(image, level - 1)))
 
     def tile(self, image: ImageRow, level: int, column: int, row: int) -> bytes:
@@ -145,7 +145,7 @@ def to_png(pixels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _read(image: ImageRow) -> np.ndarray:
+def read_pixels(image: ImageRow) -> np.ndarray:
     """Decodes an image; what a client is told names the image, not its place on the disk."""
     try:
         found = read_source(image.source)

@@ -19,17 +19,6 @@ def encode_mask(mask_HW: np.ndarray) -> RLE:
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
-def encode_columns(mask_WH: np.ndarray) -> tuple[RLE, int, tuple[int, int, int, int]]:
-    """Returns the RLE, the area and the (x, y, width, height) of a bool mask that is stored column by column.
-
-    That is the order of run-length codes, and the area and the box are read off the runs: the fast way for many pixels.
-    """
-    (rle,) = coco_mask.encode(mask_WH.view(np.uint8).T[:, :, None])  # a view, in Fortran's order as pycocotools wants it
-    x, y, width, height = (int(value) for value in coco_mask.toBbox(rle))
-    size = [int(side) for side in rle["size"]]
-    return {"size": size, "counts": rle["counts"].decode("ascii")}, int(coco_mask.area(rle)), (x, y, width, height)
-
-
 def encode_labels(labels_HW: np.ndarray) -> dict[int, RLE]:
     """Returns the RLE of the pixels of each value of an (H, W) integer map, in ascending order of the values.
 
@@ -210,6 +199,14 @@ def rle_difference(rle: RLE, others: Sequence[RLE]) -> RLE:
         covered = coco_mask.merge([to_compressed(other, size) for other in others], intersect=False)
         mine = coco_mask.merge([mine, to_compressed(_inverted(covered))], intersect=True)
     return {"size": list(size), "counts": mine["counts"].decode("ascii")}
+
+
+def rle_union(rles: Sequence[RLE]) -> RLE:
+    """Returns the pixels that are in any of the masks, without decoding them; raises as `to_compressed`."""
+    first = to_compressed(rles[0])
+    size = (first["size"][0], first["size"][1])
+    joined = coco_mask.merge([to_compressed(each, size) for each in rles], intersect=False)
+    return {"size": list(size), "counts": joined["counts"].decode("ascii")}
 
 
 def _inverted(rle: RLE) -> RLE:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samtrain.data.decode import decode_shown
+from samtrain.data.header import shown_size
 from samtrain.data.kinds import FolderConfig
 from samtrain.data.prepare.mask_files import IMAGES, files_below
 from samtrain.files import digest, printable
@@ -53,10 +53,10 @@ def run(config: Config, run_dir: Path) -> None:
         close_round(serving.store)
         return
     with open_store(serving.store) as store:
+        if settings.serve or settings.review is not None:
+            set_model(store, config["checkpoint"])  # before thousands of images are read
         add_images(store, settings, skip=data_config(config["data"]).on_error == "skip")
         add_masks(store, settings, config)
-        if settings.serve or settings.review is not None:
-            set_model(store, config["checkpoint"])
         if settings.review is not None:
             begin_review(store, settings.review, partial(_predictor, config, store) if settings.disagreement else None)
         if not store.count_images():
@@ -126,7 +126,7 @@ def add_images(store: Store, settings: AnnotateConfig, *, skip: bool) -> None:
 
 
 def _read(paths: list[Path], settings: AnnotateConfig, skip: bool, counts: Counter[str]) -> Iterator[NewImage]:
-    """Yields what the store needs to know of each image; every image is decoded once, so that none fails later."""
+    """Yields what the store needs to know of each image; a damaged one is found now, as far as its file shows that."""
     from samtrain.annotator.config import wants_second_opinion
     from samtrain.annotator.store import NewImage
 
@@ -134,7 +134,7 @@ def _read(paths: list[Path], settings: AnnotateConfig, skip: bool, counts: Count
     for path in paths:
         try:
             _check_name(path)
-            height, width = decode_shown(path.read_bytes(), str(path)).shape[:2]
+            height, width = shown_size(path)
         except ValueError as error:
             if not skip:
                 raise
@@ -146,8 +146,7 @@ def _read(paths: list[Path], settings: AnnotateConfig, skip: bool, counts: Count
         name = place.relative_to(root).as_posix() if place.is_relative_to(root) else place.name
         opinions = 2 if wants_second_opinion(str(place), settings.opinions) else 1
         yield NewImage(
-            key=str(place), name=name, source=str(place), width=width, height=height, digest=digest(path),
-            opinions_wanted=opinions,
+            key=str(place), name=name, source=str(place), width=width, height=height, opinions_wanted=opinions
         )  # fmt: skip
 
 

@@ -83,6 +83,18 @@ def test_a_preview_has_the_best_candidate(ask: Client) -> None:
     assert preview["candidates"] == [max(whole["candidates"], key=lambda each: each["score"])]
 
 
+def test_candidates_come_line_by_line_if_a_client_wants_that(ask: Client) -> None:
+    _, whole = ask("POST", "/api/images/1/prompts", {**CLICK, "seq": 102})
+    headers = {"Content-Type": "application/json", "Accept": "application/x-ndjson"}
+    status, _, answer = ask.raw("POST", "/api/images/1/prompts", json.dumps({**CLICK, "seq": 103}).encode(), headers)
+    lines = [json.loads(line) for line in answer.splitlines()]
+    assert status == 200 and [(line["seq"], line["model"]) for line in lines] == [(103, whole["model"])] * 3
+    assert [line["scores"] for line in lines] == [[each["score"] for each in whole["candidates"]]] * 3
+    assert lines[0]["candidate"]["score"] == max(lines[0]["scores"]), "the best one comes first"
+    assert sorted(line["index"] for line in lines) == [0, 1, 2]
+    assert all(line["candidate"] == whole["candidates"][line["index"]] for line in lines)
+
+
 def test_an_overtaken_preview_is_dropped(ask: Client) -> None:
     ask("POST", "/api/images/1/prompts", {**CLICK, "seq": 1000})
     status, answer = ask("POST", "/api/images/1/prompts", {**CLICK, "seq": 999, "preview": True})

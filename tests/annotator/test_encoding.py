@@ -16,7 +16,10 @@ pytest.importorskip("sqlalchemy", reason="needs the extra annotate")
 
 from serving import Client, model_of, pixels_of, serving, write_checkpoint, write_images  # noqa: E402
 
-from samtrain.annotator import encoding  # noqa: E402
+from samtrain.annotator import (
+    encoding,  # noqa: E402
+    prompting,  # noqa: E402
+)
 from samtrain.annotator.encoding import AHEAD, CLICKED, OPENED, Encoder  # noqa: E402
 from samtrain.annotator.errors import Refused  # noqa: E402
 from samtrain.annotator.prompting import Question, answer  # noqa: E402
@@ -25,6 +28,7 @@ from samtrain.annotator.tiles import Images  # noqa: E402
 from samtrain.inference.embeddings import EmbeddingStore  # noqa: E402
 from samtrain.inference.predictor import SamPredictor  # noqa: E402
 from samtrain.modeling.build import load_sam  # noqa: E402
+from samtrain.ops.rle import decode_rle, encode_mask, rle_to_box_xywh  # noqa: E402
 
 WAIT = 60
 
@@ -181,6 +185,22 @@ def test_a_large_native_image_is_encoded_tile_by_tile(tmp_path: Path, monkeypatc
         assert server.service.encoder.counts["encoded"] == 2  # of the image's 12 tiles
 
 
+def test_a_mask_that_is_refined_in_a_tile_keeps_what_lies_beyond_it(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "native.safetensors", frame="native")
+    predictor = SamPredictor(load_sam(path))
+    predictor.set_image(pixels_of(0, (150, 130)))
+    before = np.zeros((150, 130), dtype=bool)
+    before[5:145, 20:30] = True  # taller than a tile of 64 pixels
+    question = Question(points=((25.0, 75.0),), labels=(1,), mask=encode_mask(before))
+    y, x = (int(side) for side in predictor.tiles[prompting.tile_of(predictor, question)].flip(0))  # type: ignore[attr-defined]
+    inside = np.zeros_like(before)
+    inside[y : y + 64, x : x + 64] = True
+    for found in answer(predictor, question):
+        mask = decode_rle(found.segmentation)
+        assert (mask == before)[~inside].all() and not (mask == before)[inside].all()
+        assert found.area == mask.sum() and list(found.bbox) == rle_to_box_xywh(found.segmentation)
+
+
 def test_prefetching_is_counted(tmp_path: Path) -> None:
     with serving(tmp_path, images=4, prefetch=2) as (server, _):
         ask, encoder = Client(server), server.service.encoder
@@ -243,8 +263,6 @@ def test_without_a_model_the_answer_says_so(tmp_path: Path) -> None:
 
 def test_masks_of_large_images_equal_the_predictors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What is computed in strips equals what is computed at once, run by run."""
-    from samtrain.annotator import prompting
-
     predictor = SamPredictor(load_sam(write_checkpoint(tmp_path / "sam.safetensors")))
     predictor.set_image(pixels_of(0, (150, 211)))
     questions = [Question(points=((100.0, 50.0),), labels=(1,)), Question(box=(10.0, 20.0, 200.0, 140.0))]

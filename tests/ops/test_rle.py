@@ -10,7 +10,6 @@ from pycocotools import mask as coco_mask
 
 from samtrain.ops.rle import (
     decode_rle,
-    encode_columns,
     encode_labels,
     encode_mask,
     rle_area,
@@ -148,14 +147,6 @@ def test_the_values_of_a_map_are_encoded_at_once_as_one_by_one(dtype: str) -> No
         labels = labels - 2 if dtype == "int64" else labels
         assert encode_labels(labels) == {int(value): encode_mask(labels == value) for value in np.unique(labels)}
     assert encode_labels(np.zeros((0, 3), int)) == {}
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_a_mask_by_columns_is_encoded_and_measured_as_by_rows(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    mask = rng.random((7 + seed, 5)) < 0.25 * seed  # the first one is empty
-    rle, area, box = encode_columns(np.ascontiguousarray(mask.T))
-    assert rle == encode_mask(mask) and area == mask.sum() and list(box) == rle_to_box_xywh(rle)
 
 
 def test_a_difference_leaves_out_the_pixels_of_all_others() -> None:

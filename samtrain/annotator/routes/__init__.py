@@ -29,4 +29,9 @@ Annotator = Annotated[str, Depends(annotator_of)]
 
 def as_json(content: Any, status: int = 200) -> Response:
     """Returns an answer in JSON; plain values only, which is much faster than FastAPI's own encoder for long masks."""
-    return Response(json.dumps(content, allow_nan=False, separators=(",", ":")), status, media_type="application/json")
+    return Response(to_json(content), status, media_type="application/json")
+
+
+def to_json(content: Any) -> bytes:
+    """Returns plain values as JSON."""
+    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()

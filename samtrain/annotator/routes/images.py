@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from samtrain.annotator.encoding import OPENED
 from samtrain.annotator.errors import Refused, Stale
+from samtrain.annotator.prompting import Decoded
 from samtrain.annotator.requests import check_fields, flag, question_of, text_or_none, whole
-from samtrain.annotator.routes import MAX_ID, Annotator, Body, Id, as_json
+from samtrain.annotator.routes import MAX_ID, Annotator, Body, Id, as_json, to_json
 from samtrain.annotator.service import Service
+from samtrain.annotator.sources import stamp_of
 from samtrain.annotator.store import ImageRow, Lease
 from samtrain.annotator.store.rows import IMAGE_STATES, SPLITS, one_of
 from samtrain.annotator.tiles import TILE, levels, to_jpeg, to_png
 
 MAX_LISTED = 1000  # images in one answer
+LINES = "application/x-ndjson"  # of a client that takes the candidates one by one
 Count = Annotated[int, Query(ge=0, le=MAX_ID)]
 
 
@@ -48,6 +53,8 @@ def routes(service: Service) -> APIRouter:
     def next_image(annotator: Annotator, body: Body) -> Response:
         check_fields(body, ("after",))
         after = None if body.get("after") is None else whole(body, "after")
+        if service.is_swapping():
+            return as_json({"image": None, "reason": "waiting", "message": "A newer model takes over first."})
         lease = store.lease_next(annotator, seconds, after=after)
         if lease is None:
             return as_json({"image": None, **_why_none(service)})
@@ -88,11 +95,13 @@ def routes(service: Service) -> APIRouter:
     @router.get("/images/{image_id}/tiles/{level}/{column}/{row}")
     def tile(image_id: Id, level: Id, column: Id, row: Id, annotator: Annotator, request: Request) -> Response:
         found = service.image(image_id)
-        tag = f'"{found.digest[:32]}-{found.width}x{found.height}-{level}-{column}-{row}"'
-        if found.digest and request.headers.get("if-none-match") == tag:
-            return Response(status_code=304, headers={"etag": tag, "cache-control": "private, no-cache"})
+        headers = {"cache-control": "private, no-cache"}
+        with suppress(OSError):  # reading says what is wrong
+            headers["etag"] = f'"{stamp_of(found.source)}-{level}-{column}-{row}"'
+        if "etag" in headers and request.headers.get("if-none-match") == headers["etag"]:
+            return Response(status_code=304, headers=headers)
         data = service.images.tile(found, min(level, 64), column, row)
-        return Response(data, media_type="image/jpeg", headers={"etag": tag, "cache-control": "private, no-cache"})
+        return Response(data, media_type="image/jpeg", headers=headers)
 
     @router.get("/images/{image_id}/pixels")
     def pixels(
@@ -111,17 +120,21 @@ def routes(service: Service) -> APIRouter:
         return as_json(told if job.error is None else told | {"error": job.error})
 
     @router.post("/images/{image_id}/prompts")
-    async def prompts(image_id: Id, annotator: Annotator, body: Body) -> Response:
+    async def prompts(image_id: Id, annotator: Annotator, body: Body, request: Request) -> Response:
         found = await run_in_threadpool(service.image, image_id)
         seq, preview = whole(body, "seq", 0), flag(body, "preview")
         question = question_of(body, found.size, service.settings.max_points)
         try:
-            candidates, model = await service.prompt(annotator, found, question, seq=seq, preview=preview)
+            decoded, model = await service.prompt(annotator, found, question, seq=seq, preview=preview)
         except Stale:
             return as_json({"error": "a newer request has overtaken this preview", "seq": seq, "stale": True}, 409)
         except Refused as refused:
             raise Refused(refused.status, refused.sentence, seq=seq, **refused.extra) from refused
-        return as_json({"seq": seq, "candidates": [each.to_plain() for each in candidates], "model": model})
+        if LINES in request.headers.get("accept", ""):
+            return StreamingResponse(_in_lines(service, decoded, {"seq": seq, "model": model}), media_type=LINES)
+        wanted = [decoded.best] if preview else range(len(decoded.scores))
+        candidates = [(await service.mask(decoded, index)).to_plain() for index in wanted]
+        return as_json({"seq": seq, "candidates": candidates, "model": model})
 
     # ---- drafts
 
@@ -160,6 +173,14 @@ def _whole(service: Service, image: ImageRow) -> dict[str, Any]:
     return content | {"levels": levels(image.size), "tile_size": TILE, "encoding": service.encoder.state_of(image.id)}
 
 
+async def _in_lines(service: Service, decoded: Decoded, about: dict[str, Any]) -> AsyncIterator[bytes]:
+    """Yields the candidates as lines of JSON, the best one first, so that a page can show it while the others are made."""
+    others = [index for index in range(len(decoded.scores)) if index != decoded.best]
+    for index in (decoded.best, *others):
+        candidate = (await service.mask(decoded, index)).to_plain()
+        yield to_json({**about, "scores": decoded.scores, "index": index, "candidate": candidate}) + b"\n"
+
+
 def _lease(lease: Lease) -> dict[str, Any]:
     return {"token": lease.token, "expires_in": lease.expires_in, "opinion": lease.opinion}
 
@@ -173,5 +194,3 @@ def _why_none(service: Service) -> dict[str, str]:
         return {"reason": "leased", "message": "Others work on the images that are left. Try again in a minute."}
     thanks = "Thank you. To change one of them, click it in the list of images."
     return {"reason": "finished", "message": (work.message if work else "") or thanks}
-
-

@@ -1,6 +1,7 @@
 // Talks to the server. Every failure has a sentence that can be shown; a save keeps its id when it is sent again, so that the
 // server stores it once however often the answer was lost.
 
+const LINES = "application/x-ndjson";
 const PAUSES = [0.3, 0.6, 1, 2, 3]; // seconds between attempts; the last one repeats
 
 /** A refusal or a failure, with the server's sentence. `status` is 0 if the server did not answer at all. */
@@ -16,8 +17,8 @@ export class ApiError extends Error {
 export function createApi({ token = null, fetch: send = (...given) => window.fetch(...given), base = "" } = {}) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
 
-  async function respond(method, path, body, signal) {
-    const options = { method, headers: { ...headers }, signal, credentials: "same-origin", cache: "no-store" };
+  async function respond(method, path, body, signal, more = {}) {
+    const options = { method, headers: { ...headers, ...more }, signal, credentials: "same-origin", cache: "no-store" };
     if (body !== undefined) {
       options.headers["Content-Type"] = "application/json";
       options.body = JSON.stringify(body);
@@ -43,6 +44,27 @@ export function createApi({ token = null, fetch: send = (...given) => window.fet
     }
   }
 
+  /** Asks for an answer in lines of JSON and calls `take(value)` for each line as soon as it is there. */
+  async function lines(method, path, body, take, { signal } = {}) {
+    const response = await respond(method, path, body, signal, { Accept: LINES });
+    if (!response.headers.get("content-type")?.startsWith(LINES)) throw new ApiError(500, "The server's answer is of another version: load this page again.");
+    const decoder = new TextDecoder();
+    let begun = ""; // the line that is not complete yet
+    try {
+      for (const reader = response.body.getReader(); ; ) {
+        const { done, value } = await reader.read();
+        if (done) break;
+        const parts = decoder.decode(value, { stream: true }).split("\n");
+        parts[0] = begun + parts[0];
+        begun = parts.pop();
+        parts.forEach((line) => take(JSON.parse(line)));
+      }
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new ApiError(0, "The server's answer ended early.");
+    }
+  }
+
   async function blob(path, { signal } = {}) {
     const response = await respond("GET", path, undefined, signal);
     return response.blob();
@@ -52,10 +74,18 @@ export function createApi({ token = null, fetch: send = (...given) => window.fet
    * Repeats a call until the server answers. `onTrouble(error, seconds)` is told of each attempt without an answer. Refusals
    * (4xx) are thrown at once: repeating them would not help.
    */
-  async function persist(method, path, body, { onTrouble = () => {}, wait = pause, signal } = {}) {
+  function persist(method, path, body, options = {}) {
+    return repeat(() => call(method, path, body, options), options);
+  }
+
+  function persistLines(method, path, body, take, options = {}) {
+    return repeat(() => lines(method, path, body, take, options), options);
+  }
+
+  async function repeat(ask, { onTrouble = () => {}, wait = pause }) {
     for (let attempt = 0; ; attempt++) {
       try {
-        return await call(method, path, body, { signal });
+        return await ask();
       } catch (error) {
         if (!isTrouble(error)) throw error;
         const seconds = PAUSES[Math.min(attempt, PAUSES.length - 1)];
@@ -65,7 +95,7 @@ export function createApi({ token = null, fetch: send = (...given) => window.fet
     }
   }
 
-  return { call, blob, persist };
+  return { call, blob, persist, persistLines };
 }
 
 /** Says whether another attempt may succeed: no answer, a server that is starting, a proxy in between. */

@@ -157,6 +157,7 @@ export function createBoard(canvas, { task, changed, act, warn }) {
     const work = task();
     if (work.state().current) return warn("Accept the mask in work (Enter) or drop it (Esc) first.");
     const under = work.visible().filter((row) => contains(row.mask, ...point)).sort((one, other) => one.area - other.area);
+    if (!under.length && !work.selected()) return warn("There is no mask here. Shift + click selects the mask under the pointer.");
     const at = under.findIndex((row) => row.key === work.selected()?.key);
     work.select(under.length ? under[(at + 1) % under.length].key : null); // once more: the next one below
   }

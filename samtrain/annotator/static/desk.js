@@ -20,7 +20,7 @@ export function createDesk({ api, session, messages, coach }) {
   let waiting = null; // the timer of the next question for an image
   let asked = {}; // the last question whether somebody is sure: until when a second key answers it, what it was, of which image
   let warnedKey = null; // the mask about which the clock has spoken
-  let accepted = 0;
+  let accepted = session.status?.annotators?.[session.annotator]?.masks ?? 0; // by this person, in earlier visits, too
   let noImage = null; // why there is none, as the server said it
   let askedToEncode = 0; // when
   const visited = [];
@@ -208,13 +208,13 @@ export function createDesk({ api, session, messages, coach }) {
   }
 
   /** Says that the image belongs to somebody else now, and what can be done. */
-  function lost(error) {
+  function lost(error, words = null) {
     clearTimeout(heartbeat);
     const isClosed = error.reason === "closed";
     const mine = task;
     const goOn = ["Next image", () => (closeTask(), nextImage(mine?.image.id))];
     const again = ["Take it again", () => takeAgain(mine)];
-    messages.show("lease", "error", error.message, { actions: isClosed ? [goOn] : [again, goOn], stays: true });
+    messages.show("lease", "error", words ? `${words}: ${error.message}` : error.message, { actions: isClosed ? [goOn] : [again, goOn], stays: true });
     if (isClosed && mine && mine === task && !mine.state().current && !isMoving) {
       closeTask();
       nextImage();
@@ -282,6 +282,7 @@ export function createDesk({ api, session, messages, coach }) {
     if (digest === null || digest === model) return;
     const isFirst = model === null;
     model = digest;
+    if (!task && noImage) nextImage();
     if (isFirst || !task) return;
     messages.show("model", "info", "A newer model is here. Your prompts are kept.");
     askToEncode();

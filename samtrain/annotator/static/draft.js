@@ -4,6 +4,7 @@
 // steps keep no candidates: the model is asked again when somebody goes back to them.
 
 import { decode, encode } from "./rle.js";
+import { complete } from "./state.js";
 
 const VERSION = 1;
 
@@ -54,11 +55,11 @@ function snapshot(object, store, idOf, whole) {
 function restored(snapshot, masks, keyOf) {
   const { id, ...rest } = snapshot;
   const at = (index) => (index === null ? null : masks[index]);
-  return {
+  return complete({
     ...rest,
     key: id === null ? null : keyOf(id),
     base: at(snapshot.base),
     mask: at(snapshot.mask),
     candidates: snapshot.candidates && snapshot.candidates.map((each) => ({ ...each, mask: at(each.mask) })),
-  };
+  });
 }

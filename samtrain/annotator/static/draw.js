@@ -24,8 +24,8 @@ export function rasterise(mask, view, size, margin = LINE + 1) {
     const column = mask.columns[Math.floor((left + i + 0.5 - view.x) / view.scale) - mask.left];
     if (!column) continue;
     for (let k = 0; k < column.length; k += 2) {
-      const end = rowOf(column[k + 1]);
-      for (let row = rowOf(column[k]); row < end; row++) inside[row * width + i] = 1;
+      const end = rowOf(column[k + 1]) * width + i;
+      for (let at = rowOf(column[k]) * width + i; at < end; at += width) inside[at] = 1;
     }
   }
   return { left, top, width, height, inside };
@@ -39,33 +39,32 @@ export function paintMask(pixels, size, mask, view, style) {
   const line = style.line && packed(style.line);
   const fill = style.fill && packed(style.fill);
   const halo = packed(style.halo ?? [0, 0, 0, 190]);
-  for (let row = 1; row < height - 1; row++) {
+  // only what lies on the canvas; the margin lets all neighbours be read
+  const [firstRow, lastRow] = [Math.max(LINE, -top), Math.min(height - LINE, size.height - top)];
+  const [first, last] = [Math.max(LINE, -left), Math.min(width - LINE, size.width - left)];
+  for (let row = firstRow; row < lastRow; row++) {
     const y = top + row;
-    if (y < 0 || y >= size.height) continue;
-    for (let i = 1; i < width - 1; i++) {
-      const x = left + i;
-      if (x < 0 || x >= size.width) continue;
+    for (let i = first; i < last; i++) {
       const at = row * width + i;
-      const target = y * size.width + x;
-      const gap = style.dashed && ((x + y) >> 2) % 3 === 0;
+      const target = y * size.width + left + i;
       if (inside[at]) {
-        if (line && !gap && isNearEdge(inside, at, width, height, row, i)) pixels[target] = line;
-        else if (fill && pixels[target] >>> 24 !== 255 && !(style.hatch && ((x + y) >> 2) % 3 === 0)) pixels[target] = fill;
-      } else if (line && !gap && (inside[at - 1] || inside[at + 1] || inside[at - width] || inside[at + width])) {
-        if (pixels[target] >>> 24 !== 255) pixels[target] = halo;
+        if (line && isNearEdge(inside, at, width) && !isGap(style.dashed, left + i, y)) pixels[target] = line;
+        else if (fill && pixels[target] >>> 24 !== 255 && !isGap(style.hatch, left + i, y)) pixels[target] = fill;
+      } else if (line && inside[at - 1] | inside[at + 1] | inside[at - width] | inside[at + width]) {
+        if (pixels[target] >>> 24 !== 255 && !isGap(style.dashed, left + i, y)) pixels[target] = halo;
       }
     }
   }
 }
 
-function isNearEdge(inside, at, width, height, row, i) {
-  for (let d = 1; d <= LINE; d++) {
-    if (i >= d && !inside[at - d]) return true;
-    if (i + d < width && !inside[at + d]) return true;
-    if (row >= d && !inside[at - d * width]) return true;
-    if (row + d < height && !inside[at + d * width]) return true;
-  }
-  return false;
+const isGap = (isBroken, x, y) => isBroken && ((x + y) >> 2) % 3 === 0;
+
+/** Says whether one of the LINE pixels in each direction is outside. */
+function isNearEdge(inside, at, width) {
+  return !(
+    inside[at - 1] & inside[at + 1] & inside[at - 2] & inside[at + 2] &
+    inside[at - width] & inside[at + width] & inside[at - 2 * width] & inside[at + 2 * width]
+  );
 }
 
 function packed([r, g, b, a = 255]) {

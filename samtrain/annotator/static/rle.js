@@ -3,28 +3,22 @@
 // The runs go down the columns, beginning with zeros. Each number is written in groups of 5 bits; from the fourth on, it is the
 // difference from the number two before (pycocotools, common/maskApi.c: rleToString and rleFrString).
 
-import { makeMask } from "./masks.js";
-
 /** Returns the run lengths of a compressed string. */
 export function decodeCounts(text) {
-  const counts = [];
-  let at = 0;
-  while (at < text.length) {
+  const counts = new Int32Array(text.length);
+  let number = 0;
+  for (let at = 0; at < text.length; number++) {
     let value = 0;
-    let shift = 0;
-    let more = true;
-    while (more) {
+    let bits = 0x20;
+    for (let shift = 0; bits & 0x20; shift += 5) {
       if (at >= text.length) throw new Error("A mask's run lengths end in the middle of a number.");
-      const bits = text.charCodeAt(at++) - 48;
+      bits = text.charCodeAt(at++) - 48;
       value |= (bits & 0x1f) << shift;
-      more = (bits & 0x20) !== 0;
-      shift += 5;
-      if (!more && bits & 0x10 && shift < 32) value |= -1 << shift; // a negative difference
+      if (!(bits & 0x20) && bits & 0x10 && shift < 27) value |= -1 << (shift + 5); // a negative difference
     }
-    if (counts.length > 2) value += counts[counts.length - 2];
-    counts.push(value);
+    counts[number] = number > 2 ? value + counts[number - 2] : value;
   }
-  return counts;
+  return counts.subarray(0, number);
 }
 
 /** Returns the compressed string of run lengths. */
@@ -46,34 +40,72 @@ export function encodeCounts(counts) {
   return text;
 }
 
+/** A mask as the server sent it. Its columns are made when somebody looks at it, and it is sent back as it came. */
+class StoredMask {
+  #columns = null;
+  #left = 0;
+
+  constructor(segmentation) {
+    [this.height, this.width] = segmentation.size;
+    this.segmentation = segmentation;
+  }
+
+  get columns() {
+    if (!this.#columns) [this.#left, this.#columns] = columnsOf(this.segmentation);
+    return this.#columns;
+  }
+
+  get left() {
+    return this.columns && this.#left;
+  }
+}
+
 /** Returns the mask of `{size: [height, width], counts}`; `counts` may be a string or a list. */
 export function decode(segmentation) {
-  const [height, width] = segmentation.size;
-  const counts = typeof segmentation.counts === "string" ? decodeCounts(segmentation.counts) : segmentation.counts;
+  return new StoredMask(segmentation);
+}
+
+/** Returns the first column of a mask and the spans of its columns. */
+function columnsOf({ size: [height, width], counts: given }) {
+  const counts = typeof given === "string" ? decodeCounts(given) : given;
+  // the runs of ones, cut where a column ends: at most one more span for each column
+  const spans = new Int32Array(counts.length + 2 + 2 * width);
   const columns = [];
-  let left = -1;
+  let left = 0;
+  let begin = 0; // of the column's spans
+  let end = 0;
+  let x = 0;
   let at = 0;
   for (let i = 0; i < counts.length; i++) {
-    const end = at + counts[i];
-    if (i % 2 === 1 && end > at) {
-      if (left < 0) left = Math.floor(at / height);
-      for (let x = Math.floor(at / height); x * height < end; x++) {
-        const column = (columns[x - left] ??= []);
-        const top = Math.max(at - x * height, 0);
-        const bottom = Math.min(end - x * height, height);
-        if (column.length && column[column.length - 1] === top) column[column.length - 1] = bottom;
-        else column.push(top, bottom);
+    const until = at + counts[i];
+    if (i % 2 === 0) at = until;
+    while (at < until) {
+      while (at >= (x + 1) * height) closeColumn();
+      const top = at - x * height;
+      const bottom = Math.min(until - x * height, height);
+      if (end > begin && spans[end - 1] === top) spans[end - 1] = bottom;
+      else {
+        spans[end++] = top;
+        spans[end++] = bottom;
       }
+      at += bottom - top;
     }
-    at = end;
   }
   if (at !== height * width) throw new Error(`A mask has ${at} pixels, but its image has ${width} x ${height}.`);
-  for (let i = 0; i < columns.length; i++) columns[i] ??= [];
-  return makeMask(height, width, Math.max(left, 0), columns);
+  if (end > begin) closeColumn();
+  return [left, columns];
+
+  function closeColumn() {
+    if (!columns.length && end === begin) left++;
+    else columns.push(spans.subarray(begin, end));
+    begin = end;
+    x++;
+  }
 }
 
 /** Returns `{size: [height, width], counts}` of a mask; equal to what pycocotools writes for it. */
 export function encode(mask) {
+  if (typeof mask.segmentation?.counts === "string") return mask.segmentation;
   const { height, width } = mask;
   const counts = [];
   let at = 0; // the end of the last run of ones

@@ -6,7 +6,7 @@
 //   base        the mask that the model is given as a prompt, or null
 //   points      [{x, y, label}] in pixels of the image; box: [x0, y0, x1, y1] or null
 //   strokes     [{mode, radius, points}] of brush and eraser
-//   candidates  [{mask, score, stability}] or null; chosen: the index of the one that is used
+//   candidates  [{mask, score, stability}] or null; chosen: the index of the one that is used. The mask is null until it arrives
 //   mask        what is shown and accepted, or null while the first answer is on its way
 //   painted     whether `mask` was changed by hand after the model gave it
 //   answered    whether the candidates belong to these prompts
@@ -58,7 +58,7 @@ export function paint(mask, mode, radius, points) {
 /** Returns the state with another candidate; several choices in a row are one step. */
 export function choose(state, index, time) {
   const { current } = state;
-  if (!current?.candidates?.[index] || !current.answered) return state;
+  if (!current?.candidates?.[index]?.mask || !current.answered) return state;
   if (index === current.chosen && !current.painted) return state;
   const after = { ...current, chosen: index, mask: current.candidates[index].mask, painted: false };
   const event = { kind: "choose", index, time };
@@ -124,7 +124,7 @@ export function undo(state, time) {
   const { before, ...rest } = entry;
   const future = [...state.future, { ...rest, after: state.current }];
   const story = [...state.story, { kind: "undo", time }];
-  return [{ ...state, current: before, past: state.past.slice(0, -1), future, story, awaiting: null }, entry.undo ?? null];
+  return [{ ...state, current: complete(before), past: state.past.slice(0, -1), future, story, awaiting: null }, entry.undo ?? null];
 }
 
 /** Returns the state one step forward and the effect to carry out, if any. */
@@ -134,7 +134,7 @@ export function redo(state, time) {
   const { after, ...rest } = entry;
   const past = [...state.past, { ...rest, before: state.current }];
   const story = [...state.story, { kind: "redo", time }];
-  return [{ ...state, current: after, past, future: state.future.slice(0, -1), story, awaiting: null }, entry.redo ?? null];
+  return [{ ...state, current: complete(after), past, future: state.future.slice(0, -1), story, awaiting: null }, entry.redo ?? null];
 }
 
 /** Returns how the object came about, as the store names it. */
@@ -146,6 +146,12 @@ export function originOf(current) {
 /** Returns the index of the candidate with the highest score. */
 export function bestOf(candidates) {
   return candidates.reduce((best, candidate, i) => (candidate.score > candidates[best].score ? i : best), 0);
+}
+
+/** Returns the object; if some of its candidates have never arrived, the model has to be asked again. */
+export function complete(object) {
+  const isComplete = !object?.candidates || object.painted || object.candidates.every(({ mask }) => mask);
+  return isComplete ? object : { ...object, answered: false };
 }
 
 /** Returns an object without prompts: a new one, or an existing mask that is going to be changed. */

@@ -6,9 +6,11 @@ import { area, isEmpty, minus } from "./masks.js";
 import { decode, encode } from "./rle.js";
 import * as editor from "./state.js";
 
+const AFTER_PAINTING = 50; // ms after an answer until its masks are kept in the draft: they are painted first
+
 /**
  * Opens an image. `tell` shows messages: tell.refused(text), tell.trouble(text), tell.fine(). `changed()` is called after each
- * change; `lost(error)` when the server says that the lease is gone.
+ * change; `lost(error, words)` when the server says that the lease is gone; words say what failed.
  */
 export async function openTask({ api, outbox, image: { id }, lease, settings, tell, changed, lost }) {
   const path = `/api/images/${id}`;
@@ -25,7 +27,8 @@ export async function openTask({ api, outbox, image: { id }, lease, settings, te
   let request = crypto.randomUUID(); // of the mask in work; a repeated save is one mask
   let selected = null; // the key of a stored mask
   let label = "";
-  let flying = null; // the AbortController of the question in flight
+  let flying = null; // the question in flight: {controller, candidates}, of which the candidates arrive one by one
+  let wanted = null; // the candidate that was chosen before it arrived
   let refused = null; // the object that the server would not answer
   let acceptNext = false; // Enter came before the answer
   let disjoint = settings.disjoint;
@@ -83,26 +86,28 @@ export async function openTask({ api, outbox, image: { id }, lease, settings, te
     state = next;
     if (state.current === null) refused = null;
     acceptNext = false;
+    wanted = null;
     askModel();
     keepDraft();
     changed();
   }
 
   async function askModel() {
-    if (state.awaiting === null) {
-      flying?.abort();
+    const isAsked = !closed && editor.needsAnswer(state) && state.current !== refused;
+    const isArriving = flying?.candidates && flying.candidates === state.current?.candidates;
+    if (isAsked || (state.awaiting === null && !isArriving)) {
+      flying?.controller.abort();
       flying = null;
     }
-    if (closed || !editor.needsAnswer(state) || state.current === refused) return;
-    const controller = new AbortController();
-    flying = controller;
+    if (!isAsked) return;
+    const mine = (flying = { controller: new AbortController(), candidates: null });
     let question;
     [state, question] = editor.ask(state);
     const body = { ...question, mask: question.mask && encode(question.mask) };
     try {
-      const reply = await api.persist("POST", `${path}/prompts`, body, { onTrouble: tell.trouble, signal: controller.signal });
+      const options = { onTrouble: tell.trouble, signal: mine.controller.signal };
+      await api.persistLines("POST", `${path}/prompts`, body, (line) => receive(mine, line), options);
       tell.fine();
-      receive(reply);
     } catch (error) {
       if (error.name === "AbortError") return;
       refused = state.awaiting === question.seq ? state.current : refused;
@@ -113,18 +118,29 @@ export async function openTask({ api, outbox, image: { id }, lease, settings, te
     }
   }
 
-  function receive(reply) {
-    const before = state;
-    const candidates = reply.candidates.map((each) => ({
-      mask: decode(each.segmentation), score: each.score, stability: each.stability_score ?? null,
-    }));
-    state = editor.answer(state, { seq: reply.seq, candidates });
-    if (state === before) return;
-    state = { ...state, current: { ...state.current, model: reply.model ?? null } };
-    flying = null;
-    keepDraft();
+  /** Takes a candidate of an answer. The best one comes first and is shown at once. */
+  function receive(asked, { seq, model, scores, index, candidate }) {
+    const isFirst = asked.candidates === null;
+    asked.candidates ??= scores.map((score) => ({ mask: null, score, stability: null }));
+    const { segmentation, stability_score: stability } = candidate;
+    Object.assign(asked.candidates[index], { mask: decode(segmentation), stability: stability ?? null });
+    if (isFirst) {
+      const before = state;
+      state = editor.answer(state, { seq, candidates: asked.candidates });
+      if (state === before) return;
+      state = { ...state, current: { ...state.current, model: model ?? null } };
+    }
+    setTimeout(keepDraft, AFTER_PAINTING); // its prompts are kept already
     changed();
-    if (acceptNext) accept();
+    const isAccepted = acceptNext && (isFirst || index === wanted);
+    if (index === wanted) take(editor.choose(state, index, time()));
+    if (isAccepted) accept();
+  }
+
+  function choose(index) {
+    const candidate = state.current?.candidates?.[index];
+    if (candidate && !candidate.mask && flying) wanted = index;
+    else take(editor.choose(state, index, time()));
   }
 
   // ---- accepting
@@ -135,6 +151,10 @@ export async function openTask({ api, outbox, image: { id }, lease, settings, te
     if (!current.answered) {
       acceptNext = current !== refused;
       if (!acceptNext) askOnceMore();
+      return;
+    }
+    if (wanted !== null) {
+      acceptNext = true;
       return;
     }
     const mask = disjoint ? apartFromOthers(current) : current.mask;
@@ -243,8 +263,8 @@ export async function openTask({ api, outbox, image: { id }, lease, settings, te
   function fail(each, error, words, isUnsaved = each.id === null) {
     each.saving = false;
     each.error = isUnsaved ? error.message : null;
-    tell.refused(`${words}: ${error.message}`);
-    if (error.status === 409) lost(error);
+    if (error.status === 409) lost(error, words);
+    else tell.refused(`${words}: ${error.message}`);
     changed();
   }
 
@@ -391,7 +411,7 @@ export async function openTask({ api, outbox, image: { id }, lease, settings, te
     isWaitingToAccept: () => acceptNext,
     click: (x, y, kind) => take(editor.click(state, { x, y, label: kind, time: time(), row: chosenRow() })),
     box: (box) => take(editor.drawBox(state, { box, time: time(), row: chosenRow() })),
-    choose: (index) => take(editor.choose(state, index, time())),
+    choose,
     drop: () => take(editor.drop(state, time())),
     undo: () => step(editor.undo),
     redo: () => step(editor.redo),
@@ -425,7 +445,7 @@ export async function openTask({ api, outbox, image: { id }, lease, settings, te
     },
     close() {
       closed = true;
-      flying?.abort();
+      flying?.controller.abort();
     },
   };
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def with_held_back(config: Config, run_dir: Path, tools: EngineTools, people: Ro
     splits = {key: split for split, own in tars.items() for key in keys_of(own, pool)}
     items = pool.items()
 
+    @cache  # for each split the same
     def annotate() -> list[Drawing]:
         helpers = Helpers(
             annotator=people,

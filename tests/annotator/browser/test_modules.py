@@ -52,10 +52,12 @@ def test_run_lengths_are_those_of_pycocotools(modules: Any, samples: list[np.nda
     rles = [to_rle(mask) for mask in samples]
     body = """return given.map((each) => {
         const mask = rle.decode(each);
-        return [rle.encode(mask), masks.area(mask), masks.bounds(mask)];
+        const { height, width, left, columns } = mask;
+        const isKept = rle.encode(mask) === each;  // what was not changed is sent back as it came
+        return [rle.encode({height, width, left, columns}), masks.area(mask), masks.bounds(mask), isKept];
     });"""
-    for mask, sent, (back, area, box) in zip(samples, rles, run(modules, body, rles), strict=True):
-        assert back == sent
+    for mask, sent, (back, area, box, is_kept) in zip(samples, rles, run(modules, body, rles), strict=True):
+        assert back == sent and is_kept
         assert area == mask.sum()
         rows, columns = np.nonzero(mask)
         expected = (
@@ -83,7 +85,7 @@ def test_large_and_uncompressed_run_lengths(modules: Any) -> None:
     ],
 )
 def test_broken_run_lengths_are_refused(modules: Any, segmentation: dict[str, Any], message: str) -> None:
-    assert message in run(modules, "try { rle.decode(given); } catch (error) { return error.message; }", segmentation)
+    assert message in run(modules, "try { rle.decode(given).columns; } catch (error) { return error.message; }", segmentation)
 
 
 def test_union_difference_and_membership(modules: Any) -> None:
@@ -333,6 +335,23 @@ def test_the_best_candidate_is_chosen_and_choices_in_a_row_are_one_step(modules:
     assert machine(modules, body) == [1, 0, 1, 1, True]
 
 
+def test_candidates_arrive_one_after_another(modules: Any) -> None:
+    """What arrives later is there in earlier steps, too, and what never arrives is asked for when somebody goes back to it."""
+    body = """const [asked, { seq }] = state.ask(click(state.initialState(image), 20, 20));
+        const arriving = [0.5, 0.9, 0.7].map((score) => ({score, mask: null}));
+        arriving[1].mask = disc(20, 20, 6);
+        let s = state.answer(asked, {seq, candidates: arriving});
+        const early = [s.current.chosen, state.choose(s, 2, 1) === s, state.needsAnswer(s)];
+        s = click(s, 30, 20);
+        const [incomplete] = state.undo(s, 2);
+        arriving[0].mask = disc(20, 20, 3);
+        arriving[2].mask = disc(20, 20, 9);
+        const [complete] = state.undo(s, 2);
+        const chosen = state.choose(complete, 2, 3).current.chosen;
+        return [early, state.needsAnswer(incomplete), state.needsAnswer(complete), chosen];"""
+    assert machine(modules, body) == [[1, True, False], True, False, 2]
+
+
 def test_a_selected_mask_becomes_the_mask_prompt(modules: Any) -> None:
     """Complaint 7: refining an existing mask. After painting, the painted mask is the prompt of the next click."""
     body = """const row = {key: "m7", mask: disc(30, 20, 8)};
@@ -386,7 +405,8 @@ def test_a_draft_brings_back_the_object_and_its_steps(modules: Any) -> None:
         s = reply(click(s, 35, 22));
         const sent = JSON.parse(JSON.stringify(draft.toDraft(s, 12.5, (key) => Number(key.slice(1)))));
         let back = draft.fromDraft(state.initialState(image), sent, (id) => `m${id}`);
-        const sorted = (object) => JSON.stringify(Object.entries(object).sort());
+        const plain = (name, value) => (value?.columns ? rle.encode(value) : value);
+        const sorted = (object) => JSON.stringify(Object.entries(object).sort(), plain);
         const same = sorted(back.current) === sorted(s.current);
         const walk = [];
         for (let i = 0; i < 4; i++) { [back] = state.undo(back, 1); walk.push([prompts(back), state.needsAnswer(back)]); }
@@ -451,6 +471,25 @@ def test_a_refusal_is_thrown_at_once_with_the_servers_sentence(modules: Any) -> 
         const error = await server.persist("POST", "/x", {}).catch((error) => error);
         return [calls, error.status, error.message, error.reason];"""
     assert run(modules, body) == [1, 409, "Bob holds this image.", "leased"]
+
+
+def test_lines_are_taken_as_they_arrive_however_they_are_cut(modules: Any) -> None:
+    body = """const bytes = new TextEncoder().encode('{"index":0,"name":"é"}\\n{"index":1}\\n{"index":2}\\n');
+        const answer = (to) => new Response(new ReadableStream({start(stream) {
+            for (let i = 0; i < to; i += given) stream.enqueue(bytes.slice(i, Math.min(i + given, to)));
+            stream.close();
+        }}), {headers: {"content-type": "application/x-ndjson"}});
+        let broken = true;
+        const send = async () => { const cut = broken; broken = false; return answer(cut ? bytes.length - 4 : bytes.length); };
+        const taken = [], troubles = [];
+        const calls = api.createApi({fetch: send});
+        const options = {onTrouble: (error) => troubles.push(error.message), wait: async () => {}};
+        await calls.persistLines("POST", "/api/images/1/prompts", {}, (line) => taken.push(line), options);
+        return [taken, troubles];"""
+    for size in (1, 2, 7, 100):
+        taken, troubles = run(modules, body, size)
+        assert [line["index"] for line in taken] == [0, 1, 0, 1, 2], "an answer that ends early is asked for once more"
+        assert taken[0]["name"] == "é" and troubles == ["The server's answer ended early."]
 
 
 # ---- keys
