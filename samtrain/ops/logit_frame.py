@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+BLOCK = 512  # rows that are rendered together
 ROUNDING = 1e-4  # of logits; far above the rounding error of their means in float32
 
 
@@ -114,7 +115,14 @@ class LogitFrame:
         """Returns (W', H') logits of the rectangle, column by column, the order of run-length codes."""
         rows, columns = self.rows.logits(reach[0]), self.columns.logits(reach[1])
         along_columns = self.columns.matrix_Ph[reach[1], columns] @ logits_hw[rows, columns].T
-        return along_columns @ self.rows.matrix_Ph[reach[0], rows].T
+        # a block of rows depends on few logits, so of a large rectangle most products would be with zeros
+        blocks = []
+        for start in range(reach[0].start, reach[0].stop, BLOCK):
+            block = slice(start, min(start + BLOCK, reach[0].stop))
+            own = self.rows.logits(block)
+            part = along_columns[:, own.start - rows.start : own.stop - rows.start]
+            blocks.append(part @ self.rows.matrix_Ph[block, own].T)
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
     def render_whole(self, logits_nhw: Tensor) -> Tensor:
         """Returns (n, W, H) logits of the whole frame, column by column."""
