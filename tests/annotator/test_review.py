@@ -115,6 +115,19 @@ def test_the_audit_reads_what_people_corrected(store: Store, shards: list[str], 
     with pytest.raises(ValueError, match="was not written by an export"):
         export_corrections(store, tmp_path / "originals")
     assert original.read_text() == "{}"
+    # a mask that was looked at and found right is accepted, and one that the page has corrected in its place is corrected
+    store.reopen(first.id, "ann")
+    store.change(a.id, "ann", {"state": "accepted"})
+    before = export_corrections(store, tmp_path / "corrected")
+    store.change(d.id, "ann", {"state": "accepted"})
+    assert export_corrections(store, tmp_path / "corrected") == before | {"accepted": 1}
+    page = {"segmentation": encode_mask(box(0, 0, 3, 3)), "origin": "refined", "seconds": 1.5, "story": [{"kind": "point"}]}
+    store.change(d.id, "ann", page)
+    assert export_corrections(store, tmp_path / "corrected") == before | {"corrected": before["corrected"] + 1}
+    content = json.loads((tmp_path / "corrected" / "sa_1.json").read_text())
+    assert [each["id"] for each in content["annotations"]] == [d.object_id] and content["added"] == []
+    store.change(d.id, "ann", {"segmentation": d.segmentation, "seconds": 0.0, "origin": "imported"})
+    store.finish(first.id, "ann")
     # when the second image is done, the mask that was left as it is counts as accepted
     store.finish(second.id, "ann")
     assert export_corrections(store, tmp_path / "corrected")["accepted"] == 1

@@ -20,20 +20,21 @@ def routes() -> APIRouter:
     files = {path.relative_to(STATIC).as_posix(): path for path in STATIC.rglob("*") if path.is_file()}
 
     @router.get("/")
-    def page() -> Response:
+    async def page() -> Response:
         return _file(files, "index.html")
 
     @router.get("/static/{name:path}")
-    def static(name: str) -> Response:
+    async def static(name: str) -> Response:
         return _file(files, name)
 
     @router.get("/favicon.ico")
-    def icon() -> Response:
+    async def icon() -> Response:
         return _file(files, "favicon.svg") if "favicon.svg" in files else Response(status_code=204)
 
     return router
 
 
+# small files of this package, so that reading them holds up nobody
 def _file(files: dict[str, Path], name: str) -> Response:
     if name not in files:
         raise Refused(404, "there is no such page")

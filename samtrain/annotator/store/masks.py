@@ -246,6 +246,8 @@ def _changed(mask: MaskRow, changes: Mapping[str, Any], size: tuple[int, int]) -
     values = dict(changes)
     if {"point_coords", "point_labels"} & set(values):  # they are checked together
         values = {"point_coords": mask.point_coords, "point_labels": mask.point_labels} | values
+    if isinstance(values.get("story"), list):  # what an import says of the mask stays its beginning
+        values["story"] = [each for each in mask.story if isinstance(each, dict) and "id" in each] + values["story"]
     return values | _checked(values, size)
 
 

@@ -14,6 +14,7 @@ from samtrain.annotator.sources import is_record
 from samtrain.annotator.store import ImageRow, MaskRow, Store
 from samtrain.annotator.store.rows import MASK_STATES
 from samtrain.annotator.transfer.exporting import CURE, MADE_BY, check_ours, to_annotation
+from samtrain.annotator.transfer.importing import IMPORT
 from samtrain.files import write_text
 from samtrain.inference.predictor import SamPredictor
 from samtrain.ops.rle import decode_rle
@@ -93,28 +94,33 @@ def _corrections(image: ImageRow, masks: Sequence[MaskRow], counts: dict[str, in
     answered = set()  # imported masks for which another one was accepted
     for each in masks:
         root = _root(each, by_id)
-        if each.state != "accepted" or each.id == root.id and each.origin == "imported":
+        if each.state != "accepted" or each.id == root.id and _is_imported(each):
             continue
         annotation = to_annotation(each, image.size)
-        if root.origin == "imported":
+        if _is_imported(root):
             annotations.append(annotation | {"id": original_id(root)})
             answered.add(root.id)
             counts["corrected"] += 1
         else:
             added.append(annotation)
             counts["added"] += 1
-    for each in (mask for mask in masks if mask.origin == "imported" and mask.id not in answered):
-        changed = each.revision > 0
+    for each in (mask for mask in masks if _is_imported(mask) and mask.id not in answered):
+        corrected = each.origin != "imported" or each.seconds > 0
         if each.state != "accepted":
             rejected.append(original_id(each))
             counts["rejected"] += 1
-        elif changed or image.state == "done":
+        elif each.revision > 0 or image.state == "done":
             annotations.append(to_annotation(each, image.size) | {"id": original_id(each)})
-            counts["corrected" if changed else "accepted"] += 1
+            counts["corrected" if corrected else "accepted"] += 1
     if not (annotations or rejected or added or image.state == "done"):
         return None
     about = {"width": image.width, "height": image.height, "file_name": image.name, "done": image.state == "done"}
     return {"info": MADE_BY, "image": about, "annotations": annotations, "rejected": rejected, "added": added}
+
+
+def _is_imported(mask: MaskRow) -> bool:
+    """Returns whether a mask came with the shards; one that somebody has corrected in its place has another origin since."""
+    return mask.annotator == IMPORT
 
 
 def original_id(mask: MaskRow) -> Any:
