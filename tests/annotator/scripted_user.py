@@ -20,14 +20,12 @@ class ScriptedUser(threading.Thread):
 
     truth:    the objects of each image, by its name
     rejects:  rejects the first mask of each image that is there already
-    swaps:    expects another model in each round
     accepted: (image name, segmentation) of each mask that the server has said to be on disk
     models:   digests of the models that have answered
     """
 
-    def __init__(self, run_dir: Path, truth: Mapping[str, list[RLE]], *, rejects: bool = False, swaps: bool = False) -> None:
+    def __init__(self, run_dir: Path, truth: Mapping[str, list[RLE]], *, rejects: bool = False) -> None:
         super().__init__(daemon=True)
-        self.swaps, self.round = swaps, 0
         self.address, self.truth, self.rejects = run_dir / "annotate.address.json", truth, rejects
         self.accepted: list[tuple[str, RLE]] = []
         self.rejected: list[RLE] = []
@@ -69,7 +67,6 @@ class ScriptedUser(threading.Thread):
             self.messages.append(given["message"])
             return
         image, lease = given["image"], given["lease"]["token"]
-        self._wait_for_model(image["round"])
         here = self._call("GET", f"images/{image['id']}/masks")
         if self.rejects and here and not self._was_rejected(image):
             self._call("PUT", f"masks/{here[0]['id']}", {"state": "rejected", "lease": lease})
@@ -81,12 +78,6 @@ class ScriptedUser(threading.Thread):
                 self._draw(image, lease, target, request)
                 self.requests.add(request)
         self._call("POST", f"images/{image['id']}/finish", {"state": "done", "lease": lease})
-
-    def _wait_for_model(self, round: int) -> None:
-        """Waits for the model of a new round: people are slower than the server, which looks for it once a second."""
-        while self.swaps and round > max(1, self.round) and self._call("GET", "health")["model"]["digest"] == self.models[-1]:
-            time.sleep(0.05)
-        self.round = max(round, self.round)
 
     def _was_rejected(self, image: dict[str, Any]) -> bool:
         return bool(self._call("GET", f"images/{image['id']}/masks?state=rejected"))

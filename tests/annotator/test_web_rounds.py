@@ -92,7 +92,7 @@ def test_people_annotate_unlabelled_images_in_two_rounds_and_one_of_stage_2(tmp_
     save_safetensors(build_sam("vit_tiny", image_size=64), tmp_path / "first.safetensors")
 
     # stage 1, killed while people annotate, and resumed by the same command
-    user = ScriptedUser(tmp_path / "one", truth, swaps=True)
+    user = ScriptedUser(tmp_path / "one", truth)
     run = start(tmp_path, STAGE_1)
     wait_for(run, lambda: len(user.accepted) >= 4)
     run.send_signal(signal.SIGKILL)

@@ -1,6 +1,7 @@
 // The hint of the first visit: three steps that tick themselves off as they are done, until three masks are made.
 
 const SEEN = "samtrain-coach-seen";
+const MADE = "samtrain-coach-made"; // masks that were accepted before the page was loaded again
 const GOAL = 3;
 
 const STEPS = [
@@ -10,24 +11,23 @@ const STEPS = [
 ];
 const LAST = "Press N when the image is done. The key ? shows everything else.";
 
-/** Returns {update, close}. `update({hasObject, clicks, accepted})` is told what was done so far on this page. */
+/** Returns {update, close}. `update({hasObject, touched, accepted})` is told what was done since the page was loaded. */
 export function createCoach(section, list, closeButton) {
-  let open = readSeen() === null;
+  let open = kept(SEEN) === null;
+  const earlier = Number(kept(MADE) ?? 0);
   let corrected = false;
 
   function close() {
     open = false;
     section.hidden = true;
-    try {
-      localStorage.setItem(SEEN, "1");
-    } catch {
-      // a browser that keeps nothing shows the hint once more
-    }
+    keep(SEEN, "1");
   }
   closeButton.addEventListener("click", close);
 
-  function update({ hasObject, touched, accepted }) {
+  function update({ hasObject, touched, accepted: now }) {
     if (!open) return;
+    const accepted = earlier + now;
+    if (now) keep(MADE, String(accepted));
     corrected ||= touched || accepted > 0;
     const step = accepted >= GOAL ? 3 : !hasObject ? (accepted ? 2 : 0) : corrected ? 2 : 1;
     const done = [hasObject || accepted > 0, corrected, accepted >= GOAL];
@@ -49,10 +49,18 @@ export function createCoach(section, list, closeButton) {
   return { update, close, hide: () => (section.hidden = true) };
 }
 
-function readSeen() {
+function kept(name) {
   try {
-    return localStorage.getItem(SEEN);
+    return localStorage.getItem(name);
   } catch {
     return null;
+  }
+}
+
+function keep(name, value) {
+  try {
+    localStorage.setItem(name, value);
+  } catch {
+    // a browser that keeps nothing begins with the first step again
   }
 }

@@ -20,7 +20,7 @@ export function createDesk({ api, session, messages, coach }) {
   let waiting = null; // the timer of the next question for an image
   let asked = {}; // the last question whether somebody is sure: until when a second key answers it, what it was, of which image
   let warnedKey = null; // the mask about which the clock has spoken
-  let accepted = session.status?.annotators?.[session.annotator]?.masks ?? 0; // by this person, in earlier visits, too
+  let accepted = 0;
   let noImage = null; // why there is none, as the server said it
   let askedToEncode = 0; // when
   const visited = [];

@@ -94,6 +94,12 @@ def test_a_background_click_alone_says_how_to_begin(desk: Desk, site: Any) -> No
     desk.message("hint", "Begin with a left click")
 
 
+def test_selecting_where_no_mask_is_says_so(desk: Desk, site: Any) -> None:
+    desk.open(site.add_image())
+    desk.click(320, 240, held="Shift")
+    desk.message("hint", "There is no mask here")
+
+
 # ---- brush, eraser, undo
 
 
