@@ -23,7 +23,7 @@ from samtrain.annotator import (
 from samtrain.annotator.encoding import AHEAD, CLICKED, OPENED, Encoder  # noqa: E402
 from samtrain.annotator.errors import Refused  # noqa: E402
 from samtrain.annotator.prompting import Question, answer  # noqa: E402
-from samtrain.annotator.store import ImageRow, open_store  # noqa: E402
+from samtrain.annotator.store import ImageRow, Model, open_store  # noqa: E402
 from samtrain.annotator.tiles import Images  # noqa: E402
 from samtrain.inference.embeddings import EmbeddingStore  # noqa: E402
 from samtrain.inference.predictor import SamPredictor  # noqa: E402
@@ -210,6 +210,23 @@ def test_prefetching_is_counted(tmp_path: Path) -> None:
         assert ask("POST", "/api/next")[1]["image"]["encoded"] is True
         assert encoder.hit_rate == 0.5
         assert ask("GET", "/api/status")[1]["encoder"]["hit_rate"] == 0.5
+
+
+def test_no_image_is_handed_out_while_a_newer_model_takes_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or else the first clicks of a round would be answered by the old model."""
+    with serving(tmp_path, images=2) as (server, _):
+        ask, may_load, load = Client(server), threading.Event(), encoding.load_sam
+        wait_for(lambda: ask("GET", "/api/health")[1]["model"] is not None)
+        monkeypatch.setattr(encoding, "load_sam", lambda path: load(path) if may_load.wait(WAIT) else None)
+        newer = model_of(write_checkpoint(tmp_path / "newer.safetensors", seed=1))
+        server.store.set_model(newer)
+        assert ask("POST", "/api/next")[1]["reason"] == "waiting"
+        may_load.set()
+        wait_for(lambda: ask("POST", "/api/next")[1]["image"] is not None)
+        assert ask("GET", "/api/health")[1]["model"]["digest"] == newer.digest
+        # a model that cannot be loaded holds up nobody
+        server.store.set_model(Model(path=str(tmp_path / "none"), digest="none", name="none"))
+        wait_for(lambda: ask("POST", "/api/next")[1]["image"] is not None)
 
 
 def test_the_model_is_swapped_under_a_running_server(tmp_path: Path) -> None:
