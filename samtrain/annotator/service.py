@@ -130,6 +130,8 @@ class Service:
             found = prepared.decode(question)
         if not all(map(math.isfinite, found.scores)):
             raise Refused(503, "the model answers with NaN, so its weights are broken: give another checkpoint")
+        if preview and self._newest[key] > seq:  # a click came meanwhile; where it asks the same, the decoder has answered it
+            raise Stale
         found.mask(found.best)
         return tile, found
 
