@@ -95,7 +95,7 @@ def test_broken_images_are_refused_or_left_out(tmp_path: Path, images: Path, cap
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
-        (["annotate.images=nowhere", "CHECKPOINT"], "annotate.images is 'nowhere', and no image was found there: give a"),
+        (["annotate.images=nowhere", "CHECKPOINT"], "annotate.images is 'nowhere', and no image was found there"),
         (["annotate.serve=false"], "There are no images to annotate: set annotate.images"),
         (["annotate.images=SET"], "checkpoint is null: task=annotate needs checkpoint=FILE"),
         (["annotate.host=0.0.0.0"], r"annotate.host is '0.0.0.0', which lets other machines in"),
@@ -104,7 +104,7 @@ def test_broken_images_are_refused_or_left_out(tmp_path: Path, images: Path, cap
         (["annotate.port=99999"], "annotate.port is 99999: give a number from 0 to 65535"),
         (["annotate.opinions=2"], "annotate.opinions is 2: give a number from 0 to 1"),
         (["annotate.val=0.6", "annotate.test=0.5"], "give shares with a sum below 1"),
-        (["annotate.import_masks=true", "annotate.images=SET", "CHECKPOINT"], "import_masks is true, which takes .* data=folder"),
+        (["annotate.import_masks=true", "annotate.images=SET", "CHECKPOINT"], "import_masks is true, .* data=folder"),
         (["annotate.export=[word]", "annotate.images=SET", "annotate.serve=false"], "annotate.export holds word: choose"),
         (["annotate.store=mysql://x", "annotate.images=SET"], "annotate.store"),
     ],
