@@ -59,6 +59,7 @@ export function createApi({ token = null, fetch: send = (...given) => window.fet
         begun = parts.pop();
         parts.forEach((line) => take(JSON.parse(line)));
       }
+      if (begun) throw new Error("the last line is not complete");
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new ApiError(0, "The server's answer ended early.");
