@@ -48,7 +48,7 @@ def add_lora(model: nn.Module, layers: Sequence[str], *, rank: int, alpha: float
     for glob in layers:
         if not any(fnmatchcase(name, glob) for name in linear):
             raise ValueError(
-                f"optim.lora.layers contains {glob!r}, which names no linear layer: give globs such as "
+                f"optim.lora has {glob!r} among its layers, which names no linear layer: give globs such as "
                 "image_encoder.*.attn.qkv, image_encoder.*.mlp.* or mask_decoder.transformer.*"
             )
     chosen = [name for name in linear if any(fnmatchcase(name, glob) for glob in layers)]

@@ -27,11 +27,11 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ValueError(f"optim.lora.rank is {self.rank}: give 1 or more, or optim.lora=null for no LoRA")
+            raise ValueError(f"optim.lora has rank {self.rank}: give 1 or more, or optim.lora=null for no LoRA")
         if self.alpha <= 0:
-            raise ValueError(f"optim.lora.alpha is {self.alpha}: give a number above 0")
+            raise ValueError(f"optim.lora has alpha {self.alpha}: give a number above 0")
         if not self.layers:
-            raise ValueError("optim.lora.layers is empty: give globs of linear layers, or optim.lora=null for no LoRA")
+            raise ValueError("optim.lora has no layers: give globs of linear layers, or optim.lora=null for no LoRA")
 
 
 @dataclass(frozen=True, kw_only=True)

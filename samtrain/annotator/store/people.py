@@ -127,12 +127,14 @@ class Progress:
         """Closes a round: from now on no mask of its images changes. Images that are still open become closed."""
 
         def work(connection: Connection) -> RoundRow:
+            ours = IMAGES.c.round == number
+            # its images first, as a save does: in the other order the two could wait for each other
+            connection.execute(select(IMAGES.c.id).where(ours).order_by(IMAGES.c.id).with_for_update())
             found = connection.execute(select(ROUNDS).where(ROUNDS.c.number == number).with_for_update()).one_or_none()
             if found is None:
                 raise NotFound(f"there is no round {number}")
             if found.state == "closed":
                 return _round(found)
-            ours = IMAGES.c.round == number
             free = {"lease_annotator": None, "lease_token": None, "lease_expires": None}
             connection.execute(update(IMAGES).where(ours).values(**free))
             connection.execute(update(IMAGES).where(ours, IMAGES.c.state == "open").values(state="closed"))

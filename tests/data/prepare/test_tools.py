@@ -139,7 +139,7 @@ def test_cvat_shapes_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("<annotations><track id='0'/></annotations>", "is a video's tracks: export the task .* 'CVAT for images 1.1'"),
+        ("<annotations><track id='0'/></annotations>", "holds a video's tracks: export the task .* 'CVAT for images 1.1'"),
         ("<annotation><object/></annotation>", "is an XML of <annotation> without images"),
         ("<annotations", "cannot be parsed as XML"),
     ],
