@@ -140,7 +140,7 @@ def test_cvat_shapes_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     ("text", "said"),
     [
         ("<annotations><track id='0'/></annotations>", "holds a video's tracks: export the task .* 'CVAT for images 1.1'"),
-        ("<annotation><object/></annotation>", "is an XML of <annotation> without images"),
+        ("<annotation><object/></annotation>", "holds an XML of <annotation> without images"),
         ("<annotations", "cannot be parsed as XML"),
     ],
 )
