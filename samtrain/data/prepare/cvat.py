@@ -63,7 +63,8 @@ class CvatImages(CocoInstances):
         if root.tag != "annotations" or root.find("image") is None:
             kind = "a video's tracks" if root.find("track") is not None else f"an XML of <{root.tag}> without images"
             raise ValueError(
-                f"data.annotations is {self.annotations}, which holds {kind}: export the task from CVAT as 'CVAT for images 1.1'"
+                f"data.annotations is {self.annotations}, which holds {kind}: "
+                "export the task from CVAT as 'CVAT for images 1.1'"
             )
         return root
 
