@@ -59,4 +59,5 @@ WRITERS: dict[str, Writer] = {
     "aotinductor": write_aotinductor,
 }
 EXTRAS = {"onnx": "onnx", "optimum": "onnx"}  # formats that need an optional package to be written, and its extra
+GRAPHS = ("onnx", "optimum", "torch_export", "aotinductor")  # they take clicks, boxes and masks, and no embedding of a text
 KEEPS_TRAINED_ON = ("official", "safetensors", "huggingface")  # these files say which images the model was trained on

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from samtrain.export.config import ExportConfig
-from samtrain.export.formats import KEEPS_TRAINED_ON, WRITERS
+from samtrain.export.formats import GRAPHS, KEEPS_TRAINED_ON, WRITERS
 from samtrain.export.model_card import model_card
 from samtrain.export.probe import Agreement, Answer, Reading, ask_samtrain, compare, make_probe
 from samtrain.export.product import Product
@@ -69,6 +69,8 @@ def export_model(
     assert settings.formats is not None
     probe = make_probe(image)
     own = ask_samtrain(sam, probe)
+    if sam.config.text_dim and (graphs := [name for name in settings.formats if name in GRAPHS]):
+        log.warning("%s: these files take no text prompts, so they are left out.", ", ".join(graphs))
     checked = []
     for name in settings.formats:
         seen = {"trained_on": trained_on} if trained_on and name in KEEPS_TRAINED_ON else {}

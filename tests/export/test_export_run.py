@@ -50,6 +50,21 @@ def test_formats_are_written_checked_and_described(sam: Sam, tmp_path: Path) -> 
         os.chdir(before)
 
 
+def test_graphs_without_text_prompts_say_so(
+    sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def write(model: Sam, folder: Path, settings: ExportConfig) -> list[Product]:
+        return formats.write_safetensors(model, folder / "onnx", settings)
+
+    monkeypatch.setitem(formats.WRITERS, "onnx", write)
+    settings = ExportConfig(formats=["safetensors", "onnx"])
+    export_model(sam, tmp_path / "plain", settings, image=None, facts=FACTS)
+    assert "text prompts" not in caplog.text
+    with_texts = Sam(replace(sam.config, text_dim=16)).eval()
+    export_model(with_texts, tmp_path / "texts", settings, image=None, facts=FACTS)
+    assert "onnx: these files take no text prompts" in caplog.text and "safetensors" not in caplog.text.split("text prompts")[0]
+
+
 def test_what_does_not_agree_is_removed(sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = random_sam(5)
 
