@@ -30,7 +30,7 @@ TASKS = {
     "audit": "Measure automatic masks against corrected ones",
     "compare": "Put several runs side by side on one page",
     "dashboard": "Write the W&B dashboard of these runs and save it on the server",
-    "export": "Write a checkpoint in the formats of other programs, and check it there",
+    "export": "Write a checkpoint for other programs, and check it in them",
 }
 
 
