@@ -21,7 +21,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
         (["data=folder", "data.rot=x"], "data.rot is not a setting (did you mean root?); data has "),
         (["+experiment=stage1", "rounds.1.step=3"], "rounds.1.step is not a setting (did you mean steps?); rounds.1 has "),
         (["+experiment=stgae1"], "experiment=stgae1 does not exist (did you mean stage1?): choose one of clip, data_engine, "),
-        (["scale=laptopp"], "scale=laptopp does not exist (did you mean laptop?): choose one of gpu_80gb, gpu_8gb, gpu_minutes, laptop, laptop_paper, paper, "),
+        (["scale=laptopp"], "scale=laptopp does not exist (did you mean laptop?): choose one of gpu_80gb, gpu_8gb, "),
         (["+trainer.max_steps=3"], "trainer.max_steps is a setting that exists, so give it without a plus sign"),
         (["optim.trainable=a,b"], "optim.trainable=a,b has a comma: for a list give 'optim.trainable=[a,b]'"),
         (["optim.trainable=[a"], "an argument cannot be read ("),
