@@ -7,8 +7,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from samtrain.data.box_samples import BoxBatch
 from samtrain.detector.checkpoints import CONFIG_KEY
@@ -17,7 +15,7 @@ from samtrain.detector.recipe import DetectorRecipe
 from samtrain.metrics.boxes import COCO_SIZES, ImageBoxes, box_metrics
 from samtrain.prompts import seeded_generator
 from samtrain.training.finite import LossWatch
-from samtrain.training.optim import AdamWConfig, rate_factor
+from samtrain.training.optim import adamw_with_cosine
 
 STREAM = 11  # of random numbers: which anchors and proposals a step computes its losses on
 MAX_DETECTIONS = 100  # per validation image (COCO)
@@ -114,15 +112,14 @@ class LitDetector(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Returns AdamW without weight decay on parameters with one axis (norms and biases), and its schedule."""
-        trained = [p for p in self.detector.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.recipe.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = AdamW(groups, lr=self.recipe.learning_rate, fused=True)
-        shape = AdamWConfig(schedule="cosine", warmup_steps=self.recipe.warmup_steps)
-        schedule = LambdaLR(optimizer, lambda step: rate_factor(shape, step, self.recipe.steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        recipe = self.recipe
+        return adamw_with_cosine(
+            self.detector,
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            warmup_steps=recipe.warmup_steps,
+            steps=recipe.steps,
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = self.detector.config.to_dict()

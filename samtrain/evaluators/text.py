@@ -94,10 +94,7 @@ class Text(PredictorEvaluator):
         chosen = [i for i in choose_objects(image, self.config.max_masks, self.seed) if i in names]
         if not chosen:
             return []
-        pixels, size = read_image(image), image_size(image)
-        image_3HW = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).to(self.predictor.device)
-        masks_NHW = torch.from_numpy(np.stack([decode_rle(objects[i]["segmentation"], size) for i in chosen])).bool()
-        masks_NHW = masks_NHW.to(self.predictor.device)
+        pixels, image_3HW, masks_NHW = self._decoded(image, chosen)
         words = [names[i] for i in chosen]
         foreign = self._foreign(words)
         text_NE, foreign_NE = self._embed(words, objects[chosen[0]]), self._embed(foreign, objects[chosen[0]])
@@ -113,6 +110,13 @@ class Text(PredictorEvaluator):
             }
             for n, i in enumerate(chosen)
         ]  # fmt: skip
+
+    def _decoded(self, image: Record, chosen: Sequence[int]) -> tuple[np.ndarray, Tensor, Tensor]:
+        """Returns (H, W, 3) pixels, the same (3, H, W) on the device, and (N, H, W) the masks of the chosen objects there."""
+        objects, pixels, size = image.annotation["annotations"], read_image(image), image_size(image)
+        image_3HW = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        masks_NHW = torch.from_numpy(np.stack([decode_rle(objects[i]["segmentation"], size) for i in chosen]))
+        return pixels, image_3HW.to(self.predictor.device), masks_NHW.to(self.predictor.device)
 
     def _embed(self, names: Sequence[str], example: Row) -> Tensor:
         assert self.clip is not None
@@ -175,10 +179,8 @@ class Text(PredictorEvaluator):
         objects, names = image.annotation["annotations"], unique_names(image.annotation["annotations"])
         if not names or not self.predictor.model.config.text_dim:
             return []
-        pixels, size, chosen = read_image(image), image_size(image), list(names)
-        image_3HW = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).to(self.predictor.device)
-        masks_NHW = torch.from_numpy(np.stack([decode_rle(objects[i]["segmentation"], size) for i in chosen])).bool()
-        masks_NHW = masks_NHW.to(self.predictor.device)
+        chosen = list(names)
+        pixels, image_3HW, masks_NHW = self._decoded(image, chosen)
         text_NE = self._embed(list(names.values()), objects[chosen[0]])
         self.predictor.set_image(pixels)
         right = _Answer(self.predictor.decoder(), text_prompts(text_NE), masks_NHW)

@@ -6,7 +6,6 @@ import math
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from timm.models.vision_transformer_sam import (
     Attention,
     Block,
@@ -17,6 +16,7 @@ from timm.models.vision_transformer_sam import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from samtrain.modeling.patches import conv_as_product
 from samtrain.modeling.recompute import recompute_in_backward
 from samtrain.ops.rel_pos_attention import rel_pos_attention
 
@@ -136,9 +136,7 @@ class ImageEncoder(VisionTransformerSAM):
         return self.neck(x.permute(0, 3, 1, 2))
 
     def _patches_in_a_product(self, images_B3SS: Tensor) -> Tensor:
-        """Returns (B, g, g, D), what `patch_embed` computes: for three channels cuDNN has no convolution on tensor cores."""
+        """Returns (B, g, g, D), what `patch_embed` computes."""
         proj = self.patch_embed.proj
         assert isinstance(proj, nn.Conv2d)
-        p = proj.kernel_size[0]
-        pixels = images_B3SS.unflatten(3, (-1, p)).unflatten(2, (-1, p)).permute(0, 2, 4, 1, 3, 5).flatten(3)
-        return F.linear(pixels, proj.weight.flatten(1), proj.bias)
+        return conv_as_product(proj, images_B3SS.permute(0, 2, 3, 1))

@@ -10,6 +10,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from samtrain.modeling.image_tokens import ProjectionCache, PromptedImage
+from samtrain.modeling.patches import conv_as_product
 from samtrain.modeling.recompute import recompute_in_backward
 from samtrain.types import PointLabel, Prompts
 
@@ -113,16 +114,11 @@ class PromptEncoder(nn.Module):
         return last.bias[None], detail_NGm, last.weight.flatten(1)
 
     def _downscale_in_products(self, mask_logits_N1hw: Tensor) -> Tensor:
-        """Returns (N, G, m), what `mask_downscaling` computes before its last layer, with channels last.
-
-        A convolution with kernel and stride 2 is a matrix product of squares of 2 x 2 pixels. For one or four channels in
-        bfloat16 cuDNN falls back to a kernel that is many times slower (pytorch/pytorch#128936).
-        """
+        """Returns (N, G, m), what `mask_downscaling` computes before its last layer, with channels last."""
         x = mask_logits_N1hw.permute(0, 2, 3, 1)
         for layer in self.mask_downscaling[:-1]:
             if isinstance(layer, nn.Conv2d):
-                squares = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 5, 2, 4).flatten(3)
-                x = F.linear(squares, layer.weight.flatten(1), layer.bias)
+                x = conv_as_product(layer, x)
             elif isinstance(layer, LayerNorm2d):
                 x = F.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
             else:

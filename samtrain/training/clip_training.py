@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from samtrain.data.caption_samples import CaptionSample, CaptionTransform
@@ -26,7 +24,7 @@ from samtrain.text.clip import Clip
 from samtrain.text.loading import new_clip, save_clip
 from samtrain.training.callbacks import AtomicCheckpointIO, LastCheckpoint, ProgressDisplay, batches_seen
 from samtrain.training.finite import LossWatch
-from samtrain.training.optim import AdamWConfig, rate_factor
+from samtrain.training.optim import adamw_with_cosine
 
 log = logging.getLogger(__name__)
 
@@ -94,15 +92,14 @@ class LitClip(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Returns AdamW, without weight decay on parameters with one axis, and its cosine schedule."""
-        trained = [p for p in self.clip.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.recipe.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = AdamW(groups, lr=self.recipe.learning_rate, fused=True)
-        shape = AdamWConfig(schedule="cosine", warmup_steps=self.recipe.warmup_steps)
-        schedule = LambdaLR(optimizer, lambda step: rate_factor(shape, step, self.recipe.steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        recipe = self.recipe
+        return adamw_with_cosine(
+            self.clip,
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            warmup_steps=recipe.warmup_steps,
+            steps=recipe.steps,
+        )
 
 
 def train_clip(

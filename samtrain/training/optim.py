@@ -192,6 +192,24 @@ def build_optimizer(sam: nn.Module, config: AdamWConfig, run_steps: int) -> tupl
     return optimizer, LambdaLR(optimizer, lambda step: rate_factor(config, step, run_steps))
 
 
+def adamw_with_cosine(
+    module: nn.Module, *, learning_rate: float, weight_decay: float, warmup_steps: int, steps: int
+) -> dict[str, Any]:
+    """Returns what Lightning's `configure_optimizers` returns for a small model that is no SAM.
+
+    That is AdamW, without weight decay on parameters with one axis (norms and biases), and a cosine schedule after a warm-up.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = AdamW(groups, lr=learning_rate, fused=True)
+    shape = AdamWConfig(schedule="cosine", warmup_steps=warmup_steps)
+    schedule = LambdaLR(optimizer, lambda step: rate_factor(shape, step, steps))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
     """Returns the l2 norm of all gradients together, over all ranks for gradients that FSDP2 shards."""
     sharded, whole = ([p.grad for p in kind if p.grad is not None] for kind in _by_kind(parameters))
