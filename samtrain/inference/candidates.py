@@ -129,7 +129,7 @@ class MaskTests:
         self, logits_mhw: Tensor, ious: list[float], owners: list[Crop], points: list[np.ndarray]
     ) -> list[Candidate]:
         """Returns the masks that pass; those of one crop are rendered together, in parts, with two synchronisations each."""
-        passed = []
+        passed: list[Candidate] = []
         for _, group in groupby(range(len(owners)), key=lambda i: id(owners[i])):
             masks = list(group)
             crop = owners[masks[0]]
@@ -138,17 +138,17 @@ class MaskTests:
                 logits_nWH = crop.frame.render_whole(logits_mhw[part[0] : part[-1] + 1])
                 mask_nWH = logits_nWH > self.mask_threshold
                 numbers = self._numbers(logits_nWH, mask_nWH).tolist()
-                tested = [
-                    self._tested(crop, points[i], ious[i], counts, (0, 0)) for i, counts in zip(part, numbers, strict=True)
-                ]
-                kept = [place for place, found in enumerate(tested) if found is not None]
-                runs = runs_of_many(mask_nWH[kept], (crop.frame.top, crop.frame.left), crop.frame_size) if kept else []
-                for place, found_runs in zip(kept, runs, strict=True):
-                    found = tested[place]
-                    assert found is not None
-                    found.runs = found_runs
-                    found.low_res_logits = logits_mhw[part[place]].clone() if self.keep_logits else None
-                    passed.append(found)
+                found: dict[int, Candidate] = {}  # by their places in the part
+                for place, (i, counts) in enumerate(zip(part, numbers, strict=True)):
+                    if (candidate := self._tested(crop, points[i], ious[i], counts, (0, 0))) is not None:
+                        candidate.low_res_logits = logits_mhw[i].clone() if self.keep_logits else None
+                        found[place] = candidate
+                if found:
+                    corner = crop.frame.top, crop.frame.left
+                    runs = runs_of_many(mask_nWH[list(found)], corner, crop.frame_size)
+                    for candidate, own in zip(found.values(), runs, strict=True):
+                        candidate.runs = own
+                passed += found.values()
         return passed
 
     def _tested(
@@ -166,7 +166,8 @@ class MaskTests:
     def _numbers(self, logits_nWH: Tensor, mask_nWH: Tensor) -> Tensor:
         """Returns (n, 7): the pixels of inner cut, outer cut and mask, then the first and last column and row of the mask."""
         cuts = (self.mask_threshold + sign * self.stability_score_offset for sign in (1, -1))
-        counts = [each.flatten(1).sum(dim=1) for each in (*(logits_nWH > cut for cut in cuts), mask_nWH)]
+        # int32, because a CPU adds bools up in int64 six times as slowly
+        counts = [each.flatten(1).sum(dim=1, dtype=torch.int32) for each in (*(logits_nWH > cut for cut in cuts), mask_nWH)]
         extents = [edge for axis in (2, 1) for edge in _ends(mask_nWH.any(dim=axis))]
         return torch.stack([*counts, *extents], dim=1)
 

@@ -77,12 +77,13 @@ def backward(
     grad_qkv, grad_distances = torch.empty_like(qkv), torch.zeros_like(distances)
     kept = qkv.new_empty(B, n, N, sizes.kept)
     mean = torch.empty_like(log_sum)
+    grad_BNnC = grad_BNnC.contiguous()
     for kernel, launch, tiles in (
         (_backward_queries, BACKWARD_QUERIES, triton.cdiv(N, BACKWARD_QUERIES.queries)),
         (_backward_keys, BACKWARD_KEYS, triton.cdiv(len(rel_pos_h) // 2 + 1, sizes.arguments["ROWS"])),
     ):
         kernel[(tiles, B * n)](
-            qkv, distances, kept, grad_BNnC.contiguous(), out_BNnC, log_sum, mean, grad_qkv, grad_distances, scale, B, n,
+            qkv, distances, kept, grad_BNnC, out_BNnC, log_sum, mean, grad_qkv, grad_distances, scale, B, n,
             **sizes.arguments, QUERIES=launch.queries, num_warps=launch.num_warps, num_stages=launch.num_stages,
         )  # fmt: skip
 

@@ -79,9 +79,10 @@ def text_metrics(config: Config, sam: Sam, images: ImageSet, run_dir: Path) -> d
 
     The masks of some sentences are drawn in `panels/sentences.png`.
     """
+    if config["clip"] is None:
+        return {}
     on_error = data_config(config["data"]).on_error
-    named = any(unique_names(record.annotation["annotations"]) for record in records(images.test, on_error))
-    if config["clip"] is None or not named:
+    if not any(unique_names(record.annotation["annotations"]) for record in records(images.test, on_error)):
         return {}
     max_masks = read(EvaluatorConfig, config, "evaluator").max_masks
     evaluator = Text(
