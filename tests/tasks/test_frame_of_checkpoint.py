@@ -118,8 +118,8 @@ def test_a_training_writes_its_frame_into_the_checkpoint(
     class Stop(Exception):
         pass
 
-    def stop(config, request, sam):
-        real(config, request, sam).on_save_checkpoint(seen)
+    def stop(config, request, sam, crops):
+        real(config, request, sam, crops).on_save_checkpoint(seen)
         raise Stop
 
     monkeypatch.setattr(training, "_lit_sam", stop)
